@@ -1,0 +1,232 @@
+"""Find a model's weights: a file of the user, the file beside the card, or a checked download in the cache.
+
+Standard library only. A card is the dictionary of ``card.yaml``; its ``weights`` entry holds ``file`` and, where known,
+``size`` (bytes), ``sha256``, ``git_blob`` (SHA-1 of git's blob) and ``urls``.
+"""
+
+import errno
+import fcntl
+import hashlib
+import http.client
+import os
+import ssl
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import SynthSegError
+
+CHUNK = 1 << 18
+
+
+def default_cache():
+    """Folder for downloads: ``$XDG_CACHE_HOME/synthseg-native``, else ``~/.cache/synthseg-native``."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "synthseg-native"
+
+
+def mismatch(path, expected):
+    """Return None if the file has the size and hashes of ``expected`` (a card's ``weights``), else what differs."""
+    path = Path(path)
+    size = path.stat().st_size
+    if expected.get("size") not in (None, size):
+        return f"{size} bytes found, {expected['size']} expected"
+    sha256 = hashlib.sha256()
+    # Git's blob id is the SHA-1 of a short header and the contents.
+    blob = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+    with path.open("rb") as stream:
+        while block := stream.read(CHUNK):
+            sha256.update(block)
+            blob.update(block)
+    if expected.get("sha256") not in (None, sha256.hexdigest()):
+        return f"SHA-256 {sha256.hexdigest()} found, {expected['sha256']} expected"
+    if expected.get("git_blob") not in (None, blob.hexdigest()):
+        return f"git blob id {blob.hexdigest()} found, {expected['git_blob']} expected"
+    return None
+
+
+def resolve(card, model_dir, weights=None, cache=None, log=None, **options):
+    """Return the path of the model's weights, checked against the card; fetch them if they are nowhere.
+
+    Looked for in this order: ``weights`` (a path that the user names), the file beside the card, the cache folder.
+    A user's file whose hash is not the card's is refused; a card without hashes takes any file.
+    ``options`` go to `fetch`. Raises SynthSegError.
+    """
+    expected = card["weights"]
+    if weights is not None:
+        path = Path(weights).expanduser()
+        if not path.is_file():
+            raise SynthSegError("usage", f"{path}: no such weights file: correct the path, or leave it out")
+        if problem := mismatch(path, expected):
+            raise SynthSegError(
+                "usage",
+                f"{path}: not the weights of {card['name']} ({problem}): name the right file, or make a model folder "
+                "of your own with its hash (models/README.md)",
+            )
+        return path
+    beside = Path(model_dir) / expected["file"]
+    if beside.is_file():
+        if problem := mismatch(beside, expected):
+            raise SynthSegError("usage", f"{beside}: damaged ({problem}): restore it or delete it")
+        return beside
+    if not expected.get("urls"):
+        raise SynthSegError("usage", f"{beside}: no such weights file, and the card has no address: put it there")
+    return fetch(card, Path(cache or default_cache()).expanduser() / expected["file"], log=log, **options)
+
+
+def fetch(card, destination, urls=None, log=None, attempts=4, pause=1.0, timeout=30.0, lock_wait=3600.0):
+    """Download the card's weights to ``destination`` unless a right file is there already; return the path.
+
+    What has arrived waits in ``<destination>.part`` and is completed by a Range request, by this call or a later one.
+    Each address is tried ``attempts`` times, with a pause that starts at ``pause`` seconds and doubles; ``timeout``
+    (seconds) is for one wait on the network. The file takes its place only after size and hashes were right; wrong
+    bytes are deleted. A lock keeps a second process waiting, at most ``lock_wait`` seconds. ``log`` gets lines of text
+    (default: stderr). Raises SynthSegError when no address gave the file.
+    """
+    expected = card["weights"]
+    destination = Path(destination)
+    log = log or (lambda line: print(line, file=sys.stderr, flush=True))
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(destination, lock_wait, log):
+            if destination.is_file():
+                problem = mismatch(destination, expected)
+                if problem is None:
+                    return destination
+                log(f"{destination}: damaged ({problem}): fetching it again")
+            _fetch_locked(expected, destination, urls or expected["urls"], log, attempts, pause, timeout)
+    except OSError as error:
+        code = "disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "usage"
+        raise SynthSegError(
+            code, f"{destination}: cannot be written ({error.strerror or error}): make room or choose another folder"
+        ) from error
+    return destination
+
+
+def _fetch_locked(expected, destination, urls, log, attempts, pause, timeout):
+    part = destination.with_name(destination.name + ".part")
+    failures = []
+    for url in urls:
+        wait = pause
+        for attempt in range(attempts):
+            resumed = part.exists()
+            failure, again = None, True
+            log(f"{destination.name}: {'resuming' if resumed else 'fetching'} from {url}")
+            try:
+                _download(url, part, expected.get("size"), timeout, log)
+            except _AddressError as error:
+                failure, again = str(error), error.again
+            else:
+                failure = mismatch(part, expected)
+                if failure is None:
+                    part.replace(destination)
+                    log(f"{destination}: {destination.stat().st_size} bytes, hash as expected")
+                    return
+                part.unlink()
+                again = resumed  # the first half may have come from elsewhere
+            log(f"{destination.name}: {failure}")
+            if not again or attempt == attempts - 1:
+                failures.append(f"{url}: {failure}")
+                break
+            time.sleep(wait)
+            wait *= 2
+    raise SynthSegError(
+        "timeout",  # transient: the next call goes on where this one stopped
+        f"{destination}: could not be fetched ({'; '.join(failures)}): try again later, or fetch it by other means and "
+        "set `weights: PATH`",
+    )
+
+
+class _AddressError(Exception):
+    """One address did not give the file; ``again`` says whether another attempt makes sense."""
+
+    def __init__(self, message, again):
+        super().__init__(message)
+        self.again = again
+
+
+def _download(url, part, size, timeout, log):
+    """Bring ``part`` to ``size`` bytes (None: to where the server ends); raise _AddressError if it stays shorter."""
+    have = part.stat().st_size if part.exists() else 0
+    if size is not None and have > size:
+        part.unlink()
+        have = 0
+    if have and have == size:
+        return
+    request = urllib.request.Request(url, headers={"User-Agent": "synthseg-native"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    try:
+        response = urllib.request.urlopen(request, timeout=timeout)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416:  # the server has fewer bytes than we do: start again
+            part.unlink()
+            raise _AddressError("HTTP 416, starting again", again=True) from error
+        passing = error.code >= 500 or error.code in (408, 425, 429)
+        raise _AddressError(f"HTTP {error.code} {error.reason}", again=passing) from error
+    except urllib.error.URLError as error:
+        certificate = isinstance(error.reason, ssl.SSLCertVerificationError)
+        raise _AddressError(f"no connection ({error.reason})", again=not certificate) from error
+    except (http.client.HTTPException, OSError, ValueError) as error:
+        raise _AddressError(f"no answer ({error})", again=not isinstance(error, ValueError)) from error
+    with response:
+        goes_on = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        if response.status == 206 and not goes_on:
+            part.unlink(missing_ok=True)
+            raise _AddressError("another range than asked for, starting again", again=True)
+        if not goes_on:
+            have = 0  # no Range on this server
+        offered = response.headers.get("Content-Length")
+        total = have + int(offered) if offered and offered.isdigit() else None
+        if size is not None and total not in (None, size):
+            part.unlink(missing_ok=True)
+            raise _AddressError(f"{total} bytes offered, {size} expected", again=False)
+        _receive(response, part, have, size or total, log)
+
+
+def _receive(response, part, have, total, log):
+    shown = time.monotonic()
+    with part.open("ab" if have else "wb") as stream:
+        while True:
+            try:
+                block = response.read(CHUNK)
+            except (OSError, http.client.HTTPException) as error:
+                raise _AddressError(f"connection broke after {have} bytes ({error})", again=True) from error
+            if not block:
+                break
+            stream.write(block)
+            have += len(block)
+            if total is not None and have > total:
+                return  # too long: the check of the size refuses it
+            if sys.stderr.isatty() and time.monotonic() - shown > 5:
+                shown = time.monotonic()
+                log(f"{part.stem}: {have / 1e6:.0f}" + (f" of {total / 1e6:.0f} MB" if total else " MB"))
+    if total is not None and have < total:
+        raise _AddressError(f"connection broke after {have} of {total} bytes", again=True)
+
+
+@contextmanager
+def _lock(destination, wait, log):
+    """Hold ``<destination>.lock``, which the system releases when the process ends, however it ends."""
+    path = destination.with_name(destination.name + ".lock")
+    with path.open("a") as stream:
+        deadline = time.monotonic() + wait
+        told = False
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not told:
+                    log(f"{destination.name}: another process is fetching it, waiting")
+                    told = True
+                if time.monotonic() > deadline:
+                    raise SynthSegError(
+                        "timeout", f"{path}: another process has held it for {wait:.0f} s: end it and try again"
+                    ) from None
+                time.sleep(0.2)
+        yield

@@ -1,0 +1,152 @@
+"""Cards and label tables of every shipped model, against the specification's sections 1, 8 and 9."""
+
+import csv
+import hashlib
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from synthseg_native import weights
+
+MODELS = Path(__file__).resolve().parents[2] / "models"
+NAMES = sorted(path.parent.name for path in MODELS.glob("*/card.yaml"))
+# Structures that are cut to one connected component together (label values); the rest of 1..23 are alone.
+COMMON = [{2, 3, 4, 5}, {7, 8}, {41, 42, 43, 44}, {46, 47}]
+MIDLINE = {14, 15, 16}
+QC_GROUPS = {
+    1: {2, 41, 11, 50, 26, 58, 28, 60},
+    2: {3, 42},
+    3: {4, 5, 14, 15, 43, 44},
+    4: {7, 8, 46, 47},
+    5: {16},
+    6: {10, 49},
+    7: {12, 13, 51, 52},
+    8: {17, 18, 53, 54},
+}
+
+
+def load(name):
+    card = yaml.safe_load((MODELS / name / "card.yaml").read_text())
+    with (MODELS / name / "labels.tsv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream, delimiter="\t"))
+    return card, rows
+
+
+def test_the_shipped_models():
+    assert NAMES == ["compact2mm", "synthseg1", "synthseg2"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_labels(name):
+    card, rows = load(name)
+    assert [int(row["channel"]) for row in rows] == list(range(card["network"]["labels"]))
+    values = [int(row["index"]) for row in rows]
+    assert values == sorted(set(values)) and values[0] == 0
+    assert (24 in values) == (name == "synthseg2")
+    assert len({row["name"] for row in rows}) == len({row["freesurfer_name"] for row in rows}) == len(rows)
+    assert all(re.fullmatch("#[0-9a-f]{6}", row["color"]) for row in rows)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_flip_is_an_involution_that_changes_sides(name):
+    _, rows = load(name)
+    other_side = {"left": "right", "right": "left", "none": "none"}
+    for channel, row in enumerate(rows):
+        flipped = rows[int(row["flip_channel"])]
+        assert int(flipped["flip_channel"]) == channel
+        assert flipped["hemisphere"] == other_side[row["hemisphere"]]
+        if row["hemisphere"] == "none":
+            assert flipped is row
+            assert not row["name"].startswith(("left", "right"))
+        else:
+            side, structure = row["name"].split(" ", 1)
+            assert side == row["hemisphere"]
+            assert flipped["name"] == f"{other_side[side]} {structure}"
+            assert row["freesurfer_name"].lower().startswith(side)
+    sides = [row["hemisphere"] for row in rows]
+    assert sides.count("left") == sides.count("right") == 14
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_topology_classes(name):
+    _, rows = load(name)
+    classes = {}
+    for row in rows:
+        classes.setdefault(int(row["topology_class"]), set()).add(int(row["index"]))
+    assert classes.pop(0) == ({0, 24} if name == "synthseg2" else {0})
+    assert sorted(classes) == list(range(1, 24))
+    assert [members for members in classes.values() if len(members) > 1] == COMMON
+    assert {next(iter(classes[k])) for k in (1, 2, 3)} == MIDLINE
+    flip = {int(row["index"]): int(rows[int(row["flip_channel"])]["index"]) for row in rows}
+    for number in range(4, 14):
+        assert {flip[value] for value in classes[number]} == classes[number + 10]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_qc_groups(name):
+    _, rows = load(name)
+    groups = {}
+    for row in rows:
+        groups.setdefault(int(row["qc_group"]), set()).add(int(row["index"]))
+    assert groups.pop(0) == ({0, 24} if name == "synthseg2" else {0})
+    assert groups == QC_GROUPS
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_card(name):
+    card, _ = load(name)
+    assert card["name"] == name
+    assert card["research_grade"] is (name != "compact2mm")
+    assert set(card["network"]) == {"levels", "features", "convolutions_per_level", "kernel", "activation", "labels"}
+    # A grid of a multiple of 2^(levels - 1) can be halved on every level.
+    assert card["input"]["pad_multiple"] % 2 ** (card["network"]["levels"] - 1) == 0
+    assert card["input"]["min_size"] % card["input"]["pad_multiple"] == 0
+    assert card["posterior"] == {"smoothing_sigma": 0.5, "threshold": 0.25}
+    assert re.fullmatch("[0-9a-f]{64}", card["weights"]["sha256"])
+
+
+def test_the_small_model_is_whole():
+    card, _ = load("compact2mm")
+    assert weights.mismatch(MODELS / "compact2mm" / card["weights"]["file"], card["weights"]) is None
+
+
+def parameters(card):
+    """Number of weights in a network of the card's shape: convolutions with bias, four vectors per normalisation."""
+    network = card["network"]
+    levels, kernel = network["levels"], network["kernel"] ** 3
+    width = [network["features"] * 2**level for level in range(levels)]
+    total, channels = 0, 1
+
+    def level(inputs, outputs):
+        convolutions = [inputs] + [outputs] * (network["convolutions_per_level"] - 1)
+        return sum(kernel * n * outputs + outputs for n in convolutions) + 4 * outputs
+
+    for outputs in width:
+        total += level(channels, outputs)
+        channels = outputs
+    for outputs in reversed(width[:-1]):
+        total += level(channels + outputs, outputs)
+        channels = outputs
+    return total + channels * network["labels"] + network["labels"]
+
+
+@pytest.mark.parametrize(("name", "count"), [("synthseg1", 13242824), ("synthseg2", 13242849)])
+def test_official_cards(name, count):
+    card, _ = load(name)
+    assert parameters(card) == count
+    # Float32 weights and little else: the size on the card fits the network on the card.
+    assert 0 < card["weights"]["size"] - 4 * count < 310_000
+    assert card["input"] == {"resolution_mm": 1.0, "pad_multiple": 32, "min_size": 128}
+    assert len(set(card["weights"]["urls"])) == 2
+    assert all(url.startswith("https://") for url in card["weights"]["urls"])
+    assert ("git_blob" in card["weights"]) == (name == "synthseg1")
+
+
+def test_the_annex_address_is_the_one_of_the_hash():
+    """git-annex files a key under the first six hex digits of its MD5."""
+    card, _ = load("synthseg2")
+    key = f"SHA256E-s{card['weights']['size']}--{card['weights']['sha256']}.0.h5"
+    digest = hashlib.md5(key.encode()).hexdigest()
+    assert card["weights"]["urls"][0].endswith(f"/annex/objects/{digest[:3]}/{digest[3:6]}/{key}/{key}")
