@@ -13,6 +13,7 @@ import argparse
 import csv
 import os
 import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -23,9 +24,9 @@ import yaml
 
 def load_model(folder):
     """Return the card (dict) and the rows of the label table (list of dict, in channel order)."""
-    with open(os.path.join(folder, "card.yaml"), encoding="utf-8") as file:
+    with Path(folder, "card.yaml").open(encoding="utf-8") as file:
         card = yaml.safe_load(file)
-    with open(os.path.join(folder, "labels.tsv"), encoding="utf-8", newline="") as file:
+    with Path(folder, "labels.tsv").open(encoding="utf-8", newline="") as file:
         labels = list(csv.DictReader(file, delimiter="\t"))
     return card, labels
 
@@ -242,7 +243,7 @@ def save_image(data, affine, header, path, dtype=None):
 
 
 def save_volumes(path, subject, names, volumes):
-    with open(path, "w", encoding="utf-8", newline="") as file:
+    with Path(path).open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)  # its line ends are CR LF, like upstream's
         writer.writerow(["subject", *names])
         writer.writerow([subject, *(str(volume) for volume in volumes)])
@@ -253,7 +254,7 @@ def segment(arguments):
     resolution = card["input"]["resolution_mm"]
     multiple = card["input"]["pad_multiple"]
     min_size = [card["input"]["min_size"]] * 3
-    weights = arguments.weights or os.path.join(arguments.model, card["weights"]["file"])
+    weights = arguments.weights or Path(arguments.model, card["weights"]["file"])
     values = np.array([int(row["index"]) for row in labels], dtype=np.int32)
     flip = np.array([int(row["flip_channel"]) for row in labels])
     topology = np.array([int(row["topology_class"]) for row in labels])
@@ -283,7 +284,7 @@ def segment(arguments):
     tf.config.threading.set_intra_op_parallelism_threads(arguments.threads)
     tf.config.threading.set_inter_op_parallelism_threads(arguments.threads)
     model = build_network(card["network"], card["posterior"]["smoothing_sigma"])
-    model.load_weights(weights, by_name=True)
+    model.load_weights(str(weights), by_name=True)
 
     posteriors = predict(model, volume, None if arguments.fast else flip)
     posteriors = postprocess(posteriors, box, topology, card["posterior"]["threshold"], arguments.fast)
@@ -297,7 +298,7 @@ def segment(arguments):
 
     save_image(from_ras(segmentation, affine), affine, header, arguments.o, np.int32)
     if arguments.vol:
-        subject = os.path.basename(arguments.i).replace(".nii.gz", "")
+        subject = Path(arguments.i).name.replace(".nii.gz", "")
         save_volumes(arguments.vol, subject, names, np.round(soft, 3))
 
 
