@@ -25,7 +25,7 @@ def main(argv=None):
         weights.fetch(card, options.out)
     except SynthSegError as error:
         print(f"fetch_weights: {error}", file=sys.stderr)
-        return 2 if error.code == "usage" else 4
+        return error.exit_code
     return 0
 
 

@@ -114,7 +114,8 @@ def _fetch_locked(expected, destination, urls, log, attempts, pause, timeout):
         for attempt in range(attempts):
             resumed = part.exists()
             failure, again = None, True
-            log(f"{destination.name}: {'resuming' if resumed else 'fetching'} from {url}")
+            if attempt == 0 or resumed:
+                log(f"{destination.name}: {'resuming' if resumed else 'fetching'} from {url}")
             try:
                 _download(url, part, expected.get("size"), timeout, log)
             except _AddressError as error:
@@ -127,10 +128,11 @@ def _fetch_locked(expected, destination, urls, log, attempts, pause, timeout):
                     return
                 part.unlink()
                 again = resumed  # the first half may have come from elsewhere
-            log(f"{destination.name}: {failure}")
             if not again or attempt == attempts - 1:
+                log(f"{destination.name}: {failure}")
                 failures.append(f"{url}: {failure}")
                 break
+            log(f"{destination.name}: {failure}, again in {wait:g} s")
             time.sleep(wait)
             wait *= 2
     raise SynthSegError(
