@@ -1,0 +1,70 @@
+"""Compare one native label map with its reference; write the comparison as JSON."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from synthseg_native.cohort.state import write_text
+from synthseg_native.compare import compare_label_maps, not_compared, verdict_text
+from synthseg_native.errors import SynthSegError
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--native", required=True, help="label map of the native run")
+    parser.add_argument("--native-record", required=True, help="its run record")
+    parser.add_argument("--native-volumes", help="its volumes.tsv")
+    parser.add_argument("--margin", help="its margin map")
+    parser.add_argument("--reference", help="label map of the reference run; left out: not compared")
+    parser.add_argument("--reference-record", help="its run record; needed with --reference")
+    parser.add_argument("--reference-volumes", help="its volumes.tsv")
+    parser.add_argument("--labels", required=True, help="the model's labels.tsv")
+    parser.add_argument("--thresholds", default="{}", type=json.loads, help="JSON object; overrides the defaults")
+    parser.add_argument("--out", required=True, type=Path, help="where to write the comparison")
+    arguments = parser.parse_args(argv)
+    if arguments.reference and not arguments.reference_record:
+        parser.error("--reference needs --reference-record")
+    try:
+        result = compare(arguments)
+    except SynthSegError as error:
+        print(f"compare: {error}", file=sys.stderr)
+        return error.exit_code
+    write_text(arguments.out, json.dumps(result, indent=2, allow_nan=False) + "\n")
+    return 0
+
+
+def compare(arguments) -> dict:
+    """The comparison, with what was compared: who made both maps and the hashes of their label arrays."""
+    native = read_record(arguments.native_record)
+    reference = read_record(arguments.reference_record) if arguments.reference else None
+    if native["status"] != "ok":
+        result = not_compared(f"native run failed: {native['error']['message']}")
+    elif reference is None:
+        result = not_compared("no reference asked for")
+    elif reference["status"] != "ok":
+        result = not_compared(f"reference failed: {reference['error']['message']}")
+    else:
+        result = compare_label_maps(
+            arguments.native,
+            arguments.reference,
+            arguments.labels,
+            margin_path=arguments.margin,
+            thresholds=arguments.thresholds,
+            native_volumes=arguments.native_volumes,
+            reference_volumes=arguments.reference_volumes,
+        )
+    about = (reference or {}).get("reference")
+    text = verdict_text(result["verdict"], (about or {}).get("kind"))
+    return {"schema": 1, "scan": native["scan"], "verdict_text": text, "reference": about, **result}
+
+
+def read_record(path) -> dict:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SynthSegError("bad_input", f"{path}: no run record ({error}): run the step that makes it") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())
