@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from synthseg_native.cohort.state import write_text
+from synthseg_native.cohort.paths import write_json
 from synthseg_native.compare import compare_label_maps, not_compared, verdict_text
 from synthseg_native.errors import SynthSegError
 
@@ -30,7 +30,7 @@ def main(argv=None) -> int:
     except SynthSegError as error:
         print(f"compare: {error}", file=sys.stderr)
         return error.exit_code
-    write_text(arguments.out, json.dumps(result, indent=2, allow_nan=False) + "\n")
+    write_json(arguments.out, result)
     return 0
 
 

@@ -10,6 +10,7 @@ from nibabel.orientations import aff2axcodes, apply_orientation, inv_ornt_aff, i
 from scipy import ndimage
 
 from synthseg_native.errors import SynthSegError
+from synthseg_native.model import read_labels
 from synthseg_native.outputs import labels_sha256
 
 DEFAULT_THRESHOLDS = {
@@ -21,7 +22,7 @@ DEFAULT_THRESHOLDS = {
 GEOMETRY_TOLERANCE_MM = 0.01  # how far a corner of the grid may move: far below a voxel, above header rounding
 DISTANCE_EDGES_MM = [0, 0.5, 1, 2, 3, 5, 10]
 _LARGEST_LABEL = 1_000_000
-_OPPOSITE = {"left": "right", "right": "left"}
+_SIDES = {"left": 1, "none": 0, "right": -1}
 
 
 def compare_label_maps(
@@ -50,7 +51,7 @@ def compare_label_maps(
 
     Raises
     ------
-    SynthSegError ``bad_input`` when a file is missing or is no label map, ``usage`` for an unknown threshold.
+    SynthSegError ``bad_input`` when a file is missing or is no label map, ``usage`` for an unknown threshold or a bad label table.
 
     Notes
     -----
@@ -62,7 +63,9 @@ def compare_label_maps(
     limits = {**DEFAULT_THRESHOLDS, **(thresholds or {})}
     if unknown := sorted(set(limits) - set(DEFAULT_THRESHOLDS)):
         raise SynthSegError("usage", f"thresholds: unknown {', '.join(unknown)}: use {', '.join(DEFAULT_THRESHOLDS)}")
-    names, sides = _read_labels(labels_path)
+    table = read_labels(labels_path)
+    names = dict(zip(table.index.tolist(), table.names, strict=True))
+    sides = dict(zip(table.index.tolist(), table.hemispheres, strict=True))
     native, native_affine = _read_map(native_path)
     stored, stored_affine = _read_map(reference_path)
     reference, reference_affine = _same_axis_order(stored, stored_affine, native_affine)
@@ -101,17 +104,6 @@ def verdict_text(verdict: str, reference_kind: str | None) -> str:
 def not_compared(reason: str) -> dict:
     """What stands in the place of a comparison that could not be made."""
     return {"verdict": "not_compared", "verdict_reason": reason}
-
-
-def _read_labels(path):
-    """Names {label: name} and sides {label: "left" or "right"} of labels.tsv."""
-    path = Path(path)
-    if not path.is_file():
-        raise SynthSegError("bad_input", f"{path}: no such file: give the model's labels.tsv")
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
-    names = {int(row["index"]): row["name"] for row in rows}
-    return names, {int(row["index"]): row["hemisphere"] for row in rows if row["hemisphere"] in _OPPOSITE}
 
 
 def _read_map(path):
@@ -161,9 +153,9 @@ def _overlap(result, native, reference, sides, affine):
     pairs = native[different], reference[different]
     highest = max(native.max(initial=0), reference.max(initial=0))
     side = np.zeros(highest + 1, np.int8)
-    for label, name in sides.items():
+    for label, hemisphere in sides.items():
         if label <= highest:
-            side[label] = 1 if name == "left" else -1
+            side[label] = _SIDES[hemisphere]
     n_foreground = int(np.count_nonzero((native > 0) | (reference > 0)))
     n_different = len(pairs[0])
     result |= {

@@ -1,5 +1,7 @@
-"""Where every result lies."""
+"""Where every result lies, and how a file appears there whole or not at all."""
 
+import json
+import os
 from pathlib import Path
 
 
@@ -19,3 +21,20 @@ def paths(results, engine: str, scan: str, model: str, resolution: str) -> dict[
 def failure_record(results, engine: str, scan: str) -> Path:
     """Where the record of a failed run lies; there is none after a success."""
     return Path(results, ".state", "failed", engine, f"{scan}.json")
+
+
+def write_text(path, text: str) -> None:
+    """Write a file beside its place, then rename it: it is there whole or not at all. Line ends stay as given."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(text, encoding="utf-8", newline="")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_json(path, value) -> None:
+    """Write strict JSON (no NaN) whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
