@@ -22,7 +22,7 @@ DEFAULT_THRESHOLDS = {
 GEOMETRY_TOLERANCE_MM = 0.01  # how far a corner of the grid may move: far below a voxel, above header rounding
 DISTANCE_EDGES_MM = [0, 0.5, 1, 2, 3, 5, 10]
 _LARGEST_LABEL = 1_000_000
-_SIDES = {"left": 1, "none": 0, "right": -1}
+_SIDES = {"left": 1, "right": -1}
 
 
 def compare_label_maps(
@@ -51,7 +51,8 @@ def compare_label_maps(
 
     Raises
     ------
-    SynthSegError ``bad_input`` when a file is missing or is no label map, ``usage`` for an unknown threshold or a bad label table.
+    SynthSegError ``bad_input`` when a file is missing or is no label map, ``usage`` for an unknown
+    threshold or a label table that is wrong.
 
     Notes
     -----
@@ -155,7 +156,7 @@ def _overlap(result, native, reference, sides, affine):
     side = np.zeros(highest + 1, np.int8)
     for label, hemisphere in sides.items():
         if label <= highest:
-            side[label] = _SIDES[hemisphere]
+            side[label] = _SIDES.get(hemisphere, 0)
     n_foreground = int(np.count_nonzero((native > 0) | (reference > 0)))
     n_different = len(pairs[0])
     result |= {

@@ -254,7 +254,7 @@ def test_a_missing_file_is_an_error(tmp_path, head, missing):
     files |= {"margin": save_margin(tmp_path / "margin.nii.gz", 0.05, head.shape, np.eye(4)), "labels": LABELS}
     files["volumes"] = save_volumes(tmp_path / "volumes.tsv", {})
     files[missing] = tmp_path / "gone"
-    with pytest.raises(SynthSegError, match="gone: [Nn]o such file"):
+    with pytest.raises(SynthSegError, match=r"gone: [Nn]o such file"):
         compare_label_maps(
             files["native"],
             files["reference"],
