@@ -1,0 +1,117 @@
+"""Make the locked environments and run commands in them.
+
+environment.py ensure NAME...           make the environments that are missing
+environment.py run NAME -- ARGS...      the environment's Python with ARGS, this project's packages importable
+environment.py snakemake ARGS...        Snakemake, one run per working directory at a time
+"""
+
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036  (this file must stay readable for Python 3.6, to get here)
+    sys.exit("synthseg-native: this is Python %d.%d: use Python 3.11 or newer" % sys.version_info[:2])  # noqa: UP031
+
+import fcntl
+import os
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+from synthseg_native.cohort import environments  # noqa: E402
+
+# Calls that change nothing: they need no lock, and may look at a run in progress.
+READ_ONLY = {
+    *("--help", "-h", "--version", "-v", "--dry-run", "--dryrun", "-n", "--lint", "--list", "--list-rules", "-l"),
+    *("--list-target-rules", "--lt", "--list-changes", "--lc", "--list-input-changes", "--li", "--list-params-changes"),
+    *("--lp", "--list-untracked", "--lu", "--summary", "-S", "--detailed-summary", "-D", "--dag", "--rulegraph"),
+    *("--filegraph", "--d3dag", "--report", "--print-compilation", "--containerize", "--export-cwl"),
+}
+
+
+def main(argv):
+    if len(argv) > 1 and argv[0] == "ensure":
+        for name in argv[1:]:
+            environments.ensure(name)
+    elif len(argv) > 3 and argv[0] == "run" and argv[2] == "--":
+        env = dict(environments.clean_environment(), PYTHONPATH=str(ROOT / "src"))
+        execute([environments.ensure(argv[1]), *argv[3:]], env)
+    elif argv[:1] == ["snakemake"]:
+        snakemake(argv[1:])
+    else:
+        sys.exit(__doc__.strip())
+
+
+def execute(command, env):
+    """Become the command."""
+    command = [str(part) for part in command]
+    os.execve(command[0], command, env)
+
+
+def snakemake(arguments):
+    """Become Snakemake, with the lock of the working directory in hand."""
+    interpreter = environments.ensure("workflow")
+    place = []
+    directory = option(arguments, "--directory", "-d")
+    if option(arguments, "--snakefile", "-s") is None and not Path("Snakefile").exists():
+        # Called by path from elsewhere: this workflow, and its results beside it.
+        place = ["--snakefile", ROOT / "Snakefile"]
+        if directory is None:
+            directory = ROOT
+            place += ["--directory", ROOT]
+    if not is_read_only(arguments):
+        take_lock(Path(directory or "."))
+    execute([interpreter, "-m", "snakemake", *place, *arguments], environments.clean_environment())
+
+
+def option(arguments, long, short):
+    """The value of an option of Snakemake's, or None."""
+    for number, argument in enumerate(arguments):
+        if argument in (long, short):
+            return arguments[number + 1] if number + 1 < len(arguments) else None
+        if argument.startswith(long + "="):
+            return argument[len(long) + 1 :]
+    return None
+
+
+def is_read_only(arguments):
+    words = [argument.split("=")[0] for argument in arguments]
+    # -np and the like: flags without a value, written together.
+    return any(word in READ_ONLY or re.fullmatch("-[npqkF]*n[npqkF]*", word) for word in words)
+
+
+def take_lock(directory):
+    """Lock the working directory for as long as the process lives, whatever it becomes.
+
+    The lock is the kernel's, so that it vanishes with a killed run, whose own lock files are then cleared away.
+    Children do not inherit it: Python closes such files when it starts a program.
+    """
+    folder = directory / ".snakemake"
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / "launcher.lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.read(handle, 20).decode().strip() or "?"
+        sys.exit(
+            f"synthseg-native: another run (process {owner}) works in {directory.resolve()}: wait for it or stop it"
+        )
+    except OSError:
+        return  # a file system without locks: Snakemake's own lock files must do
+    os.ftruncate(handle, 0)
+    os.write(handle, str(os.getpid()).encode())
+    os.set_inheritable(handle, True)
+    stale = [path for path in (folder / "locks").glob("*") if path.is_file()]
+    if stale:
+        for path in stale:
+            path.unlink()
+        environments.say("removed the lock that a killed run had left")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (environments.SetupError, OSError) as error:
+        sys.exit(f"synthseg-native: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
