@@ -1,0 +1,61 @@
+"""The configuration: checked against its schema, defaults filled in, every mistake in one line of its own."""
+
+import difflib
+from pathlib import Path
+
+import jsonschema
+import yaml
+
+from synthseg_native.errors import SynthSegError
+
+
+def read_schema(path) -> dict:
+    return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+
+
+def complete(config: dict, schema: dict, name: str = "config") -> dict:
+    """A checked copy of config with the schema's defaults; `SynthSegError("usage")` names every mistake."""
+    config = _with_defaults(config, schema)
+    errors = sorted(jsonschema.Draft202012Validator(schema).iter_errors(config), key=lambda error: list(error.path))
+    if errors:
+        raise SynthSegError("usage", "\n".join(f"{name}: {line}" for error in errors for line in _lines(error)))
+    return config
+
+
+def _with_defaults(config: dict, schema: dict) -> dict:
+    filled = dict(config)
+    for key, part in schema["properties"].items():
+        if key not in filled and "default" in part:
+            filled[key] = part["default"]
+        if part.get("type") == "object" and isinstance(filled.get(key, {}), dict):
+            filled[key] = _with_defaults(filled.get(key, {}), part)
+    return filled
+
+
+def _lines(error: jsonschema.ValidationError) -> list[str]:
+    where = "".join(f"{part}." for part in error.absolute_path)
+    if error.validator == "additionalProperties":
+        known = list(error.schema["properties"])
+        return [_unknown(where + key, key, known, where) for key in error.instance if key not in known]
+    if error.validator == "required":
+        return [f"{where}{error.message}: add it"]
+    about = error.schema.get("description", "")
+    return [f"{where.rstrip('.')}: {error.message}" + (f" ({about})" if about else "")]
+
+
+def _unknown(path: str, key: str, known: list[str], where: str) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {where}{near[0]}?" if near else f"known keys are {', '.join(known)}"
+    return f"{path}: unknown key; {hint}"
+
+
+def key_table(schema: dict, prefix: str = "") -> list[str]:
+    """Rows of a Markdown table: key, default, meaning. What config/README.md holds."""
+    rows = []
+    for key, part in schema["properties"].items():
+        if part.get("type") == "object":
+            rows += key_table(part, f"{prefix}{key}.")
+        else:
+            default = yaml.safe_dump(part.get("default"), default_flow_style=True).removesuffix("...\n").strip()
+            rows.append(f"| `{prefix}{key}` | `{default}` | {part['description']} |")
+    return rows

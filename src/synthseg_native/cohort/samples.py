@@ -1,0 +1,120 @@
+"""The sample sheet: one row per image, named by BIDS entities."""
+
+import csv
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from synthseg_native.errors import SynthSegError
+
+ENTITIES = ("participant_id", "session_id", "acq", "run", "suffix")
+COLUMNS = (*ENTITIES, "image", "ct")
+PREFIXES = {"participant_id": "sub-", "session_id": "ses-", "acq": "acq-", "run": "run-"}
+SUFFIXES = ("T1w", "T2w", "FLAIR", "PDw", "T2starw", "CT", "inplaneT1", "inplaneT2", "UNIT1", "T1map", "T2map", "MTw")
+EMPTY = ("", "n/a")
+TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no", *EMPTY)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One row of the sheet.
+
+    `entities` holds the label of each of ENTITIES ("" where it has none, without "sub-" and the like),
+    `image` the path as the workflow opens it, `sheet` the further columns, `row` the row as it was written.
+    """
+
+    entities: dict
+    image: str
+    ct: bool
+    sheet: dict = field(default_factory=dict)
+    row: dict = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The BIDS name without extension, "sub-01_ses-a_run-1_T1w"."""
+        parts = [prefix + self.entities[key] for key, prefix in PREFIXES.items() if self.entities[key]]
+        return "_".join([*parts, self.entities["suffix"]])
+
+    @property
+    def scan(self) -> str:
+        """The path of a scan's results below an engine's folder, "sub-01/ses-a/anat/sub-01_ses-a_run-1_T1w"."""
+        folders = [PREFIXES[key] + self.entities[key] for key in ("participant_id", "session_id") if self.entities[key]]
+        return "/".join([*folders, "anat", self.name])
+
+
+def read_samples(sheet) -> list[Scan]:
+    """Read a tab-separated sample sheet; every mistake in it is reported at once, as `SynthSegError("usage")`."""
+    sheet = Path(sheet)
+    try:
+        text = sheet.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise SynthSegError(
+            "usage", f"{sheet}: no such sample sheet: write it, or set `samples:` in the config"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SynthSegError(
+            "usage", f"{sheet}: cannot be read ({error}): save it as tab-separated UTF-8 text"
+        ) from None
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    rows = csv.DictReader(lines, delimiter="\t", restkey="", restval="")
+    header = rows.fieldnames or []
+    mistakes = [f"the column {name} is missing" for name in ("participant_id", "image") if name not in header]
+    mistakes += [f"the column {name} appears twice" for name in sorted({n for n in header if header.count(n) > 1})]
+    if mistakes:
+        hint = "; columns are separated by tabs" if len(header) == 1 else ""
+        raise SynthSegError("usage", f"{sheet}: {'; '.join(mistakes)}: add it to the first line{hint}")
+
+    scans, seen = [], {}
+    for number, row in enumerate(rows, start=1):
+        try:
+            scan = _scan(row, sheet.parent)
+        except ValueError as error:
+            mistakes.append(f"row {number}: {error}")
+            continue
+        if scan.scan in seen:
+            mistakes.append(
+                f"row {number}: {scan.name} is row {seen[scan.scan]} again (tell them apart by session_id, acq or run)"
+            )
+        seen.setdefault(scan.scan, number)
+        scans.append(scan)
+    if mistakes:
+        raise SynthSegError("usage", "\n".join(f"{sheet}: {mistake}" for mistake in mistakes))
+    if not scans:
+        raise SynthSegError("usage", f"{sheet}: no rows: add one line per image")
+    return scans
+
+
+def _scan(row: dict, folder: Path) -> Scan:
+    if "" in row:
+        raise ValueError("more cells than columns")
+    row = {key: value.strip() for key, value in row.items()}
+    entities = {key: _label(key, row.get(key, "")) for key in ENTITIES}
+    if not entities["participant_id"]:
+        raise ValueError("participant_id is empty")
+    if row["image"] in EMPTY:
+        raise ValueError("image is empty")
+    ct = row.get("ct", "").lower()
+    if ct not in TRUE + FALSE:
+        raise ValueError(f"ct is {row['ct']!r}: write true or false")
+    further = {key: value for key, value in row.items() if key not in COLUMNS}
+    return Scan(entities, openable(folder / Path(row["image"]).expanduser()), ct in TRUE, further, row)
+
+
+def _label(key: str, value: str) -> str:
+    """A BIDS label without its prefix; letters and digits only, so that it cannot leave the results folder."""
+    value = "" if value in EMPTY else value.removeprefix(PREFIXES.get(key, ""))
+    if key == "suffix":
+        value = value or "T1w"
+        if value not in SUFFIXES:
+            raise ValueError(f"suffix is {value!r}: one of {', '.join(SUFFIXES)}")
+    elif not re.fullmatch(r"[A-Za-z0-9]*", value):
+        raise ValueError(f"{key} is {value!r}: only letters and digits")
+    return value
+
+
+def openable(path: Path) -> str:
+    """The path relative to the working directory where it lies below it, so that a moved project stays current."""
+    path = os.path.normpath(path)
+    relative = os.path.relpath(path)
+    return path if relative.startswith("..") else relative

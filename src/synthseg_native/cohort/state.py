@@ -1,0 +1,72 @@
+"""What the workflow remembers between calls beside Snakemake's own records.
+
+Snakemake does not make a missing intermediate again while the target is current, and takes a summary that was
+written after a failure for a good one. So the summary has one more input, a token: `renew_token` writes it anew
+when an expected file is missing or the last run failed, and that makes the summary stale.
+"""
+
+import json
+import os
+import secrets
+from pathlib import Path
+
+from synthseg_native.cohort.paths import write_text
+
+FOLDER = ".state"
+
+
+def write_if_changed(path: Path, text: str) -> None:
+    """Write a text file whole or not at all; untouched where it already says the same."""
+    path = Path(path)
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
+
+
+def renew_token(token: Path, expected: list[str]) -> list[str]:
+    """Renew the token if one of the expected files is missing or the last run left its mark; return the missing."""
+    token = Path(token)
+    missing = [path for path in expected if not os.path.exists(path)]  # os.path: thousands of files, each at once
+    if missing or failed_mark(token.parent).exists():
+        write_text(token, secrets.token_hex(8) + "\n")
+    elif not token.exists():
+        write_text(token, "complete\n")
+    return missing
+
+
+def failed_mark(state: Path) -> Path:
+    """The file that says the last run did not finish well, so that its summary is not taken for a good one."""
+    return Path(state) / "last_run_failed"
+
+
+def records(paths: list[str]) -> dict[str, dict]:
+    """The run records that can be read, by path."""
+    found = {}
+    for path in paths:
+        try:
+            found[path] = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+WHY = {
+    "code": "the engine's code changed",
+    "lock": "its locked environment changed",
+    "model": "the model changed",
+    "key": "the reference changed",
+}
+
+
+def changed_settings(current: dict[str, str]) -> dict[str, int]:
+    """Count results made with other settings than today's: {reason: how many}.
+
+    current: path of a run record -> today's settings (JSON), as the rule passes them.
+    """
+    counts: dict[str, int] = {}
+    for path, record in records(list(current)).items():
+        old, new = record.get("key") or {}, json.loads(current[path])
+        names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
+        if names:
+            why = ", ".join(WHY.get(name, f"{name}: {old.get(name)} to {new.get(name)}") for name in names)
+            counts[why] = counts.get(why, 0) + 1
+    return counts

@@ -1,0 +1,67 @@
+"""The configuration against its schema: defaults, one line per mistake, docs in step."""
+
+import re
+
+import pytest
+import yaml
+
+from synthseg_native.cohort import config as configuration
+from synthseg_native.errors import SynthSegError
+
+
+@pytest.fixture(scope="module")
+def schema(root):
+    return configuration.read_schema(root / "workflow/schemas/config.schema.yaml")
+
+
+def complete(schema, **config):
+    return configuration.complete({"samples": "s.tsv", "model": "synthseg1"} | config, schema)
+
+
+def test_defaults_fill_nested_keys(schema):
+    config = complete(schema, reference={"runtime": "docker"})
+    assert config["reference"]["kind"] == "own" and config["reference"]["runtime"] == "docker"
+    assert config["benchmark"] == {"scans": 0, "repeats": 5, "warmups": 1}
+    assert config["reference"]["subjects"] == "all"
+
+
+def test_own_data_are_not_compared_by_default(schema):
+    assert complete(schema)["reference"]["runtime"] == "none"
+
+
+def test_the_model_has_no_default(schema, root):
+    assert yaml.safe_load((root / "config/config.yaml").read_text())["model"] is None
+    assert schema["properties"]["model"]["default"] is None
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"modle": "x"}, "modle: unknown key; did you mean model?"),
+        ({"reference": {"runtme": "local"}}, "reference.runtme: unknown key; did you mean reference.runtime?"),
+        ({"threads": 0}, "threads: 0 is less than the minimum"),
+        ({"threads": "two"}, "threads: 'two' is not of type 'integer'"),
+        ({"reference": {"runtime": "lxc"}}, "reference.runtime: 'lxc' is not one of"),
+        ({"reference": "docker"}, "reference: 'docker' is not of type 'object'"),
+        ({"engines": []}, "engines:"),
+        ({"results": "/abs"}, "results:"),
+    ],
+)
+def test_mistakes_in_one_line(schema, change, said):
+    with pytest.raises(SynthSegError) as raised:
+        complete(schema, **change)
+    assert said in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "demo.yaml", "demo-docker.yaml"])
+def test_shipped_configurations_are_valid(schema, root, name):
+    configuration.complete(yaml.safe_load((root / "config" / name).read_text()), schema, name)
+
+
+def test_readme_lists_every_key(schema, root):
+    text = (root / "config/README.md").read_text()
+    for row in configuration.key_table(schema):
+        assert row in text, f"config/README.md lacks or differs in: {row}"
+    listed = re.findall(r"^\| `([a-z_.]+)` \|", text, re.M)
+    assert len(listed) == len(configuration.key_table(schema)), "a key that the schema does not have"
