@@ -1,0 +1,29 @@
+"""Engines: one module per runtime, all built from the same layer table.
+
+The contract of a module ``engines.<name>``:
+
+``build(table, weights, shape, *, device, threads, precision)``
+    Returns an engine for padded volumes of one shape (X, Y, Z). `table` is from `network.layer_table`, `weights` from
+    `network.read_weights`. It imports its runtime here and not before, so that bad input is reported without it.
+    Raises SynthSegError("usage") for a device or precision that it does not have.
+``engine.posteriors(volume)``
+    Takes a float32 volume (X, Y, Z) and yields ``(start, slab)``: posteriors after the last layer of the table, that
+    is smoothed, as float32 (planes, Y, Z, labels) for the planes ``start: start + planes`` of the first axis. The slabs
+    cover the volume once, in any order; a slab is only valid until the next one is asked for. A consumer thus
+    accumulates the average with the mirror image in a single array.
+``engine.name, engine.version, engine.device, engine.device_reason``
+    What ran and where, for the record.
+"""
+
+import importlib
+
+from ..errors import SynthSegError
+
+NAMES = ("tensorflow",)
+
+
+def load(name):
+    """The module of an engine. It does not import the runtime yet."""
+    if name not in NAMES:
+        raise SynthSegError("usage", f"{name}: no such engine: use one of {', '.join(NAMES)}")
+    return importlib.import_module(f".{name}", __name__)

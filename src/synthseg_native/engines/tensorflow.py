@@ -1,0 +1,128 @@
+"""The TensorFlow engine: the layer table as one graph of TensorFlow operations.
+
+Uses the operations behind the Keras layers of SynthSeg, with variables as weights, so that TensorFlow optimises the
+graph as it does for Keras and every bit of the result is the same.
+"""
+
+import os
+
+from ..errors import SynthSegError
+from ..network import NORMALISATION_EPSILON, gaussian_kernel
+
+SLAB = 16  # planes handed out at a time
+
+
+def build(table, weights, shape, *, device="cpu", threads=1, precision="float32"):
+    """See `engines`. Devices: cpu, gpu. Precisions: float32."""
+    if precision != "float32":
+        raise SynthSegError("usage", f"precision {precision}: the tensorflow engine has float32 only: ask for that")
+    tf = _import(threads)
+    gpus = tf.config.list_physical_devices("GPU")
+    if device == "cpu":
+        tf.config.set_visible_devices([], "GPU")
+    elif device != "gpu":
+        raise SynthSegError("usage", f"device {device}: the tensorflow engine runs on cpu or gpu: ask for one of them")
+    elif not gpus:
+        raise SynthSegError("usage", "device gpu: TensorFlow sees none: use --device cpu")
+    return TensorFlowEngine(tf, table, weights, shape, device)
+
+
+def _import(threads):
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # start-up notes about plug-ins that are not there
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise SynthSegError(
+            "usage", f"tensorflow: cannot be imported ({error}): install the environment envs/tensorflow.txt"
+        ) from error
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
+    except RuntimeError as error:  # only possible before TensorFlow's first operation
+        raise SynthSegError("usage", f"threads {threads}: {error}: build the engine in a new process") from error
+    return tf
+
+
+class TensorFlowEngine:
+    """An engine for one shape; see `engines` for the contract."""
+
+    name = "tensorflow"
+
+    def __init__(self, tf, table, weights, shape, device):
+        self.tf = tf
+        self.version = tf.__version__
+        self.device = device
+        self.device_reason = "asked for"
+        self._table = table
+        self._place = "/CPU:0" if device == "cpu" else "/GPU:0"
+        with tf.device(self._place):
+            # Variables, not constants: constants would be folded into the convolutions, with other roundings.
+            self._weights = {
+                layer: {name: tf.Variable(value) for name, value in values.items()} for layer, values in weights.items()
+            }
+        signature = [tf.TensorSpec((1, *shape, 1), tf.float32)]
+        self._network = tf.function(self._forward, input_signature=signature, autograph=False)
+
+    def posteriors(self, volume):
+        tf = self.tf
+        try:
+            with tf.device(self._place):
+                result = self._network(tf.constant(volume[None, ..., None]))
+                for start in range(0, volume.shape[0], SLAB):
+                    yield start, result[0, start : start + SLAB].numpy()
+        except tf.errors.ResourceExhaustedError as error:
+            raise MemoryError(f"TensorFlow: {error.message.splitlines()[0]}") from error
+
+    def _forward(self, image):
+        """Run the table. A tensor is dropped by TensorFlow as soon as its last reader is done."""
+        outputs = {}
+        for layer in self._table:
+            if layer.kind == "input":
+                outputs[layer.name] = image
+            else:
+                inputs = [outputs[name] for name in layer.inputs]
+                outputs[layer.name] = self._operations[layer.kind](self, layer, *inputs)
+        return outputs[self._table[-1].name]
+
+    def _conv(self, layer, x):
+        weights = self._weights[layer.name]
+        x = self.tf.nn.conv3d(x, weights["kernel"], [1] * 5, "SAME")
+        x = self.tf.nn.bias_add(x, weights["bias"])
+        return self.tf.nn.elu(x) if layer.activation == "elu" else x
+
+    def _norm(self, layer, x):
+        # x * scale + shift per channel: needs no 5-D fused kernel, which some devices lack.
+        w = self._weights[layer.name]
+        return self.tf.nn.batch_normalization(
+            x, w["moving_mean"], w["moving_variance"], w["beta"], w["gamma"], NORMALISATION_EPSILON
+        )
+
+    def _pool(self, layer, x):
+        return self.tf.nn.max_pool3d(x, [1, 2, 2, 2, 1], [1, 2, 2, 2, 1], "SAME")
+
+    def _up(self, layer, x):
+        for axis in (1, 2, 3):
+            x = self.tf.repeat(x, 2, axis=axis)
+        return x
+
+    def _concat(self, layer, *inputs):
+        return self.tf.concat(inputs, axis=-1)
+
+    def _softmax(self, layer, x):
+        return self.tf.nn.softmax(x, axis=-1)
+
+    def _smooth(self, layer, x):
+        # Channel by channel with the full kernel, as SynthSeg does it: other orders round differently.
+        kernel = self.tf.constant(gaussian_kernel(layer.sigma)[..., None, None])
+        channels = [self.tf.nn.conv3d(c, kernel, [1] * 5, "SAME") for c in self.tf.split(x, layer.channels, axis=-1)]
+        return self.tf.concat(channels, axis=-1)
+
+    _operations = {  # noqa: RUF012
+        "conv": _conv,
+        "norm": _norm,
+        "pool": _pool,
+        "up": _up,
+        "concat": _concat,
+        "softmax": _softmax,
+        "smooth": _smooth,
+    }

@@ -1,0 +1,288 @@
+"""Reading and checking a scan, bringing it to the network's grid, and the way back.
+
+Positions are in mm (RAS+), affines map voxel indices to them, sizes are in voxels unless said otherwise.
+"""
+
+import gzip
+import hashlib
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.openers import ImageOpener
+
+from .errors import SynthSegError
+
+EXTENSIONS = (".nii", ".nii.gz", ".mgz", ".mgh")
+MAX_VOXELS = 2**31
+MIN_SLICES = 11  # upstream takes a last axis up to 10 for channels; here every axis is held to that
+FIELD_OF_VIEW_MM = (10, 1000)
+TOLERANCE_MM = 0.05  # voxel sizes this close to the network's are left alone
+MAX_HOUNSFIELD = 80
+
+
+@dataclass
+class Scan:
+    """A checked scan: data (X, Y, Z) float64, affine (4, 4), header as read, voxel sizes by the header (mm), facts."""
+
+    data: np.ndarray
+    affine: np.ndarray
+    header: object
+    voxel_mm: np.ndarray
+    description: dict
+
+
+@dataclass
+class Prepared:
+    """What the network sees, and what is needed to go back.
+
+    volume : (X, Y, Z) float32 in [0, 1], RAS, padded · box : slices of the image in it
+    axes, flipped : voxel axis and direction per world axis · affine, voxel_mm : of the output grid
+    """
+
+    volume: np.ndarray
+    box: tuple
+    axes: np.ndarray
+    flipped: np.ndarray
+    affine: np.ndarray
+    voxel_mm: np.ndarray
+    resampled: bool
+
+
+# Reading and checking ------------------------------------------------------------------------------------------------
+
+
+def read(path) -> Scan:
+    """Read a 3-D image and refuse what cannot be segmented, by its header before any voxel is read.
+
+    Raises SynthSegError("bad_input"), one line ``path: what: what to do``.
+    """
+    path = Path(path)
+
+    def bad(what, remedy, cause=None):
+        raise SynthSegError("bad_input", f"{path}: {what}: {remedy}") from cause
+
+    if not path.exists():
+        bad("no such file", "correct the path")
+    if path.is_dir() or not path.name.lower().endswith(EXTENSIONS):
+        bad("not an image file", f"give one of {' '.join(EXTENSIONS)}")
+    if path.stat().st_size == 0:
+        bad("the file is empty", "copy or convert it again")
+
+    damaged = (EOFError, zlib.error, gzip.BadGzipFile)
+    try:
+        with nib.imageglobals.LoggingOutputSuppressor():  # its repairs are reported here, as errors or flags
+            image = nib.load(path)
+            raw = _raw_voxel_sizes(path, image)
+    except damaged as error:
+        bad("the file is cut off or damaged", "copy or convert it again", error)
+    except PermissionError as error:
+        bad("may not be read", "change its permissions", error)
+    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, ValueError, OSError) as error:
+        bad("not an image that can be read", "convert it to NIfTI, for example with dcm2niix", error)
+
+    dtype = image.get_data_dtype()
+    if dtype.fields:
+        bad("a colour (RGB) image", "give a grey-scale image")
+    if dtype.kind == "c":
+        bad("complex values", "give the magnitude image")
+    shape = tuple(int(n) for n in image.shape)
+    squeezed = len(shape) > 3
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) > 3:
+        bad(f"{int(np.prod(shape[3:], dtype=object))} frames", "give one 3-D image, for example one frame or the mean")
+    if len(shape) < 3:
+        bad(f"a {len(shape)}-D image", "give a 3-D image")
+    size = " x ".join(str(n) for n in shape)
+    if np.prod(shape, dtype=object) > MAX_VOXELS:
+        bad(f"the header claims {size} voxels", "correct it or convert the image again")
+    if min(shape) < MIN_SLICES:
+        bad(f"{size} voxels, too few slices", f"give an image with at least {MIN_SLICES} in every direction")
+
+    if not np.all(np.isfinite(raw)) or np.any(raw == 0):
+        bad("a voxel size of zero in the header" if np.all(np.isfinite(raw)) else "voxel sizes that are no numbers",
+            "correct the header")  # fmt: skip
+    affine = np.asarray(image.affine, dtype=np.float64)
+    lengths = np.sqrt(np.sum(affine[:3, :3] ** 2, axis=0))
+    if not np.all(np.isfinite(affine)) or abs(np.linalg.det(affine[:3, :3])) <= 1e-3 * np.prod(lengths):
+        bad("the affine is singular", "correct the header (sform, qform)")
+    voxel_mm = np.array(image.header.get_zooms()[:3])
+    for extent in (*(lengths * shape), *(voxel_mm * shape)):
+        if not FIELD_OF_VIEW_MM[0] <= extent <= FIELD_OF_VIEW_MM[1]:
+            bad(f"an axis of {extent:.4g} mm", "correct the voxel sizes in the header (they must be in mm)")
+
+    try:
+        data = image.get_fdata(caching="unchanged").reshape(shape)
+    except (*damaged, OSError, ValueError) as error:
+        bad("the file is cut off or damaged", "copy or convert it again", error)
+    strange = data.size - np.count_nonzero(np.isfinite(data))
+    if strange:
+        bad(f"{strange} voxels are NaN or infinite", "replace them, for example by 0")
+    if not data.any():
+        bad("all voxels are zero", "give an image with contents")
+
+    description = describe(path, image, raw)
+    if squeezed:
+        description["header_flags"].append("trailing_axes_of_length_1")
+    if data.min() == data.max():
+        description["header_flags"].append("constant_image")
+    return Scan(data, affine, image.header, voxel_mm, description)
+
+
+def _raw_voxel_sizes(path, image) -> np.ndarray:
+    """Voxel sizes as the file states them; nibabel turns zeros into ones and drops signs."""
+    if not isinstance(image.header, nib.Nifti1Header):
+        return np.asarray(image.header["delta"], dtype=np.float64)
+    with ImageOpener(path) as file:
+        header = type(image.header).from_fileobj(file, check=False)
+    return np.asarray(header["pixdim"][1 : 1 + min(3, len(image.shape))], dtype=np.float64)
+
+
+def describe(path, image, raw=None) -> dict:
+    """Facts about an image for the record: the key ``input`` of its schema. The name only, no folders.
+
+    header_flags: no_orientation (neither sform nor qform is set), sform_qform_differ (by more than 1 mm within the
+    image), sheared (axes not at right angles), voxel_size_differs (header and affine, by more than 1 %),
+    negative_voxel_size, units_not_mm.
+    """
+    path = Path(path)
+    header, affine = image.header, np.asarray(image.affine, dtype=np.float64)
+    directions = affine[:3, :3] / np.sqrt(np.sum(affine[:3, :3] ** 2, axis=0))
+    zooms = np.array(header.get_zooms()[:3], dtype=np.float64)
+    flags = []
+    if isinstance(header, nib.Nifti1Header):
+        sform, qform = header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]
+        if sform is None and qform is None:
+            flags.append("no_orientation")
+        elif sform is not None and qform is not None:
+            corners = np.array(np.meshgrid(*[(0, n - 1) for n in image.shape[:3]])).reshape(3, -1)
+            moved = (sform - qform)[:3, :3] @ corners + (sform - qform)[:3, 3:]
+            if np.sqrt(np.sum(moved**2, axis=0)).max() > 1:
+                flags.append("sform_qform_differ")
+        if header.get_xyzt_units()[0] in ("meter", "micron"):
+            flags.append("units_not_mm")
+    if np.abs(directions.T @ directions - np.eye(3)).max() > 1e-3:
+        flags.append("sheared")
+    if np.any(np.abs(np.sqrt(np.sum(affine[:3, :3] ** 2, axis=0)) / zooms - 1) > 0.01):
+        flags.append("voxel_size_differs")
+    if raw is not None and np.any(raw < 0):
+        flags.append("negative_voxel_size")
+    return {
+        "name": path.name,
+        "sha256": sha256_of(path),
+        "shape": [int(n) for n in image.shape],
+        "voxel_mm": [round(float(z), 6) for z in zooms],
+        "orientation": "".join(nib.aff2axcodes(affine)),
+        "obliquity_deg": round(float(np.degrees(nib.affines.obliquity(affine).max())), 3),
+        "header_flags": flags,
+    }
+
+
+def sha256_of(path) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# To the network's grid -----------------------------------------------------------------------------------------------
+
+
+def prepare(scan, *, resolution, pad_multiple, min_size, ct=False) -> Prepared:
+    """Resample where needed, turn to RAS, clip CT, scale and pad. resolution in mm."""
+    data, affine, voxel_mm = scan.data, scan.affine, scan.voxel_mm
+    resampled = needs_resampling(voxel_mm, resolution)
+    if resampled:
+        data, affine = resample(data, affine, resolution)
+        voxel_mm = np.full(3, resolution, dtype=np.float64)
+    axes, flipped = ras_order(affine)
+    data = to_ras(data, axes, flipped)
+    if ct:
+        data = np.clip(data, 0, MAX_HOUNSFIELD)
+    volume, box = pad(rescale(data).astype(np.float32), pad_multiple, min_size)
+    return Prepared(volume, box, axes, flipped, affine, voxel_mm, resampled)
+
+
+def needs_resampling(voxel_mm, resolution) -> bool:
+    """True where an axis is further from the resolution than the tolerance: 0.95 and 1.05 mm still pass for 1 mm."""
+    return bool(np.any(np.abs(voxel_mm - resolution) > TOLERANCE_MM))
+
+
+def sample_positions(n, factor) -> np.ndarray:
+    """Where the new voxels of one axis lie, in old voxels; factor = old / new voxel size.
+
+    Outer faces of the first voxels coincide. Upstream builds the row as a float range, whose length can be one off
+    from ceil(n * factor); so does this. Positions outside the image are moved to its border.
+    """
+    step = 1.0 / factor
+    start = -(factor - 1) / (2 * factor)
+    return np.clip(np.arange(start, start + step * np.ceil(n * factor), step), 0, n - 1)
+
+
+def resample(data, affine, resolution):
+    """Linear interpolation to isotropic voxels (mm), after a light blur along axes that lose resolution.
+
+    data (X, Y, Z) float64 and its affine; returns both for the new grid.
+    """
+    from scipy.interpolate import RegularGridInterpolator
+    from scipy.ndimage import gaussian_filter
+
+    factor = np.sqrt(np.sum(affine[:3, :3] * affine[:3, :3], axis=0)) / resolution
+    blurred = gaussian_filter(data, np.where(factor > 1, 0, 0.25 / factor))
+    lookup = RegularGridInterpolator([np.arange(n) for n in data.shape], blurred)
+    x, y, z = (sample_positions(n, f) for n, f in zip(data.shape, factor, strict=True))
+
+    result = np.empty((len(x), len(y), len(z)))
+    for i in range(len(x)):  # plane by plane: the interpolator needs some ten arrays of what it is given
+        result[i] = lookup((x[i], y[:, None], z[None, :]))
+
+    new = affine.astype(np.float64)
+    new[:3, :3] = new[:3, :3] / factor
+    new[:3, 3] = new[:3, 3] - new[:3, :3] @ (0.5 * (factor - 1))
+    return result, new
+
+
+def ras_order(affine):
+    """Voxel axis per world axis (3,), and whether it runs the other way (3,): no rotation for oblique scans."""
+    weight = np.abs(np.linalg.inv(affine)[:3, :3])  # voxel axis, world axis
+    axes = weight.argmax(axis=0)
+    for axis in range(3):
+        if axis not in axes:  # near 45 degrees one axis can win twice; the later claim goes to the unclaimed axis
+            claims = np.bincount(axes, minlength=3)
+            axes[np.nonzero(axes == np.nonzero(claims > 1)[0][0])[0][-1]] = axis
+    return axes, affine[np.arange(3), axes] < 0
+
+
+def to_ras(data, axes, flipped):
+    """A view of (X, Y, Z) data with its axes to the right, the front and the top."""
+    directions = tuple(slice(None, None, -1 if flip else 1) for flip in flipped)
+    return data.transpose(axes)[directions]
+
+
+def from_ras(data, axes, flipped):
+    """The inverse of `to_ras`, also a view."""
+    directions = tuple(slice(None, None, -1 if flip else 1) for flip in flipped)
+    return data[directions].transpose(np.argsort(axes))
+
+
+def rescale(data) -> np.ndarray:
+    """Clip to the 0.5 and 99.5 percentiles of all voxels and scale to [0, 1]; all zeros where they are equal."""
+    low, high = np.percentile(data, [0.5, 99.5])
+    if low == high:
+        return np.zeros(data.shape)
+    scaled = np.clip(data, low, high)
+    scaled -= low
+    scaled /= high - low
+    return scaled
+
+
+def padded_size(n, multiple, min_size) -> int:
+    return max(-(-n // multiple), -(-min_size // multiple)) * multiple
+
+
+def pad(data, multiple, min_size):
+    """Zeros around the image, the odd plane on the far side; returns the volume and the slices of the image in it."""
+    margins = [padded_size(n, multiple, min_size) - n for n in data.shape]
+    volume = np.pad(data, [(m // 2, m - m // 2) for m in margins])
+    return volume, tuple(slice(m // 2, m // 2 + n) for m, n in zip(margins, data.shape, strict=True))

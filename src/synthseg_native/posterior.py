@@ -1,0 +1,100 @@
+"""From posteriors to labels and volumes.
+
+Posteriors are float32 arrays (X, Y, Z, N), channel 0 is background. Sums that decide about labels stay in float32, as
+in SynthSeg; volumes are summed in float64.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+MAX_MARGIN = 0.0655  # what the margin map can hold: 65500 steps of 1e-6
+_PLANES = 8
+
+
+@dataclass
+class Segmentation:
+    """labels (x, y, z) int32 · margin (x, y, z) float32, best minus second-best posterior, at most MAX_MARGIN ·
+    soft : (N,) float64 sums of posteriors, in voxels · counts : (N,) voxels per label · confidence : mean of the best
+    posterior over the foreground (nan without any)"""
+
+    labels: np.ndarray
+    margin: np.ndarray
+    soft: np.ndarray
+    counts: np.ndarray
+    confidence: float
+
+
+def flip_average(engine, volume, flip) -> np.ndarray:
+    """Average the posteriors of a volume (X, Y, Z) with those of its mirror image, sides swapped back.
+
+    flip : (N,) channel of the mirrored structure. The engine's slabs go straight into the one array of the result.
+    """
+    planes = volume.shape[0]
+    total = np.empty((*volume.shape, len(flip)), dtype=np.float32)
+    for start, slab in engine.posteriors(volume):
+        total[start : start + len(slab)] = slab
+    for start, slab in engine.posteriors(np.ascontiguousarray(volume[::-1])):
+        stop = start + len(slab)
+        total[planes - stop : planes - start] += slab[::-1][..., flip]
+    total *= np.float32(0.5)
+    return total
+
+
+def largest_component(mask) -> np.ndarray:
+    """The largest part of a mask that hangs together by faces; the first one on a tie. No part: the mask itself."""
+    from scipy.ndimage import label
+
+    parts, n = label(mask)
+    if n <= 1:
+        return mask
+    return parts == np.bincount(parts.ravel())[1:].argmax() + 1
+
+
+def keep_components(posteriors, topology, threshold):
+    """Set to zero, in place, what lies outside the brain's largest part and outside each class's largest part.
+
+    topology : (N,) class per channel; 0 is left alone. Classes have no channel in common.
+    """
+    brain = largest_component(posteriors[..., 1:].sum(axis=-1) > threshold)
+    for plane, inside in zip(posteriors, brain, strict=True):
+        plane[~inside, 1:] = 0
+    for group in np.unique(topology[topology > 0]):
+        channels = np.nonzero(topology == group)[0]
+        mask = posteriors[..., channels[0]] > threshold
+        for channel in channels[1:]:
+            mask |= posteriors[..., channel] > threshold
+        outside = ~largest_component(mask)
+        for channel in channels:
+            posteriors[..., channel][outside] = 0
+
+
+def label(posteriors, values) -> Segmentation:
+    """Normalise, in place, and take the likeliest label of each voxel; the first one on a tie.
+
+    values : (N,) label per channel. A voxel without any posterior is background.
+    """
+    shape, n = posteriors.shape[:3], posteriors.shape[3]
+    channel = np.empty(shape, dtype=np.int32)
+    margin = np.empty(shape, dtype=np.float32)
+    soft = np.zeros(n)
+    confidence = 0.0
+    for start in range(0, shape[0], _PLANES):
+        planes = slice(start, start + _PLANES)
+        slab = posteriors[planes]
+        total = slab.sum(axis=-1, keepdims=True)
+        slab /= np.where(total == 0, np.float32(1), total)
+        channel[planes] = slab.argmax(axis=-1)
+        best = np.partition(slab, (n - 2, n - 1), axis=-1)[..., n - 2 :]
+        margin[planes] = np.minimum(best[..., 1] - best[..., 0], np.float32(MAX_MARGIN))
+        soft += slab.sum(axis=(0, 1, 2), dtype=np.float64)
+        confidence += best[..., 1][channel[planes] > 0].sum(dtype=np.float64)
+    counts = np.bincount(channel.ravel(), minlength=n)
+    foreground = counts[1:].sum()
+    return Segmentation(values[channel], margin, soft, counts, confidence / foreground if foreground else np.nan)
+
+
+def finish(posteriors, box, labels, threshold) -> Segmentation:
+    """Components on the padded grid, then labels of the image part `box`."""
+    keep_components(posteriors, labels.topology, threshold)
+    return label(posteriors[box], labels.index)

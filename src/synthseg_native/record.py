@@ -1,0 +1,134 @@
+"""The run record: what ran, on what, with what, and how long it took. One schema for native and reference runs."""
+
+import platform
+import time
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from . import __version__
+
+SCHEMA = 1
+PHASES = ("start", "read", "network", "postprocess", "write")
+
+
+def new(kind, command) -> dict:
+    """An empty record of a run that starts now. What is not known yet, or never will be here, is None.
+
+    kind : "native" or "reference" · command : list of str, without folders of the user where possible
+    """
+    return {
+        "schema": SCHEMA,
+        "kind": kind,
+        "status": "failed",
+        "error": None,
+        "scan": None,
+        "command": list(command),
+        "engine": {"name": None, "version": None, "package_version": __version__},
+        "model": {"name": None, "research_grade": None, "weights_sha256": None},
+        "mode": "default",
+        "precision": None,
+        "device": None,
+        "device_reason": None,
+        "threads": None,
+        "input": None,
+        "output": None,
+        "machine": machine(),
+        "seconds": dict.fromkeys((*PHASES, "total")),
+        "wall_s": None,
+        "peak_rss_mib": None,
+        "cgroup_peak_mib": None,
+        "reference": None,
+        "key": None,
+        "started": now(),
+        "finished": None,
+    }
+
+
+def fail(record, error):
+    """Note a SynthSegError."""
+    record["status"] = "failed"
+    record["error"] = {"code": error.code, "message": error.message, "transient": error.transient}
+    record["finished"] = now()
+
+
+def succeed(record):
+    record["status"], record["error"] = "ok", None
+    record["finished"] = now()
+
+
+def now() -> str:
+    """UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def machine() -> dict:
+    """CPU model, system and architecture; whether this process runs translated (Rosetta or QEMU)."""
+    return {
+        "cpu": cpu_model(),
+        "system": platform.system(),
+        "arch": platform.machine(),
+        "emulated": emulated(),
+    }
+
+
+def cpu_model() -> str:
+    """The CPU's name as the system gives it."""
+    if platform.system() == "Darwin":
+        return _sysctl("machdep.cpu.brand_string") or platform.machine()
+    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+
+
+def emulated() -> bool:
+    """True under Rosetta 2 or QEMU's user mode, as far as the system shows it.
+
+    Rosetta tells through sysctl on macOS, and by the vendor "VirtualApple" in Linux guests. QEMU's user mode shows a
+    CPU description of its own.
+    """
+    if platform.system() == "Darwin":
+        return _sysctl("sysctl.proc_translated") == "1"
+    info = _cpuinfo()
+    if info.get("vendor_id") == "VirtualApple":
+        return True
+    # Under QEMU's user mode an x86 process may see the file of the Arm host, without these fields.
+    return platform.machine() in ("x86_64", "AMD64") and bool(info) and "QEMU" in info.get("model name", "QEMU")
+
+
+def _cpuinfo() -> dict:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:  # noqa: PTH123
+            first = file.read().split("\n\n")[0]
+    except OSError:
+        return {}
+    pairs = (line.split(":", 1) for line in first.splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def _sysctl(name):
+    import subprocess
+
+    try:
+        done = subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+class Clock:
+    """Seconds per phase: ``with clock("read"): ...``. A phase may run in several parts."""
+
+    def __init__(self):
+        self._start = time.perf_counter()
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+
+    @contextmanager
+    def __call__(self, phase):
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] += time.perf_counter() - begin
+
+    def report(self) -> dict:
+        """Seconds per phase and in all, to the millisecond."""
+        seconds = {**self.seconds, "total": time.perf_counter() - self._start}
+        return {phase: round(value, 3) for phase, value in seconds.items()}
