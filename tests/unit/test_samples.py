@@ -48,7 +48,7 @@ def test_images_below_the_working_directory_are_relative(tmp_path, monkeypatch):
     ],
 )
 def test_mistakes_name_the_row(tmp_path, text, said):
-    with pytest.raises(SynthSegError, match="samples.tsv") as raised:
+    with pytest.raises(SynthSegError, match=r"samples\.tsv") as raised:
         read_samples(sheet(tmp_path, text))
     assert said in str(raised.value)
 

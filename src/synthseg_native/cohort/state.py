@@ -6,7 +6,6 @@ when an expected file is missing or the last run failed, and that makes the summ
 """
 
 import json
-import os
 import secrets
 from pathlib import Path
 
@@ -25,7 +24,7 @@ def write_if_changed(path: Path, text: str) -> None:
 def renew_token(token: Path, expected: list[str]) -> list[str]:
     """Renew the token if one of the expected files is missing or the last run left its mark; return the missing."""
     token = Path(token)
-    missing = [path for path in expected if not os.path.exists(path)]  # os.path: thousands of files, each at once
+    missing = [path for path in expected if not Path(path).exists()]
     if missing or failed_mark(token.parent).exists():
         write_text(token, secrets.token_hex(8) + "\n")
     elif not token.exists():

@@ -1,0 +1,39 @@
+# synthseg-native: environment verification -> native SynthSeg per image -> reference run -> equality -> benchmark
+# -> results/summary.tsv. Settings: config/config.yaml, or the file that --configfile names (then only that one).
+
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+if not workflow.config_settings.configfiles:
+
+    configfile: "config/config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/environment.smk"
+include: "workflow/rules/demo.smk"
+include: "workflow/rules/model.smk"
+include: "workflow/rules/native.smk"
+include: "workflow/rules/reference.smk"
+include: "workflow/rules/compare.smk"
+include: "workflow/rules/benchmark.smk"
+include: "workflow/rules/summary.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        summary_files()["summary"],
+
+
+onstart:
+    deploy()
+
+
+onsuccess:
+    finish(success=True)
+
+
+onerror:
+    finish(success=False)

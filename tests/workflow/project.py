@@ -1,0 +1,155 @@
+"""A small real project to run the workflow in: a copy of this one with two images of its own."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+
+ROOT = Path(__file__).parents[2]
+COPIED = ("Snakefile", "workflow", "scripts", "src", "models", "envs", "profiles")
+SUMMARY = "results/summary.tsv"
+
+CONFIG = {
+    "samples": "samples.tsv",
+    "model": "models/compact2mm",
+    "allow_small_model": True,
+    "threads": 1,
+    "reference": {"kind": "own", "runtime": "local"},
+}
+
+
+def write_image(path: Path, seed: int = 0, shift: int = 0) -> None:
+    """The template of the golden cases at 2 mm with noise, uncompressed, above Snakemake's 1 MB checksum limit."""
+    template = nibabel.load(ROOT / "tests/golden/t1_image.nii.gz")
+    data = np.asanyarray(template.dataobj)[::2, ::2, ::2].astype(np.int16) * 4
+    data += np.random.default_rng(seed).integers(0, 20, data.shape, dtype=np.int16) + shift
+    affine = template.affine.copy()
+    affine[:3, :3] *= 2
+    nibabel.save(nibabel.Nifti1Image(data, affine), path)
+    assert path.stat().st_size > 1_000_000
+
+
+class Project:
+    """A folder with the workflow, a sheet, images and results; knows what a call made anew."""
+
+    def __init__(self, folder: Path, profile: str = "default"):
+        self.folder = Path(folder)
+        self.profile = profile
+
+    @classmethod
+    def create(cls, folder: Path, scans=("01", "02"), **config) -> "Project":
+        folder.mkdir(parents=True)
+        for name in COPIED:
+            source = ROOT / name
+            if source.is_dir():
+                shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy2(source, folder / name)
+        (folder / ".envs").mkdir()
+        for environment in (ROOT / ".envs").glob("*-*"):
+            if not environment.name.startswith("code-"):
+                (folder / ".envs" / environment.name).symlink_to(environment)
+        project = cls(folder)
+        project.configure(**config)
+        (folder / "images").mkdir()
+        for seed, scan in enumerate(scans):
+            write_image(project.image(scan), seed)
+        project.sheet(scans)
+        return project
+
+    def copy(self, folder: Path, profile: str = "default") -> "Project":
+        shutil.copytree(self.folder, folder, symlinks=True)
+        return Project(folder, profile)
+
+    def configure(self, **changes) -> None:
+        (self.folder / "config.json").write_text(json.dumps(CONFIG | changes))
+
+    def sheet(self, scans, **further) -> None:
+        columns = ["participant_id", "image", *further]
+        rows = [[f"sub-{scan}", f"images/sub-{scan}.nii", *further.values()] for scan in scans]
+        text = "".join("\t".join(map(str, row)) + "\n" for row in [columns, *rows])
+        (self.folder / "samples.tsv").write_text(text)
+
+    def image(self, scan: str) -> Path:
+        return self.folder / "images" / f"sub-{scan}.nii"
+
+    def environment(self, name: str) -> Path:
+        """Where this project's copy of the code looks for an environment."""
+        code = "import sys; from synthseg_native.cohort import environments as e; print(e.env_dir(sys.argv[1]))"
+        path = os.environ | {"PYTHONPATH": str(self.folder / "src")}
+        done = subprocess.run([sys.executable, "-c", code, name], env=path, capture_output=True, text=True, check=True)
+        return Path(done.stdout.strip())
+
+    def label_map(self, scan: str, engine: str = "tensorflow") -> Path:
+        return self._result(scan, engine, "dseg.nii.gz")
+
+    def record(self, scan: str, engine: str = "tensorflow") -> Path:
+        return self._result(scan, engine, "run.json")
+
+    def _result(self, scan: str, engine: str, ending: str) -> Path:
+        name = f"sub-{scan}_T1w_seg-compact2mm_res-2mm_{ending}"
+        return self.folder / "results" / engine / f"sub-{scan}" / "anat" / name
+
+    def command(self, *arguments) -> list[str]:
+        profile = ["--workflow-profile", f"profiles/{self.profile}"] if self.profile != "default" else []
+        call = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", "config.json", *profile]
+        return [*call, *arguments]
+
+    def start(self, *arguments, **environment) -> subprocess.Popen:
+        return subprocess.Popen(
+            self.command(*(arguments or [SUMMARY])),
+            cwd=self.folder,
+            env={k: v for k, v in os.environ.items() if not k.startswith("SYNTHSEG_NATIVE")} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *arguments, timeout=900, **environment) -> "Call":
+        before = self.times()
+        process = self.start(*arguments, **environment)
+        output, _ = process.communicate(timeout=timeout)
+        after = self.times()
+        made = {self._name(path) for path in after if after[path] != before.get(path)} - {None}
+        return Call(process.returncode, output, made)
+
+    def times(self) -> dict[Path, tuple]:
+        """Inode and time stamp of every result: a result made anew has another."""
+        results = (self.folder / "results").rglob("*")
+        return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in results if path.is_file()}
+
+    def _name(self, path: Path) -> str | None:
+        """The job that makes a file: "native 01", "reference 01", "compare 01", or the aggregate's file name."""
+        parts = path.relative_to(self.folder / "results").parts
+        if parts[0] in ("logs", ".state") or path.name in ("dataset_description.json", "dseg.tsv"):
+            return None
+        if len(parts) == 1:
+            return "summary" if not path.name.startswith("benchmark") else "benchmark"
+        if parts[0] == "env":
+            return "verify_env"
+        scan = parts[1].removeprefix("sub-")
+        if path.name.endswith("_compare.json"):
+            return f"compare {scan}"
+        return f"{'reference' if parts[0] == 'reference' else 'native'} {scan}"
+
+    def summary(self) -> list[dict]:
+        lines = [line.split("\t") for line in (self.folder / SUMMARY).read_text().splitlines()]
+        return [dict(zip(lines[0], line, strict=True)) for line in lines[1:]]
+
+
+class Call:
+    """One call of the workflow: exit code, what it printed, and what it made anew."""
+
+    def __init__(self, code: int, output: str, made: set[str]):
+        self.code, self.output, self.made = code, output, made
+
+    def expect(self, *made: str, code: int = 0) -> "Call":
+        assert self.code == code, self.output
+        assert self.made == set(made), f"made {sorted(self.made)}, expected {sorted(made)}\n{self.output}"
+        return self

@@ -1,0 +1,281 @@
+"""What reruns when: the table of docs/caching.md, each row with the real workflow and real runs.
+
+Every test starts from a copy of one finished project, changes one thing, asks for results/summary.tsv and looks at
+which results were made anew: neither a stale result may stay nor a fresh one be made again.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from project import Project, write_image
+
+pytestmark = pytest.mark.slow
+
+CLUSTER = shutil.which("sinfo") and subprocess.run(["sinfo"], capture_output=True).returncode == 0
+PROFILES = [
+    "default",
+    pytest.param(
+        "slurm",
+        marks=pytest.mark.skipif(not (CLUSTER or os.environ.get("REQUIRE_SLURM")), reason="no SLURM cluster answers"),
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tensorflow_python) -> Project:
+    """A project whose two images are segmented, compared and summarised."""
+    project = Project.create(tmp_path_factory.mktemp("finished") / "project")
+    call = project.run()
+    call.expect(
+        "native 01", "native 02", "reference 01", "reference 02", "compare 01", "compare 02", "verify_env", "summary"
+    )
+    assert [row["verdict"] for row in project.summary()] == ["identical", "identical"], project.summary()
+    return project
+
+
+@pytest.fixture(params=PROFILES)
+def project(request, finished, tmp_path) -> Project:
+    return finished.copy(tmp_path / "project", profile=request.param)
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def add_statement(path: Path) -> None:
+    path.write_text(path.read_text() + "\n_CHANGED = True\n")
+
+
+ALL_NATIVE = ("native 01", "native 02", "compare 01", "compare 02", "summary")
+ALL_REFERENCE = ("reference 01", "reference 02", "compare 01", "compare 02", "summary")
+
+
+def test_nothing_changed(project):
+    call = project.run().expect()
+    assert "Nothing to be done" in call.output
+
+
+def test_only_time_stamps(project):
+    later = time.time() + 100
+    for path in [*project.folder.glob("images/*"), *project.folder.glob("models/**/*"), project.folder / "samples.tsv"]:
+        os.utime(path, (later, later))
+    for path in project.folder.glob("s*/**/*.py"):
+        os.utime(path, (later, later))
+    project.run().expect()
+
+
+def test_environments_deleted(project):
+    shutil.rmtree(project.folder / ".envs")
+    project.run().expect()
+
+
+def test_comments_and_docstrings(project):
+    for name in ("engines/tensorflow.py", "reference.py", "compare.py", "cohort/summary.py"):
+        path = project.folder / "src/synthseg_native" / name
+        path.write_text('"""Another docstring."""\n# A comment.\n' + path.read_text().split('"""', 2)[2])
+    project.run().expect()
+
+
+def test_one_image_changed(project):
+    write_image(project.image("01"), seed=7)
+    project.run().expect("native 01", "reference 01", "compare 01", "summary")
+    project.run().expect()
+
+
+def test_label_map_deleted(project):
+    project.label_map("01").unlink()
+    project.run().expect("native 01", "compare 01", "summary")
+    project.run().expect()
+
+
+def test_reference_label_map_deleted(project):
+    project.label_map("02", "reference").unlink()
+    project.run().expect("reference 02", "compare 02", "summary")
+
+
+def test_rows_added_and_removed(project):
+    write_image(project.image("03"), seed=3)
+    project.sheet(["01", "02", "03"])
+    project.run().expect("native 03", "reference 03", "compare 03", "summary")
+    assert len(project.summary()) == 3
+    project.sheet(["02", "03"])
+    project.run().expect("summary")
+    assert [row["participant_id"] for row in project.summary()] == ["sub-02", "sub-03"]
+    assert project.label_map("01").exists(), "a row that leaves the sheet keeps its results"
+
+
+def test_further_column_changed(project):
+    project.sheet(["01", "02"], site="A")
+    project.run().expect("summary")
+    assert {row["sheet_site"] for row in project.summary()} == {"A"}
+
+
+def test_labels_changed(project):
+    edit(project.folder / "models/compact2mm/labels.tsv", "left thalamus", "left thalamus proper")
+    project.run().expect(*ALL_NATIVE, *ALL_REFERENCE)
+
+
+def test_other_weights(project):
+    weights = project.folder / "models/compact2mm/compact2mm.h5"
+    shutil.copy(weights, project.folder / "same.h5")
+    project.configure(weights="same.h5")
+    # Another file of the same content is another input; what it computes is the same, and the verdict says so.
+    project.run().expect(*ALL_NATIVE, *ALL_REFERENCE)
+    assert {row["verdict"] for row in project.summary()} == {"identical"}
+
+
+def test_threads_changed(project):
+    project.configure(threads=2)
+    call = project.run().expect(*ALL_NATIVE, *ALL_REFERENCE)
+    assert "threads: 1 to 2" in call.output, "one line says why before it starts"
+
+
+def test_engine_code_changed(project):
+    add_statement(project.folder / "src/synthseg_native/engines/tensorflow.py")
+    call = project.run().expect(*ALL_NATIVE)
+    assert "2 native" in call.output and "the engine's code changed" in call.output
+
+
+def test_shared_engine_code_changed(project):
+    add_statement(project.folder / "src/synthseg_native/posterior.py")
+    project.run().expect(*ALL_NATIVE)
+
+
+def test_lock_changed(project):
+    lock = project.folder / "envs/tensorflow.txt"
+    old = project.environment("tensorflow")
+    lock.write_text(lock.read_text().replace("termcolor==3.3.0", "termcolor==3.2.9"))
+    # The changed lock names no real release; its environment stands ready under the name that it would get.
+    old.rename(project.environment("tensorflow"))
+    project.run().expect(*ALL_NATIVE, *ALL_REFERENCE, "verify_env")
+
+
+def test_reference_changed(project):
+    add_statement(project.folder / "src/synthseg_native/reference.py")
+    project.run().expect(*ALL_REFERENCE)
+
+
+def test_thresholds_changed(project):
+    project.configure(equivalence={"max_margin": 0.002})
+    project.run().expect("compare 01", "compare 02", "summary")
+
+
+def test_benchmark_settings_changed(project):
+    project.configure(benchmark={"scans": 1, "repeats": 1, "warmups": 0})
+    project.run().expect("benchmark", "summary")
+    project.configure(benchmark={"scans": 1, "repeats": 2, "warmups": 0})
+    project.run().expect("benchmark", "summary")
+    project.run().expect()
+    table = (project.folder / "results/benchmark_runs.tsv").read_text().splitlines()
+    assert len(table) == 1 + 4
+
+
+def test_machine_changed(project, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "sitecustomize.py").write_text("import platform\nplatform.release = lambda: 'another kernel'\n")
+    project.run(PYTHONPATH=str(elsewhere)).expect("verify_env", "summary")
+
+
+def test_reference_none_and_back(project):
+    project.configure(reference={"runtime": "none"})
+    project.run().expect("summary")
+    assert {row["verdict"] for row in project.summary()} == {"not_compared"}
+    project.configure()
+    project.run().expect("summary")
+
+
+def test_failed_image(project):
+    """Exit code, the others, the row; again; repaired as soon as the image is."""
+    good = project.image("01").read_bytes()
+    project.image("01").write_bytes(good[:50_000])
+    write_image(project.image("02"), seed=8)
+    call = project.run().expect("native 02", "reference 02", "compare 02", "summary", code=1)
+    assert "sub-01.nii" in call.output and "Traceback" not in call.output
+    rows = {row["participant_id"]: row for row in project.summary()}
+    assert (rows["sub-01"]["status"], rows["sub-01"]["error_code"]) == ("failed", "bad_input")
+    assert rows["sub-02"]["status"] == "ok"
+    assert "sub-01" in (project.folder / "results/failed.tsv").read_text()
+    assert project.run().code == 1
+    project.image("01").write_bytes(good)
+    assert "native 01" in project.run().made
+    assert {row["status"] for row in project.summary()} == {"ok"}
+    project.run().expect()
+
+
+def test_image_missing_from_the_start(project):
+    project.sheet(["01", "02", "03"])
+    call = project.run().expect("summary", code=1)
+    assert "sub-03.nii" in call.output
+    assert [row["status"] for row in project.summary()] == ["ok", "ok", "failed"]
+    write_image(project.image("03"), seed=3)
+    project.run().expect("native 03", "reference 03", "compare 03", "summary")
+
+
+def test_image_vanishes_after_success(project):
+    project.image("01").unlink()
+    kept = project.label_map("01").read_bytes()
+    project.run().expect()
+    project.label_map("02").unlink()
+    project.run().expect("native 02", "compare 02", "summary")
+    add_statement(project.folder / "src/synthseg_native/posterior.py")
+    project.run().expect("native 02", "compare 02", "summary")
+    assert project.label_map("01").read_bytes() == kept
+
+
+def test_sigkill_of_a_job(project):
+    if project.profile != "default":
+        pytest.skip("the job runs on a cluster node")
+    write_image(project.image("01"), seed=9)
+    process = project.start()
+    _kill_engine(process.pid)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 1, output
+    assert "killed" in output or "memory" in output, output
+    row = project.summary()[0]
+    assert (row["status"], row["participant_id"]) == ("failed", "sub-01")
+    assert "native 01" in project.run().made
+    assert {row["status"] for row in project.summary()} == {"ok"}
+
+
+def test_sigkill_of_the_workflow(project):
+    if project.profile != "default":
+        pytest.skip("the job runs on a cluster node")
+    write_image(project.image("01"), seed=10)
+    process = project.start()
+    _engine(process.pid)
+    orphans = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    psutil.wait_procs(orphans, timeout=300)
+    assert project.run("--unlock").code == 0
+    call = project.run()
+    assert call.code == 0, call.output
+    assert "native 02" not in call.made
+    assert [row["verdict"] for row in project.summary()] == ["identical", "identical"]
+    project.run().expect()
+
+
+def _engine(pid: int, timeout: float = 120) -> psutil.Process:
+    """The engine's process below the workflow, once it runs."""
+    end = time.time() + timeout
+    while time.time() < end:
+        for child in psutil.Process(pid).children(recursive=True):
+            command = " ".join(child.cmdline()) if child.is_running() else ""
+            if "-m synthseg_native " in command and "measure.py" not in command:
+                return child
+        time.sleep(0.05)
+    raise AssertionError("the engine did not start")
+
+
+def _kill_engine(pid: int) -> None:
+    _engine(pid).kill()
