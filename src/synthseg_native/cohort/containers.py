@@ -1,0 +1,303 @@
+"""Reference runs in containers: images and their keys, the command, what can go wrong, and leftovers.
+
+A container runs as the calling user, without network, on a read-only root. The scan, the model and measure.py are
+mounted read-only; the work folder, /out, is the one place it can write to.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import platform as host
+import re
+import secrets
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from synthseg_native import measure
+from synthseg_native.cohort import environments, keys
+from synthseg_native.errors import SynthSegError
+
+RUNTIMES = ("docker", "podman", "apptainer")
+OWN_NAME = "synthseg-native-reference"
+UPSTREAM_IMAGE = "pwesp/synthseg:py38"
+UPSTREAM_PLATFORM = "linux/amd64"
+UPSTREAM_MODELS = {"synthseg1": ["--v1"], "synthseg2": []}
+BASE_IMAGE = "python:3.11-slim-bookworm"
+REFERENCE = Path(measure.__file__).with_name("reference.py")
+LABEL_WORKDIR, LABEL_RUN, LABEL_PID = (f"synthseg-native.{name}" for name in ("workdir", "run", "pid"))
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+_REFUSED = re.compile(r"permission denied.*(connect|socket|daemon)|connect: permission denied", re.I)
+_ABSENT = re.compile(r"cannot connect to|is the docker daemon running|connection refused|error during connect", re.I)
+DIED = re.compile(r"unexpected EOF|error waiting for container|connection reset|context canceled|closed network", re.I)
+_MISSING = re.compile(r"no such image|unable to find image|image not known|no such object", re.I)
+
+
+# --- images ----------------------------------------------------------------------------------------------------------
+
+
+def image_key(base=BASE_IMAGE, platform=None):
+    """Rerun key of the own image: Dockerfile, lock, reference.py (its syntax tree), base as it is named, platform.
+
+    A base that is named by its digest (name@sha256:...) is pinned; the image's ID is in each run record.
+    """
+    return keys.digest(
+        dockerfile().read_bytes(),
+        environments.lock_hash("tensorflow"),
+        keys.code_digest(REFERENCE.parents[1], REFERENCE),
+        base,
+        platform or "",
+    )
+
+
+def dockerfile():
+    return environments.LOCKS / "reference" / "Dockerfile"
+
+
+def image_tag(key):
+    """Name of the own image with this key."""
+    return f"{OWN_NAME}:{key}"
+
+
+def image_of(settings):
+    """The image of a reference run, from its settings (kind, runtime, image, key)."""
+    apptainer = settings["runtime"] == "apptainer"
+    if settings["kind"] == "own":
+        tag = image_tag(settings["key"])
+        return settings.get("image") or (f"docker-daemon:{tag}" if apptainer else tag)
+    image = settings.get("image") or UPSTREAM_IMAGE
+    bare = apptainer and not image.endswith(".sif") and ":/" not in image
+    return f"docker://{image}" if bare else image
+
+
+def platform_of(settings):
+    """The platform asked for, or None for the daemon's own."""
+    return settings.get("platform") or (UPSTREAM_PLATFORM if settings["kind"] == "upstream" else None)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What a container runtime says of itself."""
+
+    name: str
+    architecture: str  # amd64, arm64
+    cpus: int
+    rootless: bool
+
+
+def runtime(name):
+    """Ask a runtime whether it works. Raises SynthSegError("daemon"), one line that says what to do."""
+    if name == "apptainer":
+        _ask(name, ["--version"])
+        return Runtime(name, _ARCHITECTURES.get(host.machine(), host.machine()), os.cpu_count(), True)
+    told = json.loads(_ask(name, ["info", "--format", "{{json .}}"]))
+    if name == "podman":
+        machine = told["host"]
+        rootless = bool(machine.get("security", {}).get("rootless"))
+        return Runtime(name, machine["arch"], int(machine["cpus"]), rootless)
+    if told.get("ServerErrors"):  # newer clients print their own half and exit with 0
+        raise problem(name, " ".join(told["ServerErrors"]))
+    architecture = _ARCHITECTURES.get(told["Architecture"], told["Architecture"])
+    return Runtime(name, architecture, int(told["NCPU"]), "rootless" in " ".join(told.get("SecurityOptions") or []))
+
+
+def inspect(name, image, kind="own", platform=None):
+    """Return (image ID, architecture) of an image that the runtime has. Raises SynthSegError("daemon")."""
+    if name == "apptainer":
+        path = Path(image)
+        identity = "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+        return identity, None
+    try:
+        told = _ask(name, ["image", "inspect", "--format", "{{.Id}} {{.Architecture}}", image])
+    except SynthSegError as error:
+        if not _MISSING.search(error.message):
+            raise
+        pull = f"{name} pull {f'--platform {platform} ' if platform else ''}{image}"
+        remedy = "build it with make reference-image" if kind == "own" else f"fetch it with {pull}"
+        raise SynthSegError("daemon", f"{image}: {name} has no such image: {remedy}") from None
+    identity, architecture = told.split()
+    return identity if ":" in identity else f"sha256:{identity}", _ARCHITECTURES.get(architecture, architecture)
+
+
+def has_image(name, image):
+    """Whether the runtime has the image. Raises SynthSegError("daemon") when it cannot be asked."""
+    runtime(name)
+    try:
+        inspect(name, image)
+    except SynthSegError as error:
+        if "no such image" in error.message:
+            return False
+        raise
+    return True
+
+
+def _ask(name, arguments):
+    try:
+        done = subprocess.run([name, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+    except FileNotFoundError:
+        raise SynthSegError("daemon", f"{name}: not installed: install it, or set reference.runtime to local") from None
+    except subprocess.TimeoutExpired:
+        raise SynthSegError("daemon", f"{name}: no answer within 2 minutes: restart it and call again") from None
+    if done.returncode != 0:
+        raise problem(name, done.stderr or done.stdout)
+    return done.stdout.strip()
+
+
+def problem(name, text):
+    """Say in one line, as a SynthSegError, why a runtime refused, from what it printed."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if _REFUSED.search(text):
+        remedy = "add this user to the group docker and log in again" if name == "docker" else "ask the administrator"
+        return SynthSegError("daemon", f"{name}: this user may not use it: {remedy}, or use podman or runtime local")
+    if DIED.search(text):
+        return SynthSegError("daemon", f"{name}: its daemon went away during the run: start it and call again")
+    if _ABSENT.search(text):
+        where = f" at {os.environ['DOCKER_HOST']}" if name == "docker" and os.environ.get("DOCKER_HOST") else ""
+        start = "start it (sudo systemctl start docker, or Docker Desktop)" if name == "docker" else "start it"
+        return SynthSegError("daemon", f"{name}: no daemon answers{where}: {start} and call again")
+    last = lines[-1] if lines else "it said nothing"
+    return SynthSegError("daemon", f"{name}: {last}: mend this and call again")
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """A reference run in a container. Paths are the host's; memory_mb None for no limit; timeout in seconds."""
+
+    settings: dict
+    scan: Path
+    model_dir: Path
+    weights: Path | None
+    work: Path
+    model: str
+    timeout: float | None = None
+    memory_mb: int | None = None
+    run: str = field(default_factory=lambda: secrets.token_hex(8))
+
+    @property
+    def cidfile(self):
+        return self.work / "container.id"
+
+
+def inner_command(job):
+    """What runs inside, and the mounts it needs: (list of words, [(host path, container path)])."""
+    suffix = next((s for s in (".nii.gz", ".nii", ".mgz", ".mgh") if job.scan.name.lower().endswith(s)), ".nii.gz")
+    scan, settings = f"/in/image{suffix}", job.settings
+    mounts = [(job.scan, scan), (Path(measure.__file__), "/in/measure.py")]
+    words = ["/in/measure.py", "--out", "/out/measure.json", "--cgroup"]
+    words += [] if job.timeout is None else ["--timeout", f"{job.timeout:g}"]
+    words += ["--", "python"]
+    same = ["--i", scan, "--o", "/out/dseg.nii.gz", "--vol", "/out/volumes.csv", "--threads", str(settings["threads"])]
+    same += ["--ct"] if settings.get("ct") else []
+    same += ["--fast"] if settings.get("mode") == "fast" else []
+    if settings["kind"] == "upstream":
+        if job.model not in UPSTREAM_MODELS:
+            only = " and ".join(UPSTREAM_MODELS)
+            raise SynthSegError("usage", f"reference.kind upstream: has {only}, not {job.model}: use kind own")
+        words += [
+            "/workspace/SynthSeg/scripts/commands/SynthSeg_predict.py",
+            *same,
+            "--cpu",
+            *UPSTREAM_MODELS[job.model],
+        ]
+    else:
+        mounts += [(job.model_dir, "/in/model"), (job.weights, "/in/weights.h5")]
+        words += ["/opt/reference.py", *same, "--model", "/in/model", "--weights", "/in/weights.h5"]
+    return words, mounts
+
+
+def command(job, engine):
+    """The whole command line of a run. engine: what `runtime` returned."""
+    words, mounts = inner_command(job)
+    image, threads = image_of(job.settings), job.settings["threads"]
+    variables = {
+        "HOME": "/tmp",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)),
+    }
+    if engine.name == "apptainer":
+        line = ["apptainer", "exec", "--containall", "--no-home", "--cleanenv", "--net", "--network", "none"]
+        for source, target in mounts:
+            line += ["--bind", f"{_plain(source, ':,')}:{target}:ro"]
+        line += ["--bind", f"{_plain(job.work, ':,')}:/out", "--pwd", "/out"]
+        for key, value in variables.items():
+            line += ["--env", f"{key}={value}"]
+        return [*line, image, "python", *words]
+
+    user = f"{os.getuid()}:{os.getgid()}"
+    line = [engine.name, "run", "--rm", "--init", "--pull=never", "--cidfile", str(job.cidfile)]
+    line += ["--label", f"{LABEL_WORKDIR}={workdir_label()}", "--label", f"{LABEL_RUN}={job.run}"]
+    line += ["--label", f"{LABEL_PID}={os.getpid()}"]
+    line += ["--network", "none", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL"]
+    # Without the second, SELinux would keep the container from its mounts.
+    line += ["--security-opt", "no-new-privileges", "--security-opt", "label=disable"]
+    if engine.rootless:  # there root inside is the calling user, unless podman is told to keep the number
+        line += ["--userns=keep-id", "--user", user] if engine.name == "podman" else ["--user", "0:0"]
+    else:
+        line += ["--user", user]
+    line += ["--cpus", str(min(threads, engine.cpus))]
+    if job.memory_mb:
+        line += ["--memory", f"{job.memory_mb}m", "--memory-swap", f"{job.memory_mb}m"]  # no swap beyond it
+    if platform_of(job.settings):
+        line += ["--platform", platform_of(job.settings)]
+    for key, value in variables.items():
+        line += ["--env", f"{key}={value}"]
+    for source, target in mounts:
+        line += ["--mount", _mount(engine.name, source, target, readonly=True)]
+    line += ["--mount", _mount(engine.name, job.work, "/out")]
+    return [*line, "--workdir", "/out", "--entrypoint", "python", image, *words]
+
+
+def _mount(name, source, target, readonly=False):
+    """The value of --mount: a line of CSV, so that a path may hold commas; podman splits there all the same."""
+    source = _plain(source, ",") if name == "podman" else str(Path(source).resolve())
+    fields = ["type=bind", f"source={source}", f"target={target}", *(["readonly"] if readonly else [])]
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(fields)
+    return line.getvalue()
+
+
+def _plain(path, forbidden):
+    path = str(Path(path).resolve())
+    if any(character in path for character in forbidden):
+        raise SynthSegError("usage", f"{path}: this runtime cannot mount a path with any of {forbidden!r}: rename it")
+    return path
+
+
+# --- leftovers -------------------------------------------------------------------------------------------------------
+
+
+def workdir_label(workdir=None):
+    """What containers of a working directory carry: a hash of its path."""
+    return hashlib.sha256(str(Path(workdir or ".").resolve()).encode()).hexdigest()[:16]
+
+
+def remove(name, label, value):
+    """Kill and remove every container with a label; return their IDs. Silent where the runtime does not answer."""
+    try:
+        found = _ask(name, ["ps", "--all", "--quiet", "--filter", f"label={label}={value}"]).split()
+        if found:
+            _ask(name, ["rm", "--force", *found])
+    except SynthSegError:
+        return []
+    return found
+
+
+def reap(name, workdir=None):
+    """Remove what killed runs of a working directory (default: the current one) left; return the containers' IDs.
+
+    For the start of a workflow, when no run of that directory can be alive.
+    """
+    return remove(name, LABEL_WORKDIR, workdir_label(workdir)) if name in ("docker", "podman") else []
+
+
+def stop(job):
+    """End the container of a job, whatever state it is in."""
+    name = job.settings["runtime"]
+    if name != "apptainer":  # there it is a child process like any other
+        remove(name, LABEL_RUN, job.run)
