@@ -1,0 +1,453 @@
+"""From the results of every run to the tables of the cohort. docs/results.md describes the files."""
+
+import csv
+import io
+import json
+import os
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from synthseg_native import __version__
+from synthseg_native.cohort.paths import failure_record, paths, write_json, write_text
+from synthseg_native.compare import verdict_text
+from synthseg_native.model import CSF, read_labels
+
+MISSING = "n/a"
+REFERENCE = "reference"
+BIDS_VERSION = "1.10.0"
+BIDS_IGNORE = "*_run.json\n*_compare.json\n*_volumes.tsv\n*_margin.nii.gz\n*_qc.png\n"
+
+# summary.tsv: column -> (unit or "", meaning), in the order of the columns.
+COLUMNS = {
+    "participant_id": ("", "Participant, with sub-"),
+    "session_id": ("", "Session, with ses-"),
+    "acq": ("", "Acquisition label"),
+    "run": ("", "Run label"),
+    "suffix": ("", "BIDS suffix of the image"),
+    "status": ("", "Native run: ok, failed, or missing (has not run)"),
+    "error_code": ("", "Why it failed: bad_input (the image must change) or a passing cause (oom, disk, timeout, ...)"),
+    "error": ("", "One line of text; 'reference: ...' where only the reference failed"),
+    "qc_flags": ("", "Quality flags (not computed yet)"),
+    "model": ("", "Network that made the label map"),
+    "research_grade": ("", "false: the model is for trying the software only"),
+    "mode": ("", "Mode of the pipeline, as default or fast"),
+    "engine": ("", "Engine that ran the network"),
+    "engine_version": ("", "Version of the engine's runtime"),
+    "precision": ("", "Number format of the network"),
+    "device": ("", "Device that ran the network"),
+    "threads": ("", "Threads of the native run"),
+    "verdict": ("", "identical, equivalent, different or not_compared: native label map against the reference's"),
+    "verdict_reason": ("", "The sentence behind the verdict"),
+    "reference_kind": ("", "What it was compared with: own, upstream or existing"),
+    "reference_runtime": ("", "What ran the reference: local, docker, podman, apptainer or none"),
+    "reference_id": ("", "Image ID of the container, or hash of the existing label map"),
+    "reference_emulated": ("", "true: the reference ran under emulation of another processor"),
+    "geometry_equal": ("", "Same shape, position in space and axis order"),
+    "n_voxels_foreground": ("voxels", "Union of the foregrounds of both maps"),
+    "n_voxels_different": ("voxels", "Voxels with another label"),
+    "n_voxels_contralateral": ("voxels", "Differing voxels that are left in one map and right in the other"),
+    "min_dice": ("", "Lowest Dice overlap of a label that is in either map"),
+    "min_dice_label": ("", "The label with it"),
+    "max_volume_difference_mm3": (
+        "mm3",
+        "Largest volume difference of a label, native minus reference: soft volumes where both runs have them, "
+        "else voxel counts times voxel size",
+    ),
+    "max_volume_difference_label": ("", "The label with it"),
+    "native_wall_s": ("s", "Wall time of the native run, start of the interpreter included; one run, not a benchmark"),
+    "reference_wall_s": ("s", "The same of the reference run"),
+    "native_peak_rss_mib": ("MiB", "Peak resident memory of the native run"),
+    "reference_peak_rss_mib": ("MiB", "The same of the reference run"),
+    "input_shape": ("voxels", "Shape of the image"),
+    "input_voxel_mm": ("mm", "Voxel size of the image"),
+    "input_orientation": ("", "Axis directions of the image, as RAS"),
+    "obliquity_deg": ("degrees", "Largest angle between an axis of the image and its nearest anatomical axis"),
+    "header_flags": ("", "What is odd about the image's header; none: nothing"),
+    "output_voxel_mm": ("mm", "Voxel size of the label map"),
+    "brain_mm3": ("mm3", "Sum of the soft volumes of all labels, ventricles included, label 24 (csf) left out"),
+    "total_intracranial_mm3": ("mm3", "Sum of the soft volumes of all labels; only models with label 24 (csf)"),
+    "n_labels_missing": ("labels", "Labels of the model without a voxel in the label map"),
+    "labels_at_fov_edge": ("", "Labels cut by the edge of the image (not computed yet)"),
+    "mean_confidence": ("", "Mean posterior of the labels given (not computed yet)"),
+    "input_sha256": ("", "Hash of the image file"),
+    "weights_sha256": ("", "Hash of the weights file"),
+    "labels_sha256": ("", "Hash of the native label array (shape and values)"),
+    "reference_labels_sha256": ("", "Hash of the reference's label array"),
+    "label_map": ("", "Native label map, relative to the results folder"),
+    "run_record": ("", "Its run record, relative to the results folder"),
+}
+ENTITIES = ("participant_id", "session_id", "acq", "run", "suffix")
+COMPARED = tuple(COLUMNS)[tuple(COLUMNS).index("geometry_equal") : tuple(COLUMNS).index("native_wall_s")]
+
+
+def summarise(plan: dict, results) -> None:
+    """Write every table and BIDS description of the cohort into the results folder, each whole or not at all.
+
+    plan: model {name, dir, research_grade}, engines, reference {kind, runtime} or None, resolution, and scans: a list
+    of {scan, entities, sheet (further columns), row (as in the sheet), image (path), reference (whether compared)}.
+    """
+    results = Path(results)
+    labels = read_labels(Path(plan["model"]["dir"]) / "labels.tsv")
+    runs = {
+        (scan["scan"], engine): _Run(results, engine, scan["scan"], plan)
+        for scan in plan["scans"]
+        for engine in [*plan["engines"], *([REFERENCE] if scan["reference"] else [])]
+    }
+    rows = [_row(plan, results, scan, engine, runs, labels) for scan in plan["scans"] for engine in plan["engines"]]
+    columns = [*COLUMNS, *(f"sheet_{name}" for name in _sheet_columns(plan))]
+    _write_tsv(results / "failed.tsv", *_failed(plan, results, rows))
+    _write_tsv(results / "volumes.tsv", *_volumes_long(plan, runs))
+    _write_tsv(results / "volumes_wide.tsv", *_volumes_wide(plan, runs, labels))
+    _write_volumes_synthseg(results / "volumes_synthseg.csv", plan, runs, labels)
+    for engine in [*plan["engines"], *([REFERENCE] if plan["reference"] else [])]:
+        _describe_derivative(results / engine, engine, plan, runs, labels)
+    write_json(results / "summary.json", _describe_columns(columns))
+    _write_tsv(results / "summary.tsv", columns, rows)
+
+
+class _Run:
+    """What is known of one run: status "ok", "failed" or "missing", its record ({} unless ok) and its error."""
+
+    def __init__(self, results, engine, scan, plan):
+        self.engine, self.scan = engine, scan
+        self.files = paths(results, engine, scan, plan["model"]["name"], plan["resolution"])
+        record = read_json(self.files["record"]) if self.files["dseg"].is_file() else None
+        failure = read_json(failure_record(results, engine, scan))
+        if failure and record and (failure.get("finished") or "") < (record.get("finished") or ""):
+            failure = None  # of an attempt before the success
+        self.status = "failed" if failure else "ok" if record else "missing"
+        self.record = record if self.status == "ok" else {}
+        self.failure = failure or {}
+        error = self.failure.get("error") or {}
+        self.error_code = error.get("code")
+        self.error = {"ok": None, "missing": "has not run"}.get(self.status, error.get("message") or "no message")
+        self.volumes = _read_volumes(self.files["volumes"]) if self.status == "ok" else []
+
+    def get(self, *keys):
+        """The entry of the run record at these keys, None where there is none."""
+        value = self.record
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+
+def _row(plan, results, scan, engine, runs, labels):
+    """One row of summary.tsv, values not yet text."""
+    native, reference = runs[scan["scan"], engine], runs.get((scan["scan"], REFERENCE))
+    about = _reference_of(plan, reference)
+    error_code, error = native.error_code, native.error
+    if native.status == "ok" and reference and reference.status != "ok":
+        error_code, error = reference.error_code, f"reference: {reference.error}"
+    soft = [row["soft_volume_mm3"] for row in native.volumes if row["index"] != CSF]
+    csf = [row["soft_volume_mm3"] for row in native.volumes if row["index"] == CSF]
+    brain = sum(soft) if soft and None not in soft else None
+    total = brain + csf[0] if brain is not None and csf and csf[0] is not None else None
+    header_flags = native.get("input", "header_flags")
+    files = {name: native.files[name].relative_to(results).as_posix() for name in ("dseg", "record")}
+    return {
+        **_entities(scan),
+        "status": native.status,
+        "error_code": error_code,
+        "error": error and _without_folders(error),
+        "model": plan["model"]["name"],
+        "research_grade": plan["model"]["research_grade"],
+        "mode": native.get("mode"),
+        "engine": engine,
+        "engine_version": native.get("engine", "version"),
+        "precision": native.get("precision"),
+        "device": native.get("device"),
+        "threads": native.get("threads"),
+        **_comparison(native, reference),
+        **{f"reference_{key}": about.get(key) for key in ("kind", "runtime", "id", "emulated")},
+        "native_wall_s": native.get("wall_s"),
+        "reference_wall_s": reference and reference.get("wall_s"),
+        "native_peak_rss_mib": native.get("peak_rss_mib"),
+        "reference_peak_rss_mib": reference and reference.get("peak_rss_mib"),
+        "input_shape": _times(native.get("input", "shape")),
+        "input_voxel_mm": _times(native.get("input", "voxel_mm")),
+        "input_orientation": native.get("input", "orientation"),
+        "obliquity_deg": native.get("input", "obliquity_deg"),
+        "header_flags": header_flags if header_flags is None else ",".join(header_flags) or "none",
+        "output_voxel_mm": _times(native.get("output", "voxel_mm")),
+        "brain_mm3": brain,
+        "total_intracranial_mm3": total,
+        "n_labels_missing": sum(row["n_voxels"] == 0 for row in native.volumes) if native.volumes else None,
+        "input_sha256": native.get("input", "sha256"),
+        "weights_sha256": native.get("model", "weights_sha256"),
+        "labels_sha256": native.get("output", "labels_sha256"),
+        "reference_labels_sha256": reference and reference.get("output", "labels_sha256"),
+        "label_map": files["dseg"] if native.status == "ok" else None,
+        "run_record": files["record"] if native.status == "ok" else None,
+        **{f"sheet_{name}": value for name, value in scan["sheet"].items()},
+    }
+
+
+def _reference_of(plan, reference):
+    """Kind, runtime, id and emulation of a reference run; of one that failed what is known."""
+    if reference is None:
+        return {}
+    known = reference.get("reference") or reference.failure.get("reference") or {}
+    return {**plan["reference"], **{key: value for key, value in known.items() if value is not None}}
+
+
+def _comparison(native, reference):
+    """The columns that the comparison fills; its verdict only if it is about the label maps that are there."""
+    found = read_json(native.files["compare"]) or {}
+    made_from = found.get("labels_sha256") or {}
+    there = {"native": native.get("output", "labels_sha256")}
+    there["reference"] = reference and reference.get("output", "labels_sha256")
+    if reference is None:
+        reason = "no reference asked for"
+    elif native.status != "ok":
+        reason = f"native run {native.status}: {native.error}"
+    elif reference.status != "ok":
+        reason = f"reference {reference.status}: {reference.error}"
+    elif not found:
+        reason = "the comparison has not run"
+    elif made_from and made_from != there:
+        reason = "the comparison is of other label maps than those there now"
+    else:
+        return {name: found.get(name) for name in ("verdict", "verdict_reason", *COMPARED)}
+    return {"verdict": "not_compared", "verdict_reason": _without_folders(reason)}
+
+
+def _entities(scan):
+    prefixes = {"participant_id": "sub-", "session_id": "ses-"}
+    labels = {name: scan["entities"].get(name) or "" for name in ENTITIES}
+    return {name: (prefixes.get(name, "") + label) if label else None for name, label in labels.items()}
+
+
+def _sheet_columns(plan):
+    """Further columns of the sheet, in order; not those that an earlier failed.tsv brought along."""
+    names = dict.fromkeys(name for scan in plan["scans"] for name in scan["sheet"])
+    return [name for name in names if name not in ("error_code", "error")]
+
+
+def _failed(plan, results, rows):
+    """Columns and rows of failed.tsv: the sheet's own, so that it is a sheet again, and the first error."""
+    columns = list(dict.fromkeys(name for scan in plan["scans"] for name in scan["row"]))
+    columns = [name for name in columns if name not in ("error_code", "error")] + ["error_code", "error"]
+    failed = []
+    for number, scan in enumerate(plan["scans"]):
+        of_scan = rows[number * len(plan["engines"]) : (number + 1) * len(plan["engines"])]
+        first = next((row for row in of_scan if row["error"]), None)
+        if first:
+            image = Path(scan["image"])
+            place = str(image) if image.is_absolute() else os.path.relpath(image, results)
+            error = {name: first[name] for name in ("error_code", "error")}
+            failed.append({**scan["row"], "image": place, **error})
+    return columns, failed
+
+
+def _volumes_long(plan, runs):
+    measures = ("index", "name", "freesurfer_name", "soft_volume_mm3", "n_voxels", "voxel_volume_mm3")
+    rows = [
+        {**entities, "engine": run.engine, **volume}
+        for entities, run in _good_runs(plan, runs)
+        for volume in run.volumes
+    ]
+    return [*ENTITIES, "engine", *measures], rows
+
+
+def _volumes_wide(plan, runs, labels):
+    """One row per image and engine, the reference's too: soft volumes, a column per label."""
+    columns = {
+        int(index): f"{name}_soft_volume_mm3"
+        for index, name in zip(labels.index, labels.freesurfer_names, strict=True)
+        if index != 0
+    }
+    rows = [
+        {
+            **entities,
+            "engine": run.engine,
+            **{columns[v["index"]]: v["soft_volume_mm3"] for v in run.volumes if v["index"] in columns},
+        }
+        for entities, run in _good_runs(plan, runs)
+    ]
+    return [*ENTITIES, "engine", *columns.values()], rows
+
+
+def _good_runs(plan, runs):
+    for scan in plan["scans"]:
+        for engine in [*plan["engines"], REFERENCE]:
+            run = runs.get((scan["scan"], engine))
+            if run and run.status == "ok":
+                yield _entities(scan), run
+
+
+def _write_volumes_synthseg(path, plan, runs, labels):
+    """Soft volumes of the first engine as SynthSeg writes them: its header and order, CR LF, mm3 with 3 decimals."""
+    names = list(labels.names[1:])
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["subject", *(["total intracranial"] if labels.has_total_intracranial else []), *names])
+    for scan in plan["scans"]:
+        run = runs[scan["scan"], plan["engines"][0]]
+        soft = {row["index"]: row["soft_volume_mm3"] for row in run.volumes}
+        values = [soft.get(int(index)) for index in labels.index[1:]]
+        if run.status != "ok" or None in values:
+            continue
+        values = [sum(values), *values] if labels.has_total_intracranial else values
+        writer.writerow([Path(scan["scan"]).name, *(str(round(value, 3)) for value in values)])
+    write_text(path, text.getvalue())
+
+
+def _describe_derivative(folder, engine, plan, runs, labels):
+    """dataset_description.json, dseg.tsv and .bidsignore of one derivative dataset, where it has a folder."""
+    if not folder.is_dir():
+        return
+    run = next((run for (_, name), run in runs.items() if name == engine and run.status == "ok"), None)
+    model, about = plan["model"]["name"], (run and run.get("reference")) or plan["reference"] or {}
+    made_by = {
+        "Name": "synthseg-native",
+        "Version": (run and run.get("engine", "package_version")) or __version__,
+        "Description": f"{model} with {engine} {(run and run.get('engine', 'version')) or ''}".strip(),
+    }
+    if engine == REFERENCE:
+        names = {"own": "synthseg-native reference.py", "upstream": "SynthSeg", "existing": "existing label maps"}
+        made_by["Name"] = names[about["kind"]]
+        made_by["Description"] = f"{model}, reference of kind {about['kind']}"
+        if about["kind"] != "own":
+            made_by["Version"] = "unknown"
+        if about["runtime"] not in ("none", "local"):
+            made_by["Container"] = {"Type": about["runtime"], "Tag": about.get("id") or "unknown"}
+    grade = "" if plan["model"]["research_grade"] else " (not for research)"
+    write_json(
+        folder / "dataset_description.json",
+        {
+            "Name": f"Brain structures by {model}{grade}, {engine}",
+            "BIDSVersion": BIDS_VERSION,
+            "DatasetType": "derivative",
+            "GeneratedBy": [made_by],
+        },
+    )
+    table = zip(labels.index.tolist(), labels.names, labels.freesurfer_names, labels.colors, strict=True)
+    columns = ["index", "name", "freesurfer_name", "color"]
+    _write_tsv(folder / "dseg.tsv", columns, [dict(zip(columns, row, strict=True)) for row in table])
+    write_text(folder / ".bidsignore", BIDS_IGNORE)
+
+
+def _describe_columns(columns):
+    """summary.json: BIDS keys, one entry per column of summary.tsv."""
+    described = {}
+    for name in columns:
+        unit, meaning = COLUMNS.get(name, ("", f"Column {name.removeprefix('sheet_')} of the sample sheet"))
+        described[name] = {"Description": meaning, **({"Units": unit} if unit else {})}
+    return described
+
+
+def _read_volumes(path):
+    """The rows of a volumes.tsv, numbers as numbers, None for n/a; [] where there is none."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    for row in rows:
+        row["index"] = int(row["index"])
+        for name, kind in (("soft_volume_mm3", float), ("n_voxels", int), ("voxel_volume_mm3", float)):
+            row[name] = None if row[name] == MISSING else kind(row[name])
+    return rows
+
+
+def read_json(path):
+    """The contents of a JSON file; None where it is missing or damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def read_tsv(path) -> pd.DataFrame:
+    """A table with every cell as its text."""
+    return pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+
+
+def _write_tsv(path, columns, rows):
+    table = pd.DataFrame([[as_text(row.get(name)) for name in columns] for row in rows], columns=columns, dtype=str)
+    write_text(path, table.to_csv(sep="\t", index=False, lineterminator="\n"))
+
+
+def as_text(value) -> str:
+    """One cell: n/a for what is missing, true/false, numbers short, text on one line."""
+    if value is None or value == "":
+        return MISSING
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return repr(round(value, 6))
+    return " ".join(str(value).split())
+
+
+def _times(values):
+    return None if values is None else "x".join(f"{value:g}" for value in values)
+
+
+def _without_folders(text):
+    """Text with every absolute path cut down to its last part."""
+    return re.sub(r"""(?<![\w.~:/])/(?=\S)(?:[^/\s:'"]+/)*""", "", text)
+
+
+# --- for people ---------------------------------------------------------------------------------------------------
+
+
+def print_table(results) -> None:
+    """Print what came out: a row per image, the failures, the benchmark's ratio, where the files are."""
+    results = Path(results)
+    rows = read_tsv(results / "summary.tsv").to_dict("records")
+    engines = {row["engine"] for row in rows}
+    header = ["scan", "status", "verdict", "different", "wall s", "peak MiB"]
+    cells = [
+        [
+            _name(row) + (f" {row['engine']}" if len(engines) > 1 else ""),
+            row["status"],
+            verdict_text(row["verdict"], row["reference_kind"]),
+            row["n_voxels_different"],
+            _rounded(row["native_wall_s"], 1),
+            _rounded(row["native_peak_rss_mib"], 0),
+        ]
+        for row in rows
+    ]
+    widths = [max(len(line[column]) for line in [header, *cells]) for column in range(len(header))]
+    for line in [header, *cells]:
+        text = [cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))]
+        print("  ".join(text).rstrip())
+    if failed := [row for row in rows if row["error"] != MISSING]:
+        print(f"\nFailed ({results / 'failed.tsv'} is a sample sheet of these):")
+        for row in failed:
+            print(f"  {_name(row)}: {row['error']}")
+    for row in rows:
+        if row["verdict"] == "different":
+            print(f"\n{_name(row)} differs: {row['verdict_reason']}")
+    if (results / "benchmark.tsv").is_file():
+        print()
+        for row in read_tsv(results / "benchmark.tsv").to_dict("records"):
+            if row["scan"] == "all" and row["engine"] != REFERENCE:
+                print(benchmark_line(row))
+    if any(row["research_grade"] == "false" for row in rows):
+        print("\nThe model is for trying the software only, not for research.")
+    print(f"\n{results / 'summary.tsv'} has everything, {results / 'volumes.tsv'} the volumes.")
+
+
+def benchmark_line(row: dict) -> str:
+    """One row of benchmark.tsv as a sentence; the only place where a speed-up is put into words."""
+    start = f"Benchmark: {row['engine']} {_rounded(row['median_wall_s'], 1)} s (median of {row['n']})"
+    about = f"{row['threads']} thread{'s' if row['threads'] != '1' else ''}, {row['cpu']}"
+    if row["ratio_geomean"] == MISSING:
+        return f"{start}, {about}"
+    interval = f"95 % interval {_rounded(row['ratio_ci95_low'], 2)} to {_rounded(row['ratio_ci95_high'], 2)}"
+    interval = "no interval below 5 pairs" if row["ratio_ci95_low"] == MISSING else interval
+    emulated = ", emulated" if row["reference_emulated"] == "true" else ""
+    reference = f"the {row['reference_kind']} reference ({row['reference_runtime']}{emulated})"
+    ratio = f"{reference} takes {_rounded(row['ratio_geomean'], 2)} times as long"
+    return f"{start}; {ratio} ({row['n_pairs']} pairs, {interval}), {about}"
+
+
+def _name(row):
+    prefixes = {"acq": "acq-", "run": "run-"}
+    return "_".join(prefixes.get(name, "") + row[name] for name in ENTITIES if row[name] != MISSING)
+
+
+def _rounded(text, digits):
+    return text if text == MISSING else f"{float(text):.{digits}f}"

@@ -1,0 +1,401 @@
+"""The cohort's tables, from run records, volumes and comparisons written by hand."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from synthseg_native.cohort.paths import failure_record, paths, write_json, write_text
+from synthseg_native.cohort.samples import read_samples
+from synthseg_native.cohort.summary import COLUMNS, print_table, read_tsv, summarise
+from synthseg_native.model import read_labels
+
+ROOT = Path(__file__).parents[2]
+MODELS = {"compact2mm": ROOT / "models" / "compact2mm", "synthseg2": ROOT / "models" / "synthseg2"}
+DESIGN_COLUMNS = """\
+participant_id session_id acq run suffix status error_code error qc_flags
+model research_grade mode engine engine_version precision device threads verdict verdict_reason reference_kind
+reference_runtime reference_id reference_emulated geometry_equal n_voxels_foreground n_voxels_different
+n_voxels_contralateral min_dice min_dice_label max_volume_difference_mm3 max_volume_difference_label native_wall_s
+reference_wall_s native_peak_rss_mib reference_peak_rss_mib input_shape input_voxel_mm input_orientation obliquity_deg
+header_flags output_voxel_mm brain_mm3 total_intracranial_mm3 n_labels_missing labels_at_fov_edge
+mean_confidence
+"""
+
+
+class Cohort:
+    """A results folder with sub-01 (compared), sub-02 session a (not compared yet) and sub-03, made by hand."""
+
+    def __init__(self, folder, model="compact2mm", runtime="docker"):
+        self.results, self.model = folder / "results", model
+        self.scans = {
+            "sub-01/anat/sub-01_T1w": self.entities("01"),
+            "sub-02/ses-a/anat/sub-02_ses-a_run-1_T1w": self.entities("02", session_id="a", run="1"),
+            "sub-03/anat/sub-03_T1w": self.entities("03"),
+        }
+        self.plan = {
+            "results": str(self.results),
+            "engines": ["tensorflow"],
+            "model": {"name": model, "dir": str(MODELS[model]), "research_grade": model != "compact2mm"},
+            "reference": {"kind": "own", "runtime": runtime},
+            "resolution": "2mm",
+            "scans": [
+                {
+                    "scan": scan,
+                    "entities": entities,
+                    "sheet": {"age": "30", "site": ""},
+                    "row": {"participant_id": entities["participant_id"], "image": f"i/{number}.nii", "age": "30"},
+                    "image": str(folder / f"i/{number}.nii"),
+                    "reference": True,
+                }
+                for number, (scan, entities) in enumerate(self.scans.items(), start=1)
+            ],
+            "benchmark": False,
+        }
+        self.labels = read_labels(MODELS[model] / "labels.tsv")
+
+    @staticmethod
+    def entities(participant, **further):
+        return {"participant_id": participant, "session_id": "", "acq": "", "run": "", "suffix": "T1w", **further}
+
+    def scan(self, number):
+        return list(self.scans)[number - 1]
+
+    def files(self, number, engine="tensorflow"):
+        return paths(self.results, engine, self.scan(number), self.model, "2mm")
+
+    def run(self, number, engine="tensorflow", finished="2026-11-22T10:00:00.000+00:00", labels_sha256="aa"):
+        """A good run: label k has the soft volume 10 k and k voxels of 8 mm3; the last label has none."""
+        files = self.files(number, engine)
+        reference = {"kind": "own", "runtime": "docker", "id": "sha256:1f", "emulated": True}
+        record = {
+            "kind": "native" if engine != "reference" else "reference",
+            "status": "ok",
+            "scan": self.scan(number),
+            "engine": {"name": engine, "version": "2.15.1", "package_version": "0.1.0"},
+            "model": {"name": self.model, "weights_sha256": "ww"},
+            "mode": "default",
+            "precision": "float32",
+            "device": "cpu",
+            "threads": 2,
+            "input": {
+                "name": "1.nii",
+                "sha256": "ii",
+                "shape": [60, 70, 80],
+                "voxel_mm": [1.2, 0.9, 1.5],
+                "orientation": "LIA",
+                "obliquity_deg": 6.0,
+                "header_flags": ["qform_sform_differ", "scaled"],
+            },
+            "output": {"labels_sha256": labels_sha256, "shape": [36, 32, 60], "voxel_mm": [2.0, 2.0, 2.0]},
+            "wall_s": 12.5 if engine != "reference" else 20.0,
+            "peak_rss_mib": 1000.4,
+            "reference": reference if engine == "reference" else None,
+            "finished": finished,
+        }
+        write_json(files["record"], record)
+        write_text(files["dseg"], "")
+        last = len(self.labels) - 1
+        lines = ["index\tname\tfreesurfer_name\tsoft_volume_mm3\tn_voxels\tvoxel_volume_mm3"]
+        for k in range(1, len(self.labels)):
+            count = k if k != last else 0
+            name = f"{self.labels.index[k]}\t{self.labels.names[k]}\t{self.labels.freesurfer_names[k]}"
+            lines.append(f"{name}\t{10 * k:.3f}\t{count}\t{8 * count:.3f}")
+        write_text(files["volumes"], "\n".join(lines) + "\n")
+
+    def fail(self, number, engine="tensorflow", code="bad_input", message="it broke", finished="2026-11-22T11:00:00"):
+        error = {"code": code, "message": message, "transient": code != "bad_input"}
+        path = failure_record(self.results, engine, self.scan(number))
+        write_json(path, {"status": "failed", "error": error, "reference": None, "finished": finished})
+
+    def compare(self, number, native="aa", reference="aa"):
+        comparison = {
+            "verdict": "identical",
+            "verdict_reason": "every voxel has the same label",
+            "geometry_equal": True,
+            "n_voxels_foreground": 100,
+            "n_voxels_different": 0,
+            "n_voxels_contralateral": 0,
+            "min_dice": 1.0,
+            "min_dice_label": "left cerebral cortex",
+            "max_volume_difference_mm3": -0.25,
+            "max_volume_difference_label": "left cerebral white matter",
+            "labels_sha256": {"native": native, "reference": reference},
+        }
+        write_json(self.files(number)["compare"], comparison)
+
+    def good(self, *numbers):
+        for number in numbers:
+            self.run(number)
+            self.run(number, "reference")
+            self.compare(number)
+
+    def rows(self):
+        summarise(self.plan, self.results)
+        return read_tsv(self.results / "summary.tsv").to_dict("records")
+
+
+@pytest.fixture
+def cohort(tmp_path):
+    return Cohort(tmp_path)
+
+
+def test_a_good_row(cohort):
+    cohort.good(1, 2, 3)
+    first, second, _ = cohort.rows()
+    expected = {
+        "participant_id": "sub-01",
+        "session_id": "n/a",
+        "status": "ok",
+        "error": "n/a",
+        "research_grade": "false",
+        "engine": "tensorflow",
+        "threads": "2",
+        "verdict": "identical",
+        "reference_kind": "own",
+        "reference_runtime": "docker",
+        "reference_id": "sha256:1f",
+        "reference_emulated": "true",
+        "geometry_equal": "true",
+        "n_voxels_different": "0",
+        "max_volume_difference_mm3": "-0.25",
+        "native_wall_s": "12.5",
+        "reference_wall_s": "20.0",
+        "input_shape": "60x70x80",
+        "input_voxel_mm": "1.2x0.9x1.5",
+        "output_voxel_mm": "2x2x2",
+        "header_flags": "qform_sform_differ,scaled",
+        "brain_mm3": "4960.0",  # 10 mm3 x (1 + ... + 31)
+        "total_intracranial_mm3": "n/a",
+        "n_labels_missing": "1",
+        "mean_confidence": "n/a",
+        "label_map": "tensorflow/sub-01/anat/sub-01_T1w_seg-compact2mm_res-2mm_dseg.nii.gz",
+        "run_record": "tensorflow/sub-01/anat/sub-01_T1w_seg-compact2mm_res-2mm_run.json",
+        "sheet_age": "30",
+        "sheet_site": "n/a",
+    }
+    assert {name: first[name] for name in expected} == expected
+    assert (second["session_id"], second["run"]) == ("ses-a", "1")
+
+
+def test_columns_are_the_design_s_and_every_one_is_explained(cohort):
+    cohort.good(1)
+    columns = list(cohort.rows()[0])
+    assert " ".join(columns).startswith(" ".join(DESIGN_COLUMNS.split()))
+    assert columns == [*COLUMNS, "sheet_age", "sheet_site"]
+    described = json.loads((cohort.results / "summary.json").read_text())
+    assert list(described) == columns and all(entry["Description"] for entry in described.values())
+    assert described["native_wall_s"]["Units"] == "s" and "Units" not in described["status"]
+
+
+def test_a_failed_a_missing_and_a_repaired_scan(cohort):
+    cohort.good(1)
+    cohort.fail(1, finished="2026-11-22T09:00:00")  # before the success
+    cohort.run(2)
+    cohort.fail(2, message="/data/my project/sub-02.nii: not an image: replace it")  # after an older success
+    first, second, third = cohort.rows()
+    assert first["status"] == "ok" and first["verdict"] == "identical"
+    assert (second["status"], second["error_code"]) == ("failed", "bad_input")
+    assert second["error"] == "my project/sub-02.nii: not an image: replace it"
+    assert second["label_map"] == second["native_wall_s"] == second["brain_mm3"] == "n/a"
+    assert second["verdict_reason"].startswith("native run failed: my project/sub-02.nii")
+    assert (third["status"], third["error"], third["error_code"]) == ("missing", "has not run", "n/a")
+
+
+def test_a_label_map_that_was_deleted_is_missing(cohort):
+    cohort.good(1)
+    cohort.files(1)["dseg"].unlink()
+    assert cohort.rows()[0]["status"] == "missing"
+
+
+def test_a_reference_that_failed(cohort):
+    cohort.good(1)
+    cohort.run(2)
+    cohort.fail(2, "reference", code="daemon", message="docker: no daemon answers: start it")
+    row = cohort.rows()[1]
+    assert row["status"] == "ok" and row["label_map"] != "n/a"
+    assert (row["verdict"], row["verdict_reason"]) == (
+        "not_compared",
+        "reference failed: docker: no daemon answers: start it",
+    )
+    assert (row["error_code"], row["error"]) == ("daemon", "reference: docker: no daemon answers: start it")
+    assert (row["reference_kind"], row["reference_runtime"], row["reference_id"]) == ("own", "docker", "n/a")
+    assert row["geometry_equal"] == row["min_dice"] == row["reference_wall_s"] == "n/a"
+    failed = read_tsv(cohort.results / "failed.tsv")
+    assert failed["participant_id"].tolist() == ["02", "03"] and failed["error_code"].tolist() == ["daemon", "n/a"]
+
+
+def test_no_reference_asked_for(cohort):
+    cohort.good(1)  # of an earlier run with a reference
+    cohort.plan["reference"] = None
+    for scan in cohort.plan["scans"]:
+        scan["reference"] = False
+    row = cohort.rows()[0]
+    assert (row["verdict"], row["verdict_reason"]) == ("not_compared", "no reference asked for")
+    assert row["reference_kind"] == row["reference_labels_sha256"] == row["n_voxels_foreground"] == "n/a"
+    assert row["error"] == "n/a"
+
+
+def test_a_comparison_of_other_label_maps_is_not_shown(cohort):
+    cohort.good(1, 2, 3)
+    cohort.run(1, labels_sha256="bb")
+    cohort.files(2)["compare"].unlink()
+    first, second, third = cohort.rows()
+    assert first["verdict"] == "not_compared" and "other label maps" in first["verdict_reason"]
+    assert second["verdict"] == "not_compared" and second["verdict_reason"] == "the comparison has not run"
+    assert third["verdict"] == "identical"
+
+
+def test_failed_tsv_is_a_sample_sheet(cohort):
+    cohort.good(1)
+    cohort.fail(2, message="two\nlines\tand a tab")
+    cohort.fail(3)
+    cohort.rows()
+    failed = read_tsv(cohort.results / "failed.tsv")
+    assert list(failed.columns) == ["participant_id", "image", "age", "error_code", "error"]
+    assert failed["error"].tolist() == ["two lines and a tab", "it broke"]
+    scans = read_samples(cohort.results / "failed.tsv")
+    assert [Path(scan.image).resolve() for scan in scans] == [
+        Path(cohort.plan["scans"][number]["image"]).resolve() for number in (1, 2)
+    ]
+
+
+def test_an_image_named_relative_to_the_working_directory_is_found_from_failed_tsv(cohort, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    cohort.plan["scans"][0]["image"] = "data/1.nii"
+    summarise(cohort.plan, "results")
+    assert read_tsv("results/failed.tsv")["image"][0] == "../data/1.nii"
+
+
+def test_failed_tsv_has_its_header_only_when_nothing_failed(cohort):
+    cohort.good(1, 2, 3)
+    cohort.rows()
+    assert (cohort.results / "failed.tsv").read_text() == "participant_id\timage\tage\terror_code\terror\n"
+
+
+def test_a_sheet_that_was_failed_tsv_does_not_bring_its_errors_back(cohort):
+    for scan in cohort.plan["scans"]:
+        scan["sheet"] |= {"error_code": "oom", "error": "old"}
+        scan["row"] |= {"error_code": "oom", "error": "old"}
+    cohort.good(1, 2)
+    assert [name for name in cohort.rows()[0] if name.startswith("sheet_")] == ["sheet_age", "sheet_site"]
+    assert read_tsv(cohort.results / "failed.tsv")["error"].tolist() == ["has not run"]
+
+
+def test_volumes_long_and_wide(cohort):
+    cohort.good(1)
+    cohort.run(2)
+    cohort.rows()
+    long = read_tsv(cohort.results / "volumes.tsv")
+    assert len(long) == 3 * 31 and set(long["engine"]) == {"tensorflow", "reference"}
+    row = long[(long["name"] == "left cerebral cortex") & (long["engine"] == "reference")].iloc[0]
+    assert (row["participant_id"], row["index"], row["soft_volume_mm3"]) == ("sub-01", "3", "20.0")
+    assert (row["n_voxels"], row["voxel_volume_mm3"]) == ("2", "16.0")
+    wide = read_tsv(cohort.results / "volumes_wide.tsv")
+    assert wide["engine"].tolist() == ["tensorflow", "reference", "tensorflow"] and wide["run"].tolist()[2] == "1"
+    assert wide["Left-Cerebral-Cortex_soft_volume_mm3"].tolist() == ["20.0"] * 3 and wide.shape[1] == 5 + 1 + 31
+
+
+def test_volumes_as_synthseg_writes_them(cohort):
+    cohort.good(1)
+    cohort.run(2)
+    cohort.rows()
+    raw = (cohort.results / "volumes_synthseg.csv").read_bytes()
+    assert raw.count(b"\r\n") == 3 == raw.count(b"\n")
+    header, first, second = csv.reader(raw.decode().splitlines())
+    upstream = (ROOT / "tests/golden/t1_default_volumes.csv").read_text().splitlines()
+    assert header == next(csv.reader(upstream))
+    assert first[:3] == ["sub-01_T1w", "10.0", "20.0"] and second[0] == "sub-02_ses-a_run-1_T1w"
+
+
+def test_total_intracranial_of_a_model_with_csf(tmp_path):
+    cohort = Cohort(tmp_path, "synthseg2")
+    cohort.good(1)
+    row = cohort.rows()[0]
+    total = 10 * 32 * 33 / 2  # 32 labels, label k has 10 k mm3
+    assert float(row["total_intracranial_mm3"]) == total
+    assert float(row["brain_mm3"]) == total - 160, "csf is channel 16"
+    header, first = csv.reader((cohort.results / "volumes_synthseg.csv").read_text().splitlines())
+    assert header[1] == "total intracranial" and float(first[1]) == total
+
+
+def test_volumes_without_soft_values_stay_out_of_sums(cohort):
+    cohort.good(1)
+    path = cohort.files(1)["volumes"]
+    path.write_text(re.sub(r"\t10\.000\t", "\tn/a\t", path.read_text()))
+    assert cohort.rows()[0]["brain_mm3"] == "n/a"
+    assert len((cohort.results / "volumes_synthseg.csv").read_text().splitlines()) == 1
+    assert read_tsv(cohort.results / "volumes.tsv")["soft_volume_mm3"][0] == "n/a"
+
+
+def test_each_derivative_describes_itself(cohort):
+    cohort.good(1)
+    cohort.rows()
+    native, reference = (
+        json.loads((cohort.results / name / "dataset_description.json").read_text())
+        for name in ("tensorflow", "reference")
+    )
+    assert native["DatasetType"] == "derivative" and native["GeneratedBy"][0]["Version"] == "0.1.0"
+    assert "not for research" in native["Name"] and "Container" not in native["GeneratedBy"][0]
+    assert reference["GeneratedBy"][0]["Container"] == {"Type": "docker", "Tag": "sha256:1f"}
+    table = read_tsv(cohort.results / "reference" / "dseg.tsv")
+    assert table["index"].tolist()[:3] == ["0", "2", "3"] and table["color"][1] == "#f5f5f5"
+
+
+def test_no_absolute_path_in_the_summary(cohort, tmp_path):
+    cohort.good(1)
+    cohort.fail(2, message=f"{tmp_path}/x.nii: no such file: see {tmp_path}/log (code 1/2)")
+    cohort.fail(3, "reference", message=f"'{tmp_path}/y' failed")
+    cohort.run(3)
+    rows = cohort.rows()
+    assert str(tmp_path) not in (cohort.results / "summary.tsv").read_text()
+    assert rows[1]["error"] == "x.nii: no such file: see log (code 1/2)"
+
+
+def test_a_damaged_record_counts_as_missing(cohort):
+    cohort.good(1)
+    cohort.files(1)["record"].write_text('{"status": "o')
+    assert cohort.rows()[0]["status"] == "missing"
+
+
+def test_table_for_people(cohort, capsys):
+    cohort.good(1)
+    cohort.fail(2, message="2.nii: not an image: replace it")
+    cohort.run(3)
+    cohort.fail(3, "reference", code="daemon", message="no daemon")
+    cohort.rows()
+    header = "scan engine n median_wall_s ratio_geomean ratio_ci95_low ratio_ci95_high n_pairs threads cpu"
+    header += " reference_kind reference_runtime reference_emulated"
+    values = "all tensorflow 5 10.04 1.3638 1.31 1.42 5 1 M4 own docker true"
+    reference = "all reference 5 13.7 n/a n/a n/a n/a 1 M4 own docker true"
+    table = "\n".join("\t".join(line.split()) for line in (header, values, reference)) + "\n"
+    write_text(cohort.results / "benchmark.tsv", table)
+    print_table(cohort.results)
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    assert " ".join(lines[1].split()) == "sub-01_T1w ok identical (to the own reference) 0 12.5 1000"
+    assert len({line.index("ok") for line in (lines[1], lines[3])}) == 1, "columns are aligned"
+    assert "  sub-02_ses-a_run-1_T1w: 2.nii: not an image: replace it" in lines
+    assert "  sub-03_T1w: reference: no daemon" in lines
+    quoted = "Benchmark: tensorflow 10.0 s (median of 5); the own reference (docker, emulated) takes 1.36 times as long"
+    assert f"{quoted} (5 pairs, 95 % interval 1.31 to 1.42), 1 thread, M4" in lines
+    assert out.count("Benchmark:") == 1 and "summary.tsv has everything" in out and "not for research" in out
+
+
+def run_script(*arguments):
+    command = [sys.executable, str(ROOT / "scripts" / "summarise.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT / "src")})
+
+
+def test_script(cohort, tmp_path):
+    cohort.good(1, 2, 3)
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps(cohort.plan))
+    done = run_script("--results", cohort.results, "--plan", plan, "--show")
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.count("identical (to the own reference)") == 3
+    done = run_script("--results", tmp_path / "elsewhere", "--show")
+    assert done.returncode == 1 and "summary.tsv: no such file: run the workflow first" in done.stderr
