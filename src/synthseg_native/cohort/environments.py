@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -219,14 +220,15 @@ def _problem(candidate: str, low: tuple[int, int], high: tuple[int, int]) -> str
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return "does not run"
-    words = done.stdout.split()
-    if len(words) < 3:
+    answer = re.match(r"(\d+) (\d+) (\S+)\s+(venv)?", done.stdout)
+    if not answer:
         return "does not run"
-    if not low <= (int(words[0]), int(words[1])) <= high:
-        return f"is Python {words[0]}.{words[1]}"
-    if words[2] != _machine():
-        return f"is built for {words[2]}, this machine is {_machine()}"
-    return None if words[3:] == ["venv"] else "has no venv"
+    version, machine = (int(answer[1]), int(answer[2])), answer[3]
+    if not low <= version <= high:
+        return f"is Python {version[0]}.{version[1]}"
+    if machine != _machine():
+        return f"is built for {machine}, this machine is {_machine()}"
+    return None if answer[4] else "has no venv"
 
 
 def _machine() -> str:

@@ -1,0 +1,334 @@
+"""Environments are made whole or not at all; interpreters are looked for where people have them."""
+
+import base64
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from synthseg_native.cohort import environments
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A project of its own, with a space in its path."""
+    root = tmp_path / "a project"
+    (root / "envs").mkdir(parents=True)
+    for name, path in {"ROOT": root, "LOCKS": root / "envs", "ENVS": root / ".envs"}.items():
+        monkeypatch.setattr(environments, name, path)
+    return root
+
+
+@pytest.fixture
+def path(tmp_path, monkeypatch):
+    """An empty PATH, and no Python but what a test puts there."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.setattr(sys, "executable", str(folder / "running"))
+    monkeypatch.delenv("SYNTHSEG_PYTHON311", raising=False)
+    return folder
+
+
+def program(path, text):
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def fake_python(path, version, venv=True, machine=None):
+    """A program that answers the question that find_python asks."""
+    answer = f"{version.replace('.', ' ')} {machine or platform.machine()}"
+    program(path, f"echo {answer}" + ("; echo venv" if venv else "; exit 1"))
+
+
+# The hash of a lock
+
+
+def test_lock_hash_is_of_what_is_installed(root):
+    lock = root / "envs" / "demo.txt"
+    lock.write_text("a==1 \\\n    --hash=sha256:00\n")
+    first = environments.lock_hash("demo")
+    lock.write_text("# a comment\n\na==1 \\\n  --hash=sha256:00\n")
+    assert environments.lock_hash("demo") == first
+    assert len(first) == 12
+    lock.write_text("a==2 \\\n    --hash=sha256:00\n")
+    assert environments.lock_hash("demo") != first
+
+
+def test_environment_depends_on_the_processor_too(root, monkeypatch):
+    (root / "envs" / "demo.txt").write_text("a==1\n")
+    here = environments.env_dir("demo"), environments.lock_hash("demo")
+    monkeypatch.setattr(environments.platform, "machine", lambda: "riscv64")
+    assert environments.env_dir("demo") != here[0]
+    assert environments.lock_hash("demo") == here[1]
+
+
+def test_unknown_environment_is_named_with_the_known_ones(root):
+    (root / "envs" / "demo.txt").write_text("")
+    with pytest.raises(environments.SetupError, match="dmeo: no such environment: use one of demo"):
+        environments.ensure("dmeo")
+
+
+# Which Python
+
+
+def test_tensorflow_takes_python311_from_path(root, path):
+    fake_python(path / "python3", "3.12")
+    fake_python(path / "python3.11", "3.11")
+    assert environments.find_python("tensorflow") == "python3.11"
+
+
+def test_a_shim_that_exists_but_fails_is_passed_over(root, path):
+    program(path / "python3.11", "echo 'pyenv: python3.11: command not found' >&2; exit 127")
+    fake_python(path / "python3", "3.11")
+    assert environments.find_python("tensorflow") == "python3"
+
+
+def test_a_program_that_prints_nonsense_is_passed_over(root, path):
+    program(path / "python3.11", "echo 'xcode-select: note: no developer tools were found'")
+    fake_python(path / "python", "3.11")
+    assert environments.find_python("tensorflow") == "python"
+
+
+def test_the_running_interpreter_serves_the_other_environments(root, path):
+    fake_python(path / "running", "3.12")
+    fake_python(path / "python3.11", "3.11")
+    assert environments.find_python("workflow") == str(path / "running")
+    assert environments.find_python("tensorflow") == "python3.11"
+
+
+def test_a_python_too_new_for_the_lock_is_passed_over(root, path):
+    fake_python(path / "running", "3.15")
+    fake_python(path / "python3.12", "3.12")
+    assert environments.find_python("workflow") == "python3.12"
+
+
+def test_a_python_for_another_processor_is_passed_over(root, path):
+    fake_python(path / "python3.11", "3.11", machine="m68k")
+    with pytest.raises(environments.SetupError, match=r"needs Python 3\.11, and none was found"):
+        environments.find_python("tensorflow")
+
+
+def test_the_variable_comes_first_and_must_work(root, path, monkeypatch):
+    fake_python(path / "python3.11", "3.11")
+    fake_python(path / "mine", "3.11")
+    monkeypatch.setenv("SYNTHSEG_PYTHON311", str(path / "mine"))
+    assert environments.find_python("tensorflow") == str(path / "mine")
+    fake_python(path / "mine", "3.12")
+    with pytest.raises(environments.SetupError, match=r"SYNTHSEG_PYTHON311=.*: is Python 3\.12: name a"):
+        environments.find_python("tensorflow")
+
+
+def test_uv_is_asked_last(root, path):
+    fake_python(path / "kept-by-uv", "3.11")
+    program(path / "uv", f'[ "$1 $2 $4" = "python find 3.11" ] && echo "{path / "kept-by-uv"}"')
+    assert environments.find_python("tensorflow") == str(path / "kept-by-uv")
+    fake_python(path / "python3", "3.11")
+    assert environments.find_python("tensorflow") == "python3"
+
+
+@pytest.mark.parametrize(
+    ("tool", "command"),
+    [
+        ("apt-get", "sudo apt-get install python3.11-venv"),
+        ("brew", "brew install python@3.11"),
+        (None, "make python311"),
+    ],
+)
+def test_nothing_found_says_what_to_install(root, path, tool, command):
+    if tool:
+        program(path / tool, "exit 1")
+    with pytest.raises(environments.SetupError) as caught:
+        environments.find_python("tensorflow")
+    assert command in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_python_without_venv_says_what_to_install(root, path):
+    fake_python(path / "python3.11", "3.11", venv=False)
+    program(path / "apt-get", "exit 1")
+    with pytest.raises(environments.SetupError, match=r"without venv: sudo apt-get install python3\.11-venv$"):
+        environments.find_python("tensorflow")
+
+
+def test_the_real_interpreter_passes_the_check():
+    version = sys.version_info[:2]
+    assert environments._problem(sys.executable, version, version) is None
+    assert environments._problem(sys.executable, (3, 6), (3, 7)) == "is Python {}.{}".format(*version)
+
+
+# Making them
+
+
+def make_wheel(folder):
+    """A package `tiny` with a command of the same name; returns the wheel's SHA-256."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {
+        "tiny.py": "def main():\n    print('tiny runs')\n",
+        "tiny-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n",
+        "tiny-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "tiny-1.0.dist-info/entry_points.txt": "[console_scripts]\ntiny = tiny:main\n",
+    }
+    record = ""
+    for name, text in files.items():
+        digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).decode().rstrip("=")
+        record += f"{name},sha256={digest},{len(text)}\n"
+    wheel = folder / "tiny-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+        archive.writestr("tiny-1.0.dist-info/RECORD", record + "tiny-1.0.dist-info/RECORD,,\n")
+    return hashlib.sha256(wheel.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def tiny(root, monkeypatch):
+    """A lock of one local package, and a pip that sees nothing else."""
+    digest = make_wheel(root / "wheels")
+    lock = root / "envs" / "tiny.txt"
+    lock.write_text(f"tiny==1.0 --hash=sha256:{digest}\n")
+    for variable in [v for v in os.environ if v.startswith("PIP_")]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", (root / "wheels").as_uri())
+    return lock
+
+
+def folders(root):
+    return sorted(p.name for p in (root / ".envs").iterdir() if p.is_dir())
+
+
+@pytest.mark.slow
+def test_ensure_makes_it_once_and_its_scripts_run(root, tiny):
+    killed = root / ".envs" / "tiny-0123456789ab.tmp-1" / "bin"
+    killed.mkdir(parents=True)
+    broken = environments.env_dir("tiny") / "bin"  # Python was upgraded under it
+    broken.mkdir(parents=True)
+    (broken / "python").symlink_to(root / "no-such-python")
+    lines = []
+    python = environments.ensure("tiny", lines.append)
+    assert python == environments.python("tiny")
+    assert folders(root) == [environments.env_dir("tiny").name]  # the leftover of a killed build has gone
+    assert [line.split(" (")[0].split(" in ")[0] for line in lines] == [
+        "making the tiny environment",
+        "made the tiny environment",
+    ]
+    # Its scripts know where they lie now, not where they were made.
+    assert subprocess.check_output([python.parent / "tiny"], text=True) == "tiny runs\n"
+    assert environments.ensure("tiny", lines.append) == python
+    assert len(lines) == 2
+
+
+@pytest.mark.slow
+def test_two_processes_make_it_once(root, tiny):
+    code = f"""
+from pathlib import Path
+from synthseg_native.cohort import environments as e
+e.ROOT = Path({str(root)!r}); e.LOCKS = e.ROOT / "envs"; e.ENVS = e.ROOT / ".envs"
+print(e.ensure("tiny"))
+"""
+    env = os.environ | {"PYTHONPATH": str(Path(environments.__file__).parents[2])}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen([sys.executable, "-c", code], env=env, **pipes) for _ in range(2)]
+    outputs = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert outputs[0][0] == outputs[1][0]
+    said = outputs[0][1] + outputs[1][1]
+    assert said.count("made the tiny environment") == 1
+    assert said.count("waiting for another process") == 1
+
+
+@pytest.mark.slow
+def test_a_wrong_hash_is_refused_and_nothing_is_left(root, tiny):
+    tiny.write_text(f"tiny==1.0 --hash=sha256:{'0' * 64}\n")
+    with pytest.raises(environments.SetupError) as caught:
+        environments.ensure("tiny", lambda line: None)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith(f"(all of it: {Path('.envs') / 'tiny.log'})")
+    assert "HASHES" in (root / ".envs" / "tiny.log").read_text()
+    assert folders(root) == []
+
+
+@pytest.mark.slow
+def test_no_network_is_one_clear_line(root, tiny, monkeypatch):
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.delenv("PIP_FIND_LINKS")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # nobody listens there
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    with pytest.raises(environments.SetupError, match="the package index cannot be reached: check the network"):
+        environments.ensure("tiny", lambda line: None)
+    assert folders(root) == []
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_line(root):
+    (root / "envs" / "demo.txt").write_text("")
+    (root / ".envs").write_text("a file is in the way")
+    with pytest.raises(environments.SetupError, match=r"the demo environment could not be made: .*File exists"):
+        environments.ensure("demo", lambda line: None)
+
+
+def test_foreign_packages_stay_out(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    monkeypatch.setenv("PYTHONHOME", "/elsewhere")
+    env = environments.clean_environment()
+    assert "PYTHONPATH" not in env and "PYTHONHOME" not in env
+    assert env["PYTHONNOUSERSITE"] == "1"
+
+
+# Snapshots of the code
+
+
+@pytest.fixture
+def code(root):
+    cohort = root / "src" / "synthseg_native" / "cohort"
+    cohort.mkdir(parents=True)
+    shutil.copy(environments.__file__, cohort)
+    (root / "scripts").mkdir()
+    (root / "scripts" / "step.py").write_text("print(1)\n")
+    return root
+
+
+def test_snapshot_holds_the_code_of_its_moment(code):
+    first = environments.snapshot()
+    assert first.parent == code / ".envs"
+    (code / "scripts" / "step.py").write_text("print(2)\n")
+    second = environments.snapshot()
+    assert [(s / "scripts" / "step.py").read_text() for s in (first, second)] == ["print(1)\n", "print(2)\n"]
+    (code / "scripts" / "step.py").write_text("print(1)\n")
+    assert environments.snapshot() == first
+    assert len(folders(code)) == 2
+
+
+def test_snapshot_does_not_see_caches(code):
+    first = environments.snapshot()
+    cache = code / "scripts" / "__pycache__"
+    cache.mkdir()
+    (cache / "step.cpython-311.pyc").write_bytes(b"x")
+    assert environments.snapshot() == first
+    assert not (first / "scripts" / "__pycache__").exists()
+
+
+def test_code_in_a_snapshot_knows_the_project(code):
+    taken = environments.snapshot()
+    ask = "from synthseg_native.cohort import environments as e; print(e.ROOT)"
+    env = os.environ | {"PYTHONPATH": str(taken / "src")}
+    assert subprocess.check_output([sys.executable, "-c", ask], env=env, text=True).strip() == str(code)
+
+
+def test_snapshots_long_unused_go(code):
+    first = environments.snapshot()
+    (code / "scripts" / "step.py").write_text("print(2)\n")
+    long_ago = time.time() - environments.SNAPSHOTS_KEPT_S - 60
+    os.utime(first, (long_ago, long_ago))
+    second = environments.snapshot()
+    assert folders(code) == [second.name]

@@ -1,0 +1,178 @@
+"""The launchers, run as a person runs them: a project of its own, a real Snakemake, real signals."""
+
+import ast
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from synthseg_native.cohort import environments
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SNAKEFILE = """
+configfile: "config.yaml"
+
+rule all:
+    input: "results/out.txt"
+
+rule wait:
+    output: "results/out.txt"
+    shell:
+        '''touch started
+        ls -l /dev/fd/ > descriptors
+        while [ -e hold ]; do sleep 0.1; done
+        echo {config[word]} > {output:q}'''
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """The launchers around a small workflow; its environments are the interpreter of the tests."""
+    project = tmp_path / "a project"
+    for name in ("src/synthseg_native/cohort/environments.py", "scripts/environment.py", "scripts/launch.sh"):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPOSITORY / name, project / name)
+    for package in ("src/synthseg_native", "src/synthseg_native/cohort"):
+        (project / package / "__init__.py").touch()
+    (project / "src/synthseg_native/__main__.py").write_text("import os, sys; print(os.getcwd(), sys.argv[1:])")
+    for launcher in ("snakemake", "synthseg-native"):
+        shutil.copy(REPOSITORY / launcher, project)
+    for folder in ("ROOT", project), ("LOCKS", project / "envs"), ("ENVS", project / ".envs"):
+        monkeypatch.setattr(environments, *folder)
+    (project / "envs").mkdir()
+    for name in ("workflow", "tensorflow"):
+        (project / "envs" / f"{name}.txt").write_text(name)
+        python = environments.python(name)
+        python.parent.mkdir(parents=True)
+        python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+        python.chmod(0o755)
+    (project / "Snakefile").write_text(SNAKEFILE)
+    (project / "config.yaml").write_text("word: default\n")
+    return project
+
+
+def start(project, *arguments, cwd=None, **options):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([project / "snakemake", *arguments], cwd=cwd or project, **pipes, **options)
+
+
+def finish(process):
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def wait_for(path, process):
+    for _ in range(600):
+        if path.exists():
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    raise AssertionError(f"{path.name} did not appear")
+
+
+@pytest.mark.slow
+def test_one_run_at_a_time_and_a_killed_one_is_no_obstacle(project):
+    (project / "hold").touch()
+    first = start(project, "--cores", "1")
+    wait_for(project / "descriptors", first)
+    # A second run: one line. Looking is allowed.
+    code, _, err = finish(start(project, "--cores", "1"))
+    assert code == 1
+    assert err == f"synthseg-native: another run (process {first.pid}) works in {project}: wait for it or stop it\n"
+    code, out, err = finish(start(project, "--cores", "1", "-np"))
+    assert code == 0 and "rule wait" in out + err
+    # The job did not inherit the lock: when the workflow is killed, the job that outlives it does not hold it.
+    assert "launcher.lock" not in (project / "descriptors").read_text()
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert list((project / ".snakemake" / "locks").iterdir())
+    again = start(project, "--cores", "1", "--rerun-incomplete")
+    (project / "hold").unlink()
+    code, _, err = finish(again)
+    assert code == 0, err
+    assert "removed the lock that a killed run had left" in err
+    assert (project / "results" / "out.txt").read_text() == "default\n"
+
+
+@pytest.mark.slow
+def test_called_by_path_from_elsewhere(project, tmp_path):
+    elsewhere = tmp_path / "else where"
+    elsewhere.mkdir()
+    (elsewhere / "mine.yaml").write_text("word: mine\n")
+    code, _, err = finish(start(project, "--cores", "1", "--configfile", "mine.yaml", cwd=elsewhere))
+    assert code == 0, err
+    assert (project / "results" / "out.txt").read_text() == "mine\n"
+    assert [p.name for p in elsewhere.iterdir()] == ["mine.yaml"]
+
+
+@pytest.mark.slow
+def test_a_directory_of_ones_own(project, tmp_path):
+    study = tmp_path / "study"
+    study.mkdir()
+    shutil.copy(project / "config.yaml", study)
+    code, _, err = finish(start(project, "--cores", "1", "--directory", study, cwd=tmp_path))
+    assert code == 0, err
+    assert (study / "results" / "out.txt").exists()
+    assert (study / ".snakemake" / "launcher.lock").exists()
+    assert not (project / "results").exists()
+
+
+def test_engine_runs_in_the_folder_of_the_caller(project, tmp_path):
+    command = [project / "synthseg-native", "--i", "my scan.nii.gz"]
+    out = subprocess.check_output(command, cwd=tmp_path, text=True, env=os.environ | {"PYTHONPATH": "/elsewhere"})
+    assert out == f"{tmp_path} ['--i', 'my scan.nii.gz']\n"
+
+
+@pytest.mark.parametrize("answer", ["exit 1", "echo 'pyenv: python3: command not found' >&2; exit 127"])
+def test_no_python_is_one_line(project, tmp_path, answer):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for tool in ("sh", "dirname"):
+        (tools / tool).symlink_to(shutil.which(tool))
+    for name in ("python3", "python3.12"):
+        (tools / name).write_text(f"#!/bin/sh\n{answer}\n")
+        (tools / name).chmod(0o755)
+    code, out, err = finish(start(project, "--version", env={"PATH": str(tools)}))
+    assert code == 1 and out == ""
+    assert err.startswith("synthseg-native: no Python 3.11 or newer: install one (Debian, Ubuntu: sudo apt-get install")
+    assert err.count("\n") == 1
+
+
+def test_old_interpreters_can_read_the_script_that_refuses_them():
+    text = (REPOSITORY / "scripts" / "environment.py").read_text()
+    ast.parse(text, feature_version=(3, 6))
+    before = text[: text.index("if sys.version_info")]
+    assert [line for line in before.splitlines() if line.startswith(("import", "from"))] == ["import sys"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["-n"], True),
+        (["-np", "results/summary.tsv"], True),
+        (["--cores", "1", "--dry-run"], True),
+        (["--report=r.html"], True),
+        (["--rulegraph"], True),
+        (["--cores", "1"], False),
+        (["--cores", "1", "--nolock"], False),
+        (["-pF", "--cores", "1", "--unlock"], False),
+        (["--configfile", "n"], False),
+    ],
+)
+def test_read_only_calls_are_known(monkeypatch, arguments, expected):
+    monkeypatch.syspath_prepend(REPOSITORY / "scripts")
+    import environment
+
+    assert environment.is_read_only(arguments) is expected
+
+
+def test_unknown_command_shows_the_usage(project):
+    command = ["sh", project / "scripts" / "launch.sh", "ensur", "dev"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "environment.py ensure NAME..." in done.stderr
