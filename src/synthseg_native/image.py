@@ -73,13 +73,15 @@ def read(path) -> Scan:
 
     damaged = (EOFError, zlib.error, gzip.BadGzipFile)
     try:
-        with nib.imageglobals.LoggingOutputSuppressor():  # its repairs are reported here, as errors or flags
-            image = nib.load(path)
-            raw = _raw_voxel_sizes(path, image)
+        _check_gzip(path)
     except damaged as error:
         bad("the file is cut off or damaged", "copy or convert it again", error)
     except PermissionError as error:
         bad("may not be read", "change its permissions", error)
+    try:
+        with nib.imageglobals.LoggingOutputSuppressor():  # its repairs are reported here, as errors or flags
+            image = nib.load(path)
+            raw = _raw_voxel_sizes(path, image)
     except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, ValueError, OSError) as error:
         bad("not an image that can be read", "convert it to NIfTI, for example with dcm2niix", error)
 
@@ -130,6 +132,14 @@ def read(path) -> Scan:
     if data.min() == data.max():
         description["header_flags"].append("constant_image")
     return Scan(data, affine, image.header, voxel_mm, description)
+
+
+def _check_gzip(path):
+    """Decompress to the end: only there stands the checksum, and readers of a header or of voxels stop before."""
+    if path.name.lower().endswith("gz"):
+        with gzip.open(path) as file:
+            while file.read(1 << 22):
+                pass
 
 
 def _raw_voxel_sizes(path, image) -> np.ndarray:
@@ -205,8 +215,12 @@ def prepare(scan, *, resolution, pad_multiple, min_size, ct=False) -> Prepared:
 
 
 def needs_resampling(voxel_mm, resolution) -> bool:
-    """True where an axis is further from the resolution than the tolerance: 0.95 and 1.05 mm still pass for 1 mm."""
-    return bool(np.any(np.abs(voxel_mm - resolution) > TOLERANCE_MM))
+    """True where an axis is outside resolution -/+ TOLERANCE_MM, the limits included in what is left alone.
+
+    Headers hold float32, and they are compared as what they hold: 0.95 in a header is a little less than 0.95.
+    """
+    voxel_mm = np.asarray(voxel_mm, dtype=np.float64)
+    return bool(np.any((voxel_mm < resolution - TOLERANCE_MM) | (voxel_mm > resolution + TOLERANCE_MM)))
 
 
 def sample_positions(n, factor) -> np.ndarray:

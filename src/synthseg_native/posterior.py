@@ -36,7 +36,7 @@ def flip_average(engine, volume, flip) -> np.ndarray:
         total[start : start + len(slab)] = slab
     for start, slab in engine.posteriors(np.ascontiguousarray(volume[::-1])):
         stop = start + len(slab)
-        total[planes - stop : planes - start] += slab[::-1][..., flip]
+        total[planes - stop : planes - start] += np.take(slab[::-1], flip, axis=-1)
     total *= np.float32(0.5)
     return total
 
@@ -56,39 +56,49 @@ def keep_components(posteriors, topology, threshold):
 
     topology : (N,) class per channel; 0 is left alone. Classes have no channel in common.
     """
+    from scipy.ndimage import find_objects
+
     brain = largest_component(posteriors[..., 1:].sum(axis=-1) > threshold)
     for plane, inside in zip(posteriors, brain, strict=True):
-        plane[~inside, 1:] = 0
+        plane[..., 1:] *= inside[..., None]
+    extent = find_objects(brain.astype(np.uint8))
+    if not extent:
+        return
+    posteriors = posteriors[extent[0]]  # outside there is nothing left to find
     for group in np.unique(topology[topology > 0]):
         channels = np.nonzero(topology == group)[0]
         mask = posteriors[..., channels[0]] > threshold
         for channel in channels[1:]:
             mask |= posteriors[..., channel] > threshold
-        outside = ~largest_component(mask)
+        inside = largest_component(mask)
         for channel in channels:
-            posteriors[..., channel][outside] = 0
+            posteriors[..., channel] *= inside
 
 
 def label(posteriors, values) -> Segmentation:
-    """Normalise, in place, and take the likeliest label of each voxel; the first one on a tie.
+    """Normalise and take the likeliest label of each voxel; the first one on a tie.
 
     values : (N,) label per channel. A voxel without any posterior is background.
     """
     shape, n = posteriors.shape[:3], posteriors.shape[3]
-    channel = np.empty(shape, dtype=np.int32)
+    channel = np.zeros(shape, dtype=np.int32)
     margin = np.empty(shape, dtype=np.float32)
     soft = np.zeros(n)
     confidence = 0.0
     for start in range(0, shape[0], _PLANES):
         planes = slice(start, start + _PLANES)
-        slab = posteriors[planes]
-        total = slab.sum(axis=-1, keepdims=True)
-        slab /= np.where(total == 0, np.float32(1), total)
-        channel[planes] = slab.argmax(axis=-1)
-        best = np.partition(slab, (n - 2, n - 1), axis=-1)[..., n - 2 :]
-        margin[planes] = np.minimum(best[..., 1] - best[..., 0], np.float32(MAX_MARGIN))
-        soft += slab.sum(axis=(0, 1, 2), dtype=np.float64)
-        confidence += best[..., 1][channel[planes] > 0].sum(dtype=np.float64)
+        total = posteriors[planes].sum(axis=-1)
+        total[total == 0] = 1
+        best = np.zeros(total.shape, dtype=np.float32)
+        second = np.zeros_like(best)
+        for c in range(n):
+            share = posteriors[planes, ..., c] / total
+            soft[c] += share.sum(dtype=np.float64)
+            channel[planes][share > best] = c
+            np.maximum(second, np.minimum(best, share), out=second)
+            np.maximum(best, share, out=best)
+        margin[planes] = np.minimum(best - second, np.float32(MAX_MARGIN))
+        confidence += best[channel[planes] > 0].sum(dtype=np.float64)
     counts = np.bincount(channel.ravel(), minlength=n)
     foreground = counts[1:].sum()
     return Segmentation(values[channel], margin, soft, counts, confidence / foreground if foreground else np.nan)

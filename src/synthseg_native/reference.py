@@ -40,7 +40,7 @@ def read_image(path):
     data = np.squeeze(image.get_fdata())
     if data.ndim != 3:
         raise ValueError(f"{path}: {data.ndim} dimensions: give a single 3-D image")
-    return data, image.affine, image.header, np.array(image.header.get_zooms()[:3])
+    return data, image.affine, image.header, np.array(image.header.get_zooms()[:3], dtype=np.float64)
 
 
 def resample(data, affine, resolution):
@@ -260,7 +260,7 @@ def segment(arguments):
     topology = np.array([int(row["topology_class"]) for row in labels])
 
     data, affine, header, voxel_size = read_image(arguments.i)
-    if np.any(np.abs(voxel_size - resolution) > 0.05):
+    if np.any(voxel_size < resolution - 0.05) or np.any(voxel_size > resolution + 0.05):
         data, affine = resample(data, affine, resolution)
         voxel_size = np.full(3, resolution)
         if arguments.resample:

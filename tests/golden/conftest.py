@@ -1,0 +1,54 @@
+"""Runs of the engine and of the reference on the golden images, each made once per session."""
+
+import json
+import subprocess
+
+import nibabel as nib
+import numpy as np
+import pytest
+from golden_runs import GOLDEN, Runs, read_labels, read_volumes, this_cpu
+
+
+@pytest.fixture(scope="session")
+def runs(root, tensorflow_python, tmp_path_factory):
+    return Runs(root, tensorflow_python, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="session")
+def exact(tensorflow_python):
+    """Whether this machine is of the class on which the golden results were computed."""
+    recorded = json.loads((GOLDEN / "recorded.json").read_text())
+    ask = "from importlib.metadata import version; print(version('tensorflow'))"
+    version = subprocess.run([tensorflow_python, "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
+    return this_cpu() == recorded["cpu"] and version == recorded["tensorflow"]
+
+
+@pytest.fixture(scope="session")
+def check(exact):
+    """A function that compares a run with a golden case, as README.md says; margin is a path or None."""
+
+    def compare(folder, golden, margin=None, golden_folder=GOLDEN):
+        labels, affine = read_labels(folder / "dseg.nii.gz")
+        expected, expected_affine = read_labels(golden_folder / f"{golden}dseg.nii.gz")
+        assert labels.dtype == expected.dtype == np.int32
+        assert labels.shape == expected.shape
+        np.testing.assert_array_equal(affine, expected_affine)
+        different = labels != expected
+        n, foreground = np.count_nonzero(different), np.count_nonzero((labels > 0) | (expected > 0))
+        print(f"{golden}: {n} of {foreground} foreground voxels differ")
+        if exact:
+            assert n == 0
+        assert n <= 1e-5 * foreground
+        assert set(np.unique(expected)) <= set(np.unique(labels))
+        if margin is not None and n:
+            assert nib.load(margin).get_fdata()[different].max() < 1e-3
+
+        names, subject, volumes = read_volumes(folder / "volumes.csv")
+        expected_names, _, expected_volumes = read_volumes(golden_folder / f"{golden}volumes.csv")
+        assert names == expected_names
+        assert subject
+        np.testing.assert_array_less(
+            np.abs(volumes - expected_volumes), np.maximum(1.0, 5e-4 * expected_volumes) + 1e-9
+        )
+
+    return compare

@@ -1,0 +1,83 @@
+"""How the golden tests run the engine and the reference, and read what they write."""
+
+import csv
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+GOLDEN = Path(__file__).parent
+THREADS = json.loads((GOLDEN / "recorded.json").read_text())["threads"]
+
+
+def read_labels(path):
+    image = nib.load(path)
+    return np.asarray(image.dataobj), image.affine
+
+
+def read_volumes(path):
+    """Names and values of upstream's CSV of one image."""
+    with Path(path).open(newline="") as file:
+        header, row = csv.reader(file)
+    return header, row[0], np.array(row[1:], dtype=float)
+
+
+def this_cpu():
+    """The class of this CPU, as far as it can be read: equal classes should round alike."""
+    cpu = {"system": platform.system(), "arch": platform.machine(), "vendor": None, "family": None, "avx512": None}
+    if Path("/proc/cpuinfo").exists():
+        pairs = (line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
+        info = {key.strip(): value.strip() for key, value in pairs}
+        family = info.get("cpu family", "")
+        cpu["vendor"], cpu["family"] = info.get("vendor_id"), int(family) if family.isdigit() else None
+        cpu["avx512"] = "avx512f" in info.get("flags", "")
+    return cpu
+
+
+class Runs:
+    """Engine and reference as commands, run by the interpreter that has TensorFlow."""
+
+    def __init__(self, root, python, folder):
+        self.root, self.python, self.folder = root, python, folder
+        self.done = {}
+
+    def command(self, start, image, out, model=None, flags=()):
+        """Run once for each (start, image, out); returns the folder with dseg.nii.gz, volumes.csv and more."""
+        key = (*start, image, out)
+        if key in self.done:
+            return self.done[key]
+        folder = self.folder / out
+        folder.mkdir()
+        image_path = GOLDEN / f"{image}_image.nii.gz"
+        command = [
+            self.python,
+            *start,
+            "--i",
+            image_path,
+            "--o",
+            folder / "dseg.nii.gz",
+            "--vol",
+            folder / "volumes.csv",
+        ]
+        command += ["--model", model or self.root / "models" / "compact2mm", "--threads", str(THREADS), *flags]
+        environment = {**os.environ, "PYTHONPATH": str(self.root / "src")}
+        done = subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        self.done[key] = folder
+        return folder
+
+    def engine(self, image, model=None, name="default", start=("-m", "synthseg_native")):
+        out = f"engine_{image}_{name}"
+        more = {"margin": "margin.nii.gz", "volumes-tsv": "volumes.tsv", "record": "run.json"}
+        flags = [part for flag, file in more.items() for part in (f"--{flag}", self.folder / out / file)]
+        return self.command(start, image, out, model, flags)
+
+    def reference(self, image, mode="default", flags=(), model=None):
+        script = self.root / "src" / "synthseg_native" / "reference.py"
+        out = f"reference_{image}_{mode}"
+        resampled = ["--resample", self.folder / out / "resampled.nii.gz"]
+        return self.command((script,), image, out, model, [*flags, *resampled])
