@@ -11,7 +11,8 @@ import pytest
 
 from synthseg_native.cohort.paths import failure_record, paths, write_json, write_text
 from synthseg_native.cohort.samples import read_samples
-from synthseg_native.cohort.summary import COLUMNS, print_table, read_tsv, summarise
+from synthseg_native.cohort.summary import COLUMNS, print_table, summarise
+from synthseg_native.cohort.tables import read_tsv
 from synthseg_native.model import read_labels
 
 ROOT = Path(__file__).parents[2]

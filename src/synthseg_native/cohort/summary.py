@@ -7,14 +7,12 @@ import os
 import re
 from pathlib import Path
 
-import pandas as pd
-
 from synthseg_native import __version__
 from synthseg_native.cohort.paths import failure_record, paths, write_json, write_text
+from synthseg_native.cohort.tables import MISSING, read_tsv, write_tsv
 from synthseg_native.compare import verdict_text
 from synthseg_native.model import CSF, read_labels
 
-MISSING = "n/a"
 REFERENCE = "reference"
 BIDS_VERSION = "1.10.0"
 BIDS_IGNORE = "*_run.json\n*_compare.json\n*_volumes.tsv\n*_margin.nii.gz\n*_qc.png\n"
@@ -97,14 +95,14 @@ def summarise(plan: dict, results) -> None:
     }
     rows = [_row(plan, results, scan, engine, runs, labels) for scan in plan["scans"] for engine in plan["engines"]]
     columns = [*COLUMNS, *(f"sheet_{name}" for name in _sheet_columns(plan))]
-    _write_tsv(results / "failed.tsv", *_failed(plan, results, rows))
-    _write_tsv(results / "volumes.tsv", *_volumes_long(plan, runs))
-    _write_tsv(results / "volumes_wide.tsv", *_volumes_wide(plan, runs, labels))
+    write_tsv(results / "failed.tsv", *_failed(plan, results, rows))
+    write_tsv(results / "volumes.tsv", *_volumes_long(plan, runs))
+    write_tsv(results / "volumes_wide.tsv", *_volumes_wide(plan, runs, labels))
     _write_volumes_synthseg(results / "volumes_synthseg.csv", plan, runs, labels)
     for engine in [*plan["engines"], *([REFERENCE] if plan["reference"] else [])]:
         _describe_derivative(results / engine, engine, plan, runs, labels)
     write_json(results / "summary.json", _describe_columns(columns))
-    _write_tsv(results / "summary.tsv", columns, rows)
+    write_tsv(results / "summary.tsv", columns, rows)
 
 
 class _Run:
@@ -325,7 +323,7 @@ def _describe_derivative(folder, engine, plan, runs, labels):
     )
     table = zip(labels.index.tolist(), labels.names, labels.freesurfer_names, labels.colors, strict=True)
     columns = ["index", "name", "freesurfer_name", "color"]
-    _write_tsv(folder / "dseg.tsv", columns, [dict(zip(columns, row, strict=True)) for row in table])
+    write_tsv(folder / "dseg.tsv", columns, [dict(zip(columns, row, strict=True)) for row in table])
     write_text(folder / ".bidsignore", BIDS_IGNORE)
 
 
@@ -357,27 +355,6 @@ def read_json(path):
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-
-
-def read_tsv(path) -> pd.DataFrame:
-    """A table with every cell as its text."""
-    return pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
-
-
-def _write_tsv(path, columns, rows):
-    table = pd.DataFrame([[as_text(row.get(name)) for name in columns] for row in rows], columns=columns, dtype=str)
-    write_text(path, table.to_csv(sep="\t", index=False, lineterminator="\n"))
-
-
-def as_text(value) -> str:
-    """One cell: n/a for what is missing, true/false, numbers short, text on one line."""
-    if value is None or value == "":
-        return MISSING
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return repr(round(value, 6))
-    return " ".join(str(value).split())
 
 
 def _times(values):

@@ -1,0 +1,66 @@
+"""Run native and reference in turn on some images; write every run and the statistics."""
+
+import argparse
+import contextlib
+import json
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+from synthseg_native.cohort import runs
+from synthseg_native.cohort.benchmark import COLUMNS, RUN_COLUMNS, run_benchmark, statistics_of
+from synthseg_native.cohort.tables import write_tsv
+from synthseg_native.errors import SynthSegError
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--settings", required=True, type=json.loads, help="JSON: repeats, warmups, threads, ...")
+    parser.add_argument("--scan", required=True, nargs="+", action="extend", metavar="NAME=IMAGE")
+    parser.add_argument("--python", required=True, help="interpreter of the TensorFlow environment")
+    parser.add_argument("--model", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--weights", required=True, type=Path, metavar="H5")
+    parser.add_argument("--verification", required=True, type=Path, metavar="DIR", help="verified environments")
+    parser.add_argument("--memory-mb", type=int, help="limit of a reference container")
+    parser.add_argument("--timeout-min", type=float, metavar="MINUTES", help="limit of one run")
+    parser.add_argument("--work", required=True, type=Path, metavar="DIR", help="for the runs' work folders")
+    parser.add_argument("--runs", required=True, type=Path, metavar="TSV", help="every run")
+    parser.add_argument("--out", required=True, type=Path, metavar="TSV", help="the statistics")
+    args = parser.parse_args(argv)
+    timeout = None if args.timeout_min is None else 60 * args.timeout_min
+    given = args.python, args.model, args.weights
+
+    def native(scan, image, settings, work):
+        return runs.run_native(scan, image, settings, *given, args.verification, work, timeout)
+
+    def reference(scan, image, settings, work):
+        return runs.run_reference(scan, image, settings, *given, work, timeout, args.memory_mb)
+
+    def stop(number, frame):
+        raise SystemExit(128 + number)  # as an exception it ends the run and removes its work folder
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    for left in args.work.glob("run-*"):  # by a killed benchmark
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        scans = dict(pair.split("=", 1) for pair in args.scan)
+        rows = run_benchmark(scans, args.settings, native, reference, args.work, say=progress)
+        write_tsv(args.runs, RUN_COLUMNS, rows)
+        write_tsv(args.out, COLUMNS, statistics_of(rows))
+    except SynthSegError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    finally:
+        with contextlib.suppress(OSError):
+            args.work.rmdir()
+    return 0
+
+
+def progress(line):
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

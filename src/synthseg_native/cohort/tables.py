@@ -1,0 +1,29 @@
+"""Tab-separated tables as BIDS wants them: n/a for what is missing, no quoting needed to read them."""
+
+import pandas as pd
+
+from synthseg_native.cohort.paths import write_text
+
+MISSING = "n/a"
+
+
+def as_text(value) -> str:
+    """One cell: n/a for what is missing, true/false, at most 6 decimals, text on one line."""
+    if value is None or value == "":
+        return MISSING
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return repr(round(value, 6))
+    return " ".join(str(value).split())
+
+
+def write_tsv(path, columns, rows) -> None:
+    """Write dicts as the rows of a table, whole or not at all; a key that a row lacks is n/a."""
+    table = pd.DataFrame([[as_text(row.get(name)) for name in columns] for row in rows], columns=columns, dtype=str)
+    write_text(path, table.to_csv(sep="\t", index=False, lineterminator="\n"))
+
+
+def read_tsv(path) -> pd.DataFrame:
+    """A table with every cell as its text."""
+    return pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)

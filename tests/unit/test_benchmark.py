@@ -1,0 +1,245 @@
+"""The benchmark's order, its bookkeeping and its statistics, with runs that only pretend to take time."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from synthseg_native.cohort.benchmark import COLUMNS, RUN_COLUMNS, run_benchmark, statistics_of
+from synthseg_native.cohort.summary import benchmark_line
+from synthseg_native.cohort.tables import as_text, read_tsv, write_tsv
+from synthseg_native.errors import SynthSegError
+
+ROOT = Path(__file__).parents[2]
+SCANS = {"sub-01/anat/sub-01_T1w": "1.nii", "sub-02/anat/sub-02_T1w": "2.nii"}
+FIRST = next(iter(SCANS))
+
+
+def settings(scans=SCANS, repeats=2, warmups=1, reference="own", engines=("tensorflow",)):
+    return {
+        "repeats": repeats,
+        "warmups": warmups,
+        "threads": 2,
+        "native": {scan: [{"engine": engine} for engine in engines] for scan in scans},
+        "reference": {scan: {"kind": reference} for scan in scans} if reference else {},
+    }
+
+
+class Fake:
+    """Pretends to run: gives the seconds in turn (the last for ever), None for a run that fails."""
+
+    def __init__(self, name, seconds, calls=None, rss=(1000.0,)):
+        self.name, self.seconds, self.rss, self.calls = (
+            name,
+            list(seconds),
+            list(rss),
+            calls if calls is not None else [],
+        )
+
+    def __call__(self, scan, image, options, work):
+        assert work.is_dir() and not list(work.iterdir())
+        (work / "dseg.nii.gz").write_text("")
+        name = options.get("engine", "reference")
+        self.calls.append((scan, image, name))
+        seconds = self.seconds.pop(0) if len(self.seconds) > 1 else self.seconds[0]
+        failed = seconds is None
+        reference = {"kind": "own", "runtime": "docker", "id": "sha256:1f", "emulated": True}
+        return {
+            "status": "failed" if failed else "ok",
+            "error": {"code": "oom", "message": "out of memory", "transient": True} if failed else None,
+            "wall_s": None if failed else seconds,
+            "peak_rss_mib": self.rss.pop(0) if len(self.rss) > 1 else self.rss[0],
+            "cgroup_peak_mib": None,
+            "device": "cpu",
+            "machine": {"cpu": "Zen", "system": "Linux", "arch": "x86_64", "emulated": False},
+            "reference": reference if self.name == "reference" else None,
+            "output": None if failed else {"labels_sha256": "aa"},
+        }
+
+
+def run(tmp_path, native_s, reference_s, **options):
+    scans = {FIRST: SCANS[FIRST]}
+    native, reference = Fake("native", native_s), Fake("reference", reference_s)
+    return run_benchmark(scans, settings(scans, **options), native, reference, tmp_path, say=lambda line: None)
+
+
+def test_order_alternates_and_every_run_is_kept(tmp_path):
+    calls, lines = [], []
+    native, reference = Fake("native", [10.0], calls), Fake("reference", [20.0], calls)
+    rows = run_benchmark(SCANS, settings(repeats=3), native, reference, tmp_path / "work", say=lines.append)
+    ours, theirs = (FIRST, "1.nii", "tensorflow"), (FIRST, "1.nii", "reference")
+    warmup, first, second, third = [ours, theirs], [ours, theirs], [theirs, ours], [ours, theirs]
+    assert calls[:8] == warmup + first + second + third and [call[1] for call in calls[8:]] == ["2.nii"] * 8
+    assert len(rows) == len(lines) == 16 and sum(row["warmup"] for row in rows) == 4
+    assert [row["pair"] for row in rows[:8]] == [None, None, 1, 1, 2, 2, 3, 3]
+    assert set(rows[0]) == set(RUN_COLUMNS) and rows[0]["reference_kind"] is None and rows[0]["emulated"] is False
+    assert rows[1]["reference_id"] == "sha256:1f" and rows[1]["emulated"] is True
+    assert lines[2] == f"benchmark: {FIRST} tensorflow, run 1 of 3: 10.0 s"
+    assert list((tmp_path / "work").iterdir()) == [], "work folders are removed"
+
+
+def test_statistics_by_hand(tmp_path):
+    rows = run(tmp_path, [99.0, 8.0, 10.0, 12.0], [99.0, 16.0, 40.0, 24.0], repeats=3)
+    native, reference, everything, _ = statistics_of(rows)
+    expected = {
+        "scan": FIRST,
+        "engine": "tensorflow",
+        "n": 3,
+        "n_failed": 0,
+        "median_wall_s": 10,
+        "mean_wall_s": 10,
+        "sd_wall_s": 2,
+        "cv_wall": 0.2,
+        "min_wall_s": 8,
+        "max_wall_s": 12,
+        "n_pairs": 3,
+        "ratio_geomean": pytest.approx((2 * 4 * 2) ** (1 / 3)),
+        "ratio_median": pytest.approx(2),
+        "ratio_ci95_low": None,
+        "n_label_maps": 1,
+        "threads": 2,
+        "cpu": "Zen",
+        "native_emulated": False,
+        "reference_emulated": True,
+        "reference_kind": "own",
+        "reference_runtime": "docker",
+        "reference_id": "sha256:1f",
+    }
+    assert {name: native[name] for name in expected} == expected
+    assert reference["median_wall_s"] == 24 and "ratio_geomean" not in reference
+    assert (reference["reference_kind"], reference["native_emulated"]) == ("own", False)
+    assert everything["scan"] == "all" and everything["ratio_geomean"] == native["ratio_geomean"]
+
+
+def test_interval_by_hand(tmp_path):
+    logs = [0.1, 0.2, 0.3, 0.4, 0.5]  # mean 0.3, sd 0.158114; t(0.975, 4) = 2.776445; half width 0.196324
+    rows = run(tmp_path, [1.0], [math.exp(x) for x in logs], repeats=5, warmups=0)
+    native = statistics_of(rows)[0]
+    assert native["ratio_geomean"] == pytest.approx(math.exp(0.3))
+    assert native["ratio_ci95_low"] == pytest.approx(math.exp(0.3 - 0.196324), rel=1e-5)
+    assert native["ratio_ci95_high"] == pytest.approx(math.exp(0.3 + 0.196324), rel=1e-5)
+
+
+def test_a_failing_run_in_the_middle_costs_its_pair_only(tmp_path):
+    rows = run(tmp_path, [5.0, 10.0, None, 10.0], [5.0, 20.0, 70.0, 20.0], repeats=3)
+    failed = [row for row in rows if row["status"] == "failed"]
+    assert [(row["pair"], row["error_code"], row["error"]) for row in failed] == [(2, "oom", "out of memory")]
+    native, reference, *_ = statistics_of(rows)
+    assert (native["n"], native["n_failed"], native["n_pairs"]) == (2, 1, 2)
+    assert native["ratio_geomean"] == pytest.approx(2) and reference["n"] == 3
+
+
+def test_a_contestant_that_never_comes_through_stops_the_benchmark(tmp_path):
+    with pytest.raises(SynthSegError, match="reference failed in all 1 runs: out of memory") as caught:
+        run(tmp_path, [1.0], [None], repeats=9)
+    assert caught.value.code == "oom" and list(tmp_path.iterdir()) == []
+    with pytest.raises(SynthSegError, match="tensorflow failed in all 2 runs"):
+        run(tmp_path, [None], [1.0], repeats=2, warmups=0)
+
+
+@pytest.mark.parametrize("reference", [None, "existing"])
+def test_native_alone(tmp_path, reference):
+    rows = run(tmp_path, [9.0, 2.0, 4.0], [1.0], reference=reference)
+    assert {row["engine"] for row in rows} == {"tensorflow"}
+    native = statistics_of(rows)[0]
+    assert (native["median_wall_s"], native["n_pairs"], native.get("ratio_geomean")) == (3, 0, None)
+    assert native["reference_kind"] is None and native["reference_emulated"] is None
+    text = {name: as_text(native.get(name)) for name in COLUMNS}
+    assert benchmark_line(text) == "Benchmark: tensorflow 3.0 s (median of 2), 2 threads, Zen"
+
+
+def test_two_engines_each_pair_with_the_reference(tmp_path):
+    class PerEngine(Fake):
+        def __call__(self, scan, image, options, work):
+            self.seconds = [2.0] if options["engine"] == "tensorflow" else [4.0]
+            return super().__call__(scan, image, options, work)
+
+    scans = {FIRST: "1.nii"}
+    asked = settings(scans, engines=("tensorflow", "openvino"))
+    rows = run_benchmark(scans, asked, PerEngine("native", [0]), Fake("reference", [8.0]), tmp_path, say=lambda line: 0)
+    ratios = {row["engine"]: row.get("ratio_geomean") for row in statistics_of(rows) if row["scan"] == FIRST}
+    assert ratios == {"tensorflow": pytest.approx(4), "openvino": pytest.approx(2), "reference": None}
+
+
+def test_all_images_together_and_memory(tmp_path):
+    native, reference = Fake("native", [1.0, 1.0, 4.0, 4.0], rss=[9.0, 5.0, 7.0, 2.0]), Fake("reference", [8.0])
+    asked = settings(warmups=0, repeats=2)
+    rows = statistics_of(run_benchmark(SCANS, asked, native, reference, tmp_path, say=lambda line: None))
+    assert [(row["scan"], row["engine"]) for row in rows][4:] == [("all", "tensorflow"), ("all", "reference")]
+    both = rows[4]
+    assert (both["n"], both["n_pairs"], both["mean_wall_s"], both["n_label_maps"]) == (4, 4, 2.5, 2)
+    assert both["ratio_geomean"] == pytest.approx(4) and both["ratio_median"] == pytest.approx(5)
+    assert (both["median_peak_rss_mib"], both["max_peak_rss_mib"]) == (6, 9)
+
+
+def test_tables_say_na_for_what_is_missing(tmp_path):
+    rows = run(tmp_path, [1.0, None, 1.0], [1.0])
+    write_tsv(tmp_path / "runs.tsv", RUN_COLUMNS, rows)
+    table = read_tsv(tmp_path / "runs.tsv")
+    assert table["warmup"].tolist()[:3] == ["true", "true", "false"] and table["pair"].tolist()[:3] == [
+        "n/a",
+        "n/a",
+        "1",
+    ]
+    assert table["wall_s"][2] == "n/a" and table["error"][2] == "out of memory"
+
+
+FAKED_RUNS = """
+import runpy, sys, time
+from synthseg_native.cohort import runs
+def run(scan, image, settings, python, model, weights, *rest):
+    work = next(part for part in rest if "run-" in str(part))
+    (work / "started").write_text("")
+    time.sleep({sleep})
+    return {{"status": "ok", "wall_s": 2.0 if "engine" in settings else 3.0, "peak_rss_mib": None}}
+runs.run_native = runs.run_reference = run
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture
+def start_script(tmp_path):
+    """Start scripts/benchmark.py with runs that sleep and then report 2 s (native) or 3 s (reference)."""
+    children = []
+
+    def start(sleep):
+        options = {"settings": json.dumps(settings([FIRST])), "scan": f"{FIRST}=1.nii", "python": sys.executable}
+        options |= {name: tmp_path / name for name in ("model", "weights", "verification", "work", "runs", "out")}
+        (tmp_path / "work" / "run-old").mkdir(parents=True)
+        command = [sys.executable, "-c", FAKED_RUNS.format(sleep=sleep), ROOT / "scripts" / "benchmark.py"]
+        for name, value in options.items():
+            command += [f"--{name}", value]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+        children.append(subprocess.Popen(list(map(str, command)), env=environment, stdout=subprocess.PIPE, text=True))
+        return children[0]
+
+    yield start
+    for child in children:
+        child.kill()
+        child.communicate()
+
+
+def test_script_writes_both_tables(tmp_path, start_script):
+    out, _ = start_script(sleep=0).communicate(timeout=60)
+    assert out.splitlines()[-1] == f"benchmark: {FIRST} tensorflow, run 2 of 2: 2.0 s"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runs"]
+    table = read_tsv(tmp_path / "out")
+    assert list(table.columns) == list(COLUMNS) and table["ratio_geomean"].tolist() == ["1.5", "n/a"] * 2
+    assert len(read_tsv(tmp_path / "runs")) == 6
+
+
+def test_script_that_is_stopped_leaves_nothing(tmp_path, start_script):
+    child, deadline = start_script(sleep=60), time.monotonic() + 60
+    while not list(tmp_path.glob("work/run-*/started")):
+        assert child.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(20) == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == [], "no table, no work folder"
