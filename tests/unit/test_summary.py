@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from synthseg_native.cohort import benchmark
 from synthseg_native.cohort.paths import failure_record, paths, write_json, write_text
 from synthseg_native.cohort.samples import read_samples
 from synthseg_native.cohort.summary import COLUMNS, print_table, summarise
@@ -400,3 +401,13 @@ def test_script(cohort, tmp_path):
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.count("identical (to the own reference)") == 3
     done = run_script("--results", tmp_path / "elsewhere", "--show")
     assert done.returncode == 1 and "summary.tsv: no such file: run the workflow first" in done.stderr
+
+
+def test_docs_name_every_column_as_the_code_does():
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    for name, (unit, meaning) in COLUMNS.items():
+        assert f"| | `{name}` | {unit} | {meaning} |" in page
+    sections = page.split("| **`")
+    for file, columns in (("benchmark_runs.tsv", benchmark.RUN_COLUMNS), ("benchmark.tsv", benchmark.COLUMNS)):
+        section = next(part for part in sections if part.startswith(f"{file}`"))
+        assert [name for name in columns if f"`{name}`" not in section] == []
