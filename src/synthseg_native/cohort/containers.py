@@ -12,9 +12,14 @@ import os
 import platform as host
 import re
 import secrets
+import shutil
 import subprocess
+import sys
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from packaging.markers import Marker
 
 from synthseg_native import measure
 from synthseg_native.cohort import environments, keys
@@ -267,6 +272,131 @@ def _plain(path, forbidden):
     if any(character in path for character in forbidden):
         raise SynthSegError("usage", f"{path}: this runtime cannot mount a path with any of {forbidden!r}: rename it")
     return path
+
+
+# --- building the own image ------------------------------------------------------------------------------------------
+
+
+def ensure_image(reference, root=environments.ROOT, say=environments.say):
+    """Build the own image where the runtime lacks it; return its name.
+
+    reference: the configuration's reference section (runtime, base_image, platform). Apptainer builds nothing: it is
+    given a file, or takes the image from Docker. Raises SynthSegError.
+    """
+    tag = image_tag(image_key(reference["base_image"], reference["platform"]))
+    if reference["runtime"] != "apptainer" and not has_image(reference["runtime"], tag):
+        build(reference["runtime"], reference["base_image"], reference["platform"], root=root, say=say)
+    return tag
+
+
+def build(name, base=BASE_IMAGE, platform=None, wheels=None, root=environments.ROOT, say=environments.say):
+    """Build the own image from a folder of wheels, without network; return its name.
+
+    wheels: a folder with the wheels of envs/tensorflow.txt; without it they are fetched to <root>/.wheelhouse.
+    platform: such as linux/amd64, without it the daemon's own. Raises SynthSegError.
+    """
+    engine = runtime(name)
+    architecture = platform.split("/")[1] if platform else engine.architecture
+    tag = image_tag(image_key(base, platform))
+    wheels = Path(wheels) if wheels else fetch_wheels(architecture, root, say)
+    say(f"building {tag} on {base} (once, about 2 GB) ...")
+    log = Path(root) / ".wheelhouse" / "build.log"
+    log.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=log.parent) as context:
+        context = Path(context)
+        lock = environments.lock_file("tensorflow")
+        for file, target in ((dockerfile(), "Dockerfile"), (lock, lock.name), (REFERENCE, REFERENCE.name)):
+            shutil.copyfile(file, context / target)
+        # Links where the file system has them: the wheels are 0.6 GB.
+        shutil.copytree(wheels, context / "wheelhouse", copy_function=_link)
+        line = [name, "build", "--network", "none", "--build-arg", f"BASE={base}", "--tag", tag]
+        line += ["--platform", platform] if platform else []
+        with log.open("wb") as stream:
+            done = subprocess.run([*line, str(context)], stdin=subprocess.DEVNULL, stdout=stream, stderr=stream)
+    if done.returncode != 0:
+        raise _build_problem(name, base, log)
+    say(f"built {tag}")
+    return tag
+
+
+def _link(source, target):
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _build_problem(name, base, log):
+    text = log.read_text(encoding="utf-8", errors="replace")
+    if re.search(r"pull access denied|failed to resolve|no such host|manifest unknown|dial tcp|short-name", text):
+        remedy = f"load it ({name} load) or name another as reference.base_image"
+        return SynthSegError("daemon", f"{base}: the base image is not here and cannot be fetched: {remedy}")
+    if "No space left on device" in text:
+        return SynthSegError("disk", f"{name}: the disk is full: make room and call again")
+    error = problem(name, text)
+    return SynthSegError("daemon", f"{error.message} (all of it: {log})")
+
+
+def fetch_wheels(architecture, root=environments.ROOT, say=environments.say):
+    """Fetch the wheels of envs/tensorflow.txt for Linux and Python 3.11, hashes checked; return their folder.
+
+    architecture: amd64 or arm64. The folder is there whole or not at all. Raises SynthSegError("daemon").
+    """
+    final = Path(root) / ".wheelhouse" / f"{environments.lock_hash('tensorflow')}-{architecture}"
+    if final.is_dir():
+        return final
+    say(f"fetching the wheels for {final.name} (about 0.6 GB, once) ...")
+    final.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=final.parent) as beside:
+        lock = Path(beside) / "lock.txt"
+        lock.write_text(lock_for(environments.lock_file("tensorflow").read_text(encoding="utf-8"), architecture))
+        machine = {"amd64": "x86_64", "arm64": "aarch64"}[architecture]
+        tags = [f"manylinux_2_{minor}_{machine}" for minor in range(36, 4, -1)]  # 36: Debian 12, the oldest base
+        line = [sys.executable, "-m", "pip", "download", "--no-input", "--progress-bar", "off", "--no-deps"]
+        line += ["--require-hashes", "--only-binary=:all:", "--python-version", "3.11", "--implementation", "cp"]
+        for tag in (*tags, *(f"manylinux{year}_{machine}" for year in (2014, 2010, 1))):
+            line += ["--platform", tag]
+        wheels = Path(beside) / "wheels"
+        done = subprocess.run(
+            [*line, "--dest", str(wheels), "--requirement", str(lock)], capture_output=True, text=True
+        )
+        if done.returncode != 0:
+            lines = [text for text in done.stderr.splitlines() if text.startswith("ERROR")] or ["pip failed"]
+            why = lines[-1].removeprefix("ERROR: ")
+            raise SynthSegError("daemon", f"the wheels of the reference image: {why}: check the network and call again")
+        try:
+            wheels.rename(final)
+        except OSError:  # another process was first
+            if not final.is_dir():
+                raise
+    return final
+
+
+def lock_for(text, architecture):
+    """The part of a lock that Linux with this architecture installs, without markers.
+
+    pip would judge the markers by the machine that it runs on, which may be a Mac.
+    """
+    machine = {"amd64": "x86_64", "arm64": "aarch64"}[architecture]
+    target = {
+        "sys_platform": "linux",
+        "platform_system": "Linux",
+        "platform_machine": machine,
+        "os_name": "posix",
+        "python_version": "3.11",
+        "python_full_version": "3.11.0",
+        "implementation_name": "cpython",
+        "platform_python_implementation": "CPython",
+    }
+    kept = []
+    for entry in re.split(r"\n(?=\S)", text.strip()):
+        if entry.startswith("#"):
+            continue
+        requirement, *hashes = entry.split("\\\n")
+        name, _, marker = (part.strip() for part in requirement.partition(" ; "))
+        if not marker or Marker(marker).evaluate(target):
+            kept.append(" \\\n".join([name, *hashes]))
+    return "\n".join(kept) + "\n"
 
 
 # --- leftovers -------------------------------------------------------------------------------------------------------

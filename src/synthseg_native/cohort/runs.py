@@ -245,8 +245,8 @@ def run_native(scan, image, settings, python, model_dir, weights, verification, 
             if error.get("code") in EXIT_CODES and error["code"] != "internal":
                 raise SynthSegError(error["code"], error["message"])
             raise failure(status, measured, _log(work), image, timeout)
+        _need_outputs(work, [file for name, file in NATIVE_FILES.items() if name != "sidecar"] + ["engine.json"])
         outputs.save_json(work / "dseg.json", outputs.sidecar(record))
-        _need_outputs(work, NATIVE_FILES)
 
     return _attempt(record, run, scan)
 
@@ -257,7 +257,7 @@ def _need_file(image):
 
 
 def _need_outputs(work, files):
-    for file in files.values():
+    for file in files:
         if not (work / file).is_file():
             raise SynthSegError("internal", f"{file}: the run said it went well, but did not write it: report this")
 
@@ -317,7 +317,6 @@ def run_reference(scan, image, settings, python, model_dir, weights, work, timeo
             job = containers.Job(settings, image, Path(model_dir), Path(weights), work, card.name, timeout, memory_mb)
             run_it(record, job, python)
         _finish_reference(record, card.labels, work)
-        _need_outputs(work, REFERENCE_FILES)
 
     return _attempt(record, run, scan)
 
@@ -375,10 +374,7 @@ def _run_container(record, job, python):
 def _finish_reference(record, labels, work):
     """volumes.tsv as the engine writes it, from the CSV (soft volumes) and the label map (voxels); sidecar; record."""
     path = work / "dseg.nii.gz"
-    if not path.is_file():
-        raise SynthSegError(
-            "internal", "dseg.nii.gz: the reference said it went well, but did not write it: report this"
-        )
+    _need_outputs(work, [path.name])
     image = nib.load(path)
     values = np.asarray(image.dataobj).astype(np.int32)
     voxel_mm = image.header.get_zooms()[:3]

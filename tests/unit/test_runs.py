@@ -1,0 +1,342 @@
+"""One run of the workflow, with a fake engine and a fake reference in place of the network."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from synthseg_native import errors, record
+from synthseg_native.cohort import runs
+
+ROOT = Path(__file__).parents[2]
+SCAN = "sub-01/ses-a/anat/sub-01_ses-a_acq-fast_run-2_T1w"
+LABELS = np.zeros((12, 13, 14), np.int32)
+LABELS[2:6, 2:6, 2:6] = 17
+LABELS[7:9, 7:9, 7:9] = 53
+
+# Plays the engine (`-m synthseg_native ...`) and the reference (`.../reference.py ...`); FAKE says how it behaves.
+FAKE = """#!{python}
+import json, os, signal, sys, time
+from pathlib import Path
+mode = os.environ.get("FAKE", "ok")
+if sys.argv[1] == "-c":
+    print("tensorflow 9.9"); sys.exit()
+args = dict(zip(sys.argv[1:], sys.argv[2:]))
+Path(os.environ["FAKE_PID"]).write_text(str(os.getpid()))
+def record(**fields):
+    if "--record" in args:
+        Path(args["--record"]).write_text(json.dumps(fields))
+if mode == "bad":
+    message = args["--i"] + ": 4 dimensions: give a 3-D image"
+    record(error={{"code": "bad_input", "message": message}})
+    if "--record" in args:
+        sys.exit(3)
+    sys.exit("reference.py: " + message)
+if mode == "disk":
+    sys.exit("OSError: [Errno 28] No space left on device")
+if mode == "memory":
+    sys.exit("tensorflow: OOM when allocating tensor")
+if mode == "crash":
+    print("first line", file=sys.stderr); sys.exit("Segment fault in layer 3")
+if mode == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+if mode == "sleep":
+    time.sleep(60)
+if mode == "slow":
+    time.sleep(2)
+if mode == "nothing":
+    sys.exit()
+import nibabel as nib, numpy as np
+labels = np.zeros((12, 13, 14), np.int32); labels[2:6, 2:6, 2:6] = 17; labels[7:9, 7:9, 7:9] = 53
+nib.save(nib.Nifti1Image(labels, np.eye(4)), args["--o"])
+if "--vol" in args:
+    Path(args["--vol"]).write_text("subject,left hippocampus,right hippocampus\\r\\nx,63.2,7.9\\r\\n")
+if "--margin" in args:
+    nib.save(nib.Nifti1Image(np.ones((12, 13, 14), np.uint16), np.eye(4)), args["--margin"])
+    Path(args["--volumes-tsv"]).write_text("index\\n17\\n")
+    record(engine={{"name": "tensorflow", "version": "9.9"}}, model={{"name": "compact2mm", "research_grade": False}},
+           input={{"name": "scan.nii.gz"}}, output={{"labels_sha256": "0", "voxel_mm": [1, 1, 1]}},
+           seconds={{"network": 1.5}}, device="cpu", started="never", wall_s=-1)
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with an image, a fake interpreter, and room for results."""
+    fake = tmp_path / "fake"
+    fake.write_text(FAKE.format(python=sys.executable))
+    fake.chmod(0o755)
+    monkeypatch.setenv("FAKE_PID", str(tmp_path / "pid"))
+    rng = np.random.default_rng(1)
+    nib.save(nib.Nifti1Image(rng.normal(100, 9, (12, 13, 14)).astype(np.float32), np.eye(4)), tmp_path / "scan.nii.gz")
+    return tmp_path
+
+
+def arguments(place, kind, image="scan.nii.gz", settings=(), options=()):
+    """The command line of scripts/native.py or scripts/reference.py, and where its results go."""
+    names = runs.NATIVE_FILES if kind == "native" else runs.REFERENCE_FILES
+    places = {name: place / "results" / kind / file for name, file in {**names, "record": "run.json"}.items()}
+    common = {"engine": "tensorflow", "precision": "float32", "threads": 1, "device": "cpu"}
+    both = {**(common if kind == "native" else {"kind": "own", "runtime": "local", "threads": 1}), **dict(settings)}
+    line = [sys.executable, ROOT / f"scripts/{kind}.py", "--scan", SCAN, "--image", place / image]
+    line += ["--settings", json.dumps(both), "--python", place / "fake", "--model", ROOT / "models/compact2mm"]
+    line += ["--weights", ROOT / "models/compact2mm/compact2mm.h5", "--failures", place / "failed", *options]
+    line += ["--verification", place / "env"] if kind == "native" else []
+    for name, path in places.items():
+        line += [f"--{name}", path]
+    return [str(part) for part in line], places
+
+
+def environment(mode):
+    return {**os.environ, "FAKE": mode, "PYTHONPATH": str(ROOT / "src")}
+
+
+def call(place, kind, mode="ok", **kwargs):
+    line, places = arguments(place, kind, **kwargs)
+    return subprocess.run(line, env=environment(mode), capture_output=True, text=True, timeout=60), places
+
+
+def failed(place, kind):
+    path = place / "failed" / ("tensorflow" if kind == "native" else "reference") / f"{SCAN}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def nothing_left(place):
+    return not list(place.glob("results/*/.work*"))
+
+
+def wait_for(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def dead(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    status = Path(f"/proc/{pid}/status")
+    return status.exists() and "State:\tZ" in status.read_text()
+
+
+@pytest.mark.parametrize("kind", ["native", "reference"])
+def test_a_good_run_publishes_everything_and_one_record_schema(place, kind):
+    done, places = call(place, kind)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(SCAN) and done.stdout.count("\n") == 1
+    assert all(path.is_file() for path in places.values())
+    assert nothing_left(place) and failed(place, kind) is None
+    made = json.loads(places["record"].read_text())
+    assert list(made) == list(record.new(kind, []))
+    assert (made["kind"], made["status"], made["error"], made["scan"]) == (kind, "ok", None, SCAN)
+    assert made["wall_s"] > 0 and made["peak_rss_mib"] > 10 and made["started"] < made["finished"]
+    assert made["engine"]["version"].endswith("9.9") and made["model"]["name"] == "compact2mm"
+    assert made["key"]["threads"] == 1 and made["input"]["name"] == "scan.nii.gz"
+
+
+def test_the_reference_gets_the_volumes_and_facts_of_a_native_run(place):
+    _, places = call(place, "reference")
+    made = json.loads(places["record"].read_text())
+    assert made["reference"] == {"kind": "own", "runtime": "local", "id": None, "emulated": False}
+    assert made["output"]["shape"] == [12, 13, 14] and len(made["output"]["labels_sha256"]) == 64
+    assert made["input"]["orientation"] == "RAS" and made["model"]["research_grade"] is False
+    rows = [line.split("\t") for line in places["volumes"].read_text().splitlines()]
+    assert rows[0] == ["index", "name", "freesurfer_name", "soft_volume_mm3", "n_voxels", "voxel_volume_mm3"]
+    assert len(rows) == 32
+    assert ["17", "left hippocampus", "Left-Hippocampus", "63.200", "64", "64.000"] in rows
+    assert ["53", "right hippocampus", "Right-Hippocampus", "7.900", "8", "8.000"] in rows
+
+
+@pytest.mark.parametrize("kind", ["native", "reference"])
+@pytest.mark.parametrize(
+    ("mode", "code", "transient", "says"),
+    [
+        ("bad", "bad_input", False, "scan.nii.gz: 4 dimensions: give a 3-D image"),
+        ("disk", "disk", True, "the disk is full"),
+        ("memory", "oom", True, "not enough memory"),
+        ("kill", "killed", True, "ended by SIGKILL"),
+        ("crash", "internal", False, "status 1: Segment fault in layer 3"),
+        ("nothing", "internal", False, "did not write it"),
+    ],
+)
+def test_a_failure_has_a_code_one_line_and_no_results(place, kind, mode, code, transient, says):
+    if mode == "kill" and sys.platform != "linux":
+        pytest.skip("only Linux counts what it kills for memory")
+    done, places = call(place, kind, mode)
+    assert done.returncode == errors.EXIT_CODES[code]
+    assert says in done.stderr and done.stderr.count("\n") == 1
+    found = failed(place, kind)
+    assert (found["status"], found["error"]["code"], found["error"]["transient"]) == ("failed", code, transient)
+    assert found["error"]["message"] == done.stderr.strip()
+    assert not any(path.exists() for path in places.values()) and nothing_left(place)
+    assert ("first line" in done.stdout) == (mode == "crash")  # what it said is in the log
+
+    done, places = call(place, kind)  # repaired
+    assert done.returncode == 0 and failed(place, kind) is None and places["dseg"].exists()
+
+
+@pytest.mark.parametrize("kind", ["native", "reference"])
+def test_a_missing_image_is_one_line(place, kind):
+    done, _ = call(place, kind, image="gone.nii.gz")
+    assert (done.returncode, done.stderr) == (3, f"{place}/gone.nii.gz: no such file\n")
+    assert failed(place, kind)["error"]["code"] == "bad_input"
+
+
+@pytest.mark.parametrize("kind", ["native", "reference"])
+def test_a_run_that_takes_too_long_is_ended(place, kind):
+    done, _ = call(place, kind, "sleep", options=["--timeout-min", "0.02"])
+    assert done.returncode == 4 and "took longer than 1 s" in done.stderr
+    assert failed(place, kind)["error"]["code"] == "timeout"
+    assert dead(int((place / "pid").read_text()))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_step_leaves_neither_processes_nor_files(place, number):
+    line, places = arguments(place, "native")
+    process = subprocess.Popen(line, env=environment("sleep"), stderr=subprocess.PIPE, text=True)
+    assert wait_for((place / "pid").exists)
+    process.send_signal(number)
+    assert process.wait(20) == 128 + number
+    assert process.stderr.read() == f"{SCAN}: stopped by {signal.Signals(number).name}: call again\n"
+    assert wait_for(lambda: dead(int((place / "pid").read_text())), 3)
+    assert nothing_left(place) and not places["dseg"].exists()
+    assert failed(place, "native")["error"]["code"] == "killed"
+
+
+def test_a_killed_step_takes_its_child_along_and_the_next_one_clears_up(place):
+    line, places = arguments(place, "native")
+    process = subprocess.Popen(line, env=environment("sleep"))
+    assert wait_for(lambda: (place / "pid").exists() and (place / "pid").read_text())
+    process.kill()
+    process.wait()
+    assert wait_for(lambda: dead(int((place / "pid").read_text())), 5)
+    assert not nothing_left(place)
+    done, _ = call(place, "native")
+    assert done.returncode == 0 and places["dseg"].exists() and nothing_left(place)
+
+
+def test_of_two_processes_on_one_result_the_later_one_writes_it(place):
+    line, places = arguments(place, "native", settings={"mark": "old"})
+    orphan = subprocess.Popen(line, env=environment("slow"), stderr=subprocess.PIPE, text=True)
+    assert wait_for((place / "pid").exists)
+    done, _ = call(place, "native", settings={"mark": "new"})
+    assert done.returncode == 0
+    assert orphan.wait(20) == 1 and "another process has taken this over" in orphan.stderr.read()
+    assert json.loads(places["record"].read_text())["key"]["mark"] == "new"
+    assert all(path.exists() for path in places.values())
+    assert nothing_left(place) and failed(place, "native") is None
+
+
+def test_the_orphan_that_fails_does_not_spoil_the_later_success(place):
+    line, _ = arguments(place, "native")
+    orphan = subprocess.Popen(line, env=environment("sleep"), stderr=subprocess.DEVNULL)
+    assert wait_for((place / "pid").exists)
+    done, places = call(place, "native")
+    orphan.terminate()
+    assert orphan.wait(20) == 1 and done.returncode == 0
+    assert places["dseg"].exists() and failed(place, "native") is None and nothing_left(place)
+
+
+def test_a_disk_that_fills_up_while_publishing_leaves_nothing(tmp_path, monkeypatch):
+    work = tmp_path / "work"
+    work.mkdir()
+    places = {name: tmp_path / file for name, file in {**runs.REFERENCE_FILES, "record": "run.json"}.items()}
+    for path in places.values():
+        (work / path.name).write_text("x")
+    original, calls = Path.replace, []
+
+    def replace(self, target):
+        calls.append(self.name)
+        if len(calls) == 3:
+            raise OSError(28, "No space left on device")
+        return original(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(OSError, match="No space"):
+        runs.publish(work, places)
+    assert not any(path.exists() for path in places.values())
+    monkeypatch.undo()
+    (work / "dseg.nii.gz").write_text("x")
+    (work / "dseg.json").write_text("x")
+    calls.clear()
+    monkeypatch.setattr(Path, "replace", lambda self, target: calls.append(self.name) or original(self, target))
+    runs.publish(work, places)
+    assert all(path.exists() for path in places.values())
+    assert calls[-1] == "run.json"  # what the record speaks of is there before it
+
+
+def test_a_kill_counts_as_memory_only_where_the_kernel_says_so(monkeypatch):
+    kill = {"signal": 9, "returncode": 137, "peak_rss_mib": 900.0, "timed_out": False}
+    assert runs.failure(137, {**kill, "oom_kills": 1}, "", "x.nii").code == "oom"
+    assert runs.failure(137, {**kill, "oom_kills": 0}, "", "x.nii").code == "killed"
+    # A kernel that does not count: judged by the share of the machine's memory.
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**18}[name])
+    assert runs.failure(-9, {**kill, "oom_kills": None}, "", "x.nii").code == "oom"
+    assert runs.failure(-9, {**kill, "oom_kills": None, "peak_rss_mib": 100.0}, "", "x.nii").code == "killed"
+
+
+# --- existing label maps ---------------------------------------------------------------------------------------------
+
+
+def existing(place, pattern):
+    return call(place, "reference", settings={"kind": "existing", "runtime": "none", "pattern": str(place / pattern)})
+
+
+def test_takes_the_label_map_that_the_user_has(place):
+    affine = np.diag([1.0, 2.0, 1.0, 1.0])
+    path = place / "fs" / "sub-01" / "ses-a" / "acq-fast_run-2_T1w.mgz"
+    path.parent.mkdir(parents=True)
+    nib.save(nib.MGHImage(LABELS.astype(np.float32), affine), path)
+    done, places = existing(place, "fs/{participant_id}/{session_id}/{acq}_{run}_{suffix}.mgz")
+    assert done.returncode == 0, done.stderr
+    image = nib.load(places["dseg"])
+    assert image.get_data_dtype() == np.int32 and np.array_equal(np.asarray(image.dataobj), LABELS)
+    assert np.allclose(image.affine, affine)
+    made = json.loads(places["record"].read_text())
+    assert (made["wall_s"], made["threads"], made["seconds"]["total"]) == (None, None, None)
+    assert made["reference"]["kind"] == "existing" and made["reference"]["runtime"] == "none"
+    assert ["17", "left hippocampus", "Left-Hippocampus", "n/a", "64", "128.000"] in [
+        line.split("\t") for line in places["volumes"].read_text().splitlines()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("files", "pattern", "says"),
+    [
+        ([], "{scan}.nii.gz", "no file fits"),
+        (["a/seg.nii.gz", "b/seg.nii.gz"], "*/seg.nii.gz", "2 files fit"),
+        (["seg.nii.gz"], "seg.{extension}", "not understood"),
+    ],
+)
+def test_a_pattern_that_does_not_name_one_file_is_one_line(place, files, pattern, says):
+    for file in files:
+        (place / file).parent.mkdir(exist_ok=True)
+        nib.save(nib.Nifti1Image(LABELS, np.eye(4)), place / file)
+    done, _ = existing(place, pattern)
+    assert done.returncode in (2, 3) and says in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_an_image_is_no_label_map(place):
+    done, _ = existing(place, "scan.nii.gz")
+    assert done.returncode == 3 and "not a label map" in done.stderr
+    (place / "cut.nii.gz").write_bytes((place / "scan.nii.gz").read_bytes()[:200])
+    done, _ = existing(place, "cut.nii.gz")
+    assert done.returncode == 3 and "cut.nii.gz" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_pattern_knows_globs_and_scans(tmp_path):
+    shutil.copy(ROOT / "LICENSE", tmp_path / "sub-01_ses-a_acq-fast_run-2_T1w_synthseg.nii.gz")
+    found = runs.find_existing(f"{tmp_path}/{{scan}}*synthseg.nii*", SCAN)
+    assert [Path(path).name for path in found] == ["sub-01_ses-a_acq-fast_run-2_T1w_synthseg.nii.gz"]
