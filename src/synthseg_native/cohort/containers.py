@@ -78,6 +78,14 @@ def image_of(settings):
     return f"docker://{image}" if bare else image
 
 
+def version_of(settings):
+    """What runs in the image: the lock's TensorFlow in the own image; of a foreign one only its name is known."""
+    if settings["kind"] != "own":
+        return image_of(settings)
+    lock = environments.lock_file("tensorflow").read_text(encoding="utf-8")
+    return "tensorflow " + re.search(r"^tensorflow==(\S+)", lock, re.M)[1]
+
+
 def platform_of(settings):
     """The platform asked for, or None for the daemon's own."""
     return settings.get("platform") or (UPSTREAM_PLATFORM if settings["kind"] == "upstream" else None)
@@ -154,6 +162,7 @@ def _ask(name, arguments):
 def problem(name, text):
     """Say in one line, as a SynthSegError, why a runtime refused, from what it printed."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line for line in lines if "rror" in line] or lines  # "See 'docker run --help'" comes last
     if _REFUSED.search(text):
         remedy = "add this user to the group docker and log in again" if name == "docker" else "ask the administrator"
         return SynthSegError("daemon", f"{name}: this user may not use it: {remedy}, or use podman or runtime local")
@@ -395,7 +404,7 @@ def lock_for(text, architecture):
         requirement, *hashes = entry.split("\\\n")
         name, _, marker = (part.strip() for part in requirement.partition(" ; "))
         if not marker or Marker(marker).evaluate(target):
-            kept.append(" \\\n".join([name, *hashes]))
+            kept.append(" \\\n".join([name, *(line.rstrip() for line in hashes)]))
     return "\n".join(kept) + "\n"
 
 

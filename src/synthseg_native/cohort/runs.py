@@ -24,7 +24,7 @@ import nibabel as nib
 import numpy as np
 
 from synthseg_native import image as images
-from synthseg_native import measure, model, outputs
+from synthseg_native import measure, model, outputs, verify
 from synthseg_native import record as record_of
 from synthseg_native.cohort import containers, environments
 from synthseg_native.cohort.paths import write_json, write_text
@@ -272,8 +272,6 @@ def _device(settings, python, verification, work):
     """The device to use and why: what the settings say, or what this machine's verification decided."""
     if settings.get("device", "auto") != "auto":
         return settings["device"], "set in the configuration"
-    from synthseg_native import verify
-
     engine, folder = settings["engine"], Path(verification)
     found = verify.ensure_verified(engine, folder)
     if found is None:  # another machine than the one that ran verify_env: a cluster's node
@@ -281,9 +279,10 @@ def _device(settings, python, verification, work):
         command += ["--out", folder / f"{engine}-{verify.fingerprint(engine)[:8]}.json"]
         call(command, work / "log.txt", _child_environment(settings["threads"]))
         found = verify.ensure_verified(engine, folder)
-    if found is None:
-        return "cpu", "this machine could not be verified"
-    return found["decision"]["device"], found["decision"]["reason"]
+    decision = found["decision"] if found else {"device": "cpu", "reason": "this machine could not be verified"}
+    if decision["device"] is None:
+        raise SynthSegError("internal", f"{engine}: no device works here: {decision['reason']}: see {folder}")
+    return decision["device"], decision["reason"]
 
 
 # --- reference -----------------------------------------------------------------------------------------------------
@@ -352,9 +351,10 @@ def _run_container(record, job, python):
     identity, architecture = containers.inspect(name, image, job.settings["kind"], platform)
     emulated = architecture not in (None, engine.architecture)
     record["reference"].update(id=identity, emulated=emulated)
-    record["machine"].update(system="Linux", arch=architecture or record["machine"]["arch"], emulated=emulated)
+    inside = {"amd64": "x86_64", "arm64": "aarch64"}.get(architecture, architecture)
+    record["machine"].update(system="Linux", arch=inside or record["machine"]["arch"], emulated=emulated)
     record["command"] = command
-    record["engine"]["version"] = image
+    record["engine"]["version"] = containers.version_of(job.settings)
     # The wrapper inside keeps the time; this limit is for a runtime that no longer answers.
     limit = None if job.timeout is None else job.timeout + 300
     try:
