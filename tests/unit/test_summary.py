@@ -206,6 +206,7 @@ def test_a_failed_a_missing_and_a_repaired_scan(cohort):
     assert second["label_map"] == second["native_wall_s"] == second["brain_mm3"] == "n/a"
     assert second["verdict_reason"].startswith("native run failed: my project/sub-02.nii")
     assert (third["status"], third["error"], third["error_code"]) == ("missing", "has not run", "n/a")
+    assert third["verdict_reason"] == "native run has not run"
 
 
 def test_a_label_map_that_was_deleted_is_missing(cohort):

@@ -121,6 +121,7 @@ class _Run:
         error = self.failure.get("error") or {}
         self.error_code = error.get("code")
         self.error = {"ok": None, "missing": "has not run"}.get(self.status, error.get("message") or "no message")
+        self.outcome = f"failed: {self.error}" if failure else self.error
         self.volumes = _read_volumes(self.files["volumes"]) if self.status == "ok" else []
 
     def get(self, *keys):
@@ -199,9 +200,9 @@ def _comparison(native, reference):
     if reference is None:
         reason = "no reference asked for"
     elif native.status != "ok":
-        reason = f"native run {native.status}: {native.error}"
+        reason = f"native run {native.outcome}"
     elif reference.status != "ok":
-        reason = f"reference {reference.status}: {reference.error}"
+        reason = f"reference {reference.outcome}"
     elif not found:
         reason = "the comparison has not run"
     elif made_from and made_from != there:
@@ -410,7 +411,7 @@ def print_table(results) -> None:
 def benchmark_line(row: dict) -> str:
     """One row of benchmark.tsv as a sentence; the only place where a speed-up is put into words."""
     start = f"Benchmark: {row['engine']} {_rounded(row['median_wall_s'], 1)} s (median of {row['n']})"
-    about = f"{row['threads']} thread{'s' if row['threads'] != '1' else ''}, {row['cpu']}"
+    about = f"{_count(row['threads'], 'thread')}, {row['cpu']}"
     if row["ratio_geomean"] == MISSING:
         return f"{start}, {about}"
     interval = f"95 % interval {_rounded(row['ratio_ci95_low'], 2)} to {_rounded(row['ratio_ci95_high'], 2)}"
@@ -418,12 +419,16 @@ def benchmark_line(row: dict) -> str:
     emulated = ", emulated" if row["reference_emulated"] == "true" else ""
     reference = f"the {row['reference_kind']} reference ({row['reference_runtime']}{emulated})"
     ratio = f"{reference} takes {_rounded(row['ratio_geomean'], 2)} times as long"
-    return f"{start}; {ratio} ({row['n_pairs']} pairs, {interval}), {about}"
+    return f"{start}; {ratio} ({_count(row['n_pairs'], 'pair')}, {interval}), {about}"
 
 
 def _name(row):
     prefixes = {"acq": "acq-", "run": "run-"}
     return "_".join(prefixes.get(name, "") + row[name] for name in ENTITIES if row[name] != MISSING)
+
+
+def _count(number, what):
+    return f"{number} {what}" if number == "1" else f"{number} {what}s"
 
 
 def _rounded(text, digits):
