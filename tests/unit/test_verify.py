@@ -1,0 +1,331 @@
+"""Which device is used, for devices of every kind: good, incomplete, wrong, lying, crashing, hanging."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from synthseg_native import probes, verify, verify_tensorflow
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY / "src")}
+
+
+class FakeDevice:
+    """A device that computes with the formulas, but for what `change` does to a result."""
+
+    def __init__(self, kind="cpu", change=None, description=""):
+        self.name, self.kind, self.description = f"{kind.upper()}:0", kind, description
+        self.change = change or (lambda operation, result: result)
+        self.asked = []
+
+    def run(self, operation, inputs):
+        self.asked.append(operation)
+        result = self.change(operation, probes.FORMULAS[operation](**inputs))
+        return result if isinstance(result, tuple) else (result, self.name)
+
+
+def find(*devices):
+    """What a runtime would report: these devices."""
+    seen = [{"name": d.name, "kind": d.kind, "description": d.description} for d in devices]
+    return lambda: ({"runtime": "1.0"}, seen, list(devices))
+
+
+def decide(*devices):
+    finding = verify.verify("tensorflow", find(*devices))
+    return finding["decision"], finding["probes"]
+
+
+def bad(rows, device="GPU:0"):
+    return {row["probe"]: row["error"] for row in rows if row["device"] == device and not row["ok"]}
+
+
+def only(operation, then):
+    return lambda asked, result: then(result) if asked == operation else result
+
+
+def fail(message):
+    raise RuntimeError(message)
+
+
+# Decisions
+
+
+def test_a_cpu_alone():
+    decision, rows = decide(FakeDevice())
+    assert decision == {"device": "cpu", "reason": "CPU:0 passed every probe"}
+    assert {row["compared_with"] for row in rows} == {"numpy"}
+    names = " ".join(row["probe"] for row in rows)
+    for operation in ("Conv3D", "MaxPool3D", "UpSampling3D", "ELU", "5-D", "fused", "softmax", "256x256", "network"):
+        assert operation in names
+
+
+def test_a_gpu_that_does_everything_is_used():
+    decision, rows = decide(FakeDevice(), FakeDevice("gpu", description="Fast One"))
+    assert decision == {"device": "gpu", "reason": "GPU:0 (Fast One) passed every probe"}
+    assert {row["compared_with"] for row in rows if row["device"] == "GPU:0"} == {"cpu"}
+
+
+def test_a_gpu_without_an_operation_is_recognised_but_not_used():
+    gpu = FakeDevice("gpu", only("conv3d", lambda x: fail("No OpKernel\nregistered for Conv3D")), "METAL")
+    decision, rows = decide(FakeDevice(), gpu)
+    assert decision["device"] == "cpu"
+    assert decision["reason"] == (
+        "CPU:0 passed every probe; GPU:0 (METAL) recognised but not used: Conv3D and 1 more: No OpKernel"
+    )
+    assert bad(rows) == {"Conv3D": "No OpKernel", "Conv3D, 256x256 plane": "No OpKernel"}
+
+
+def test_an_operation_that_the_engine_avoids_may_be_missing():
+    gpu = FakeDevice("gpu", only("fused_batch_normalisation", lambda x: fail("5-D is not supported")))
+    decision, rows = decide(FakeDevice(), gpu)
+    assert decision["device"] == "gpu"
+    assert list(bad(rows)) == ["batch normalisation, 5-D, fused"]
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda x: x + np.float32(1e-3), r"wrong numbers: off by 1\.0e-03"),
+        (lambda x: x.astype(np.float16), "wrong numbers"),
+        (lambda x: np.where(x > 1, np.nan, x), "not finite"),
+        (lambda x: x[:, :-1], r"shape .* instead of"),
+        (lambda x: (x, "CPU:0"), r"ran on CPU:0 instead"),
+        (lambda x: None, r"shape \(\) instead of"),
+        (lambda x: fail(""), "RuntimeError"),
+    ],
+)
+def test_a_gpu_that_gives_something_else_is_not_used(change, error):
+    decision, rows = decide(FakeDevice(), FakeDevice("gpu", only("conv3d", change)))
+    assert decision["device"] == "cpu"
+    for text in bad(rows).values():
+        assert re.match(error, text)
+    assert set(bad(rows)) == {"Conv3D", "Conv3D, 256x256 plane"}
+
+
+def test_a_gpu_that_is_wrong_on_large_planes_only():
+    def change(operation, result):
+        return result * 0 if result.shape[-3:-1] == (256, 256) else result
+
+    decision, rows = decide(FakeDevice(), FakeDevice("gpu", change))
+    assert decision["device"] == "cpu"
+    assert list(bad(rows)) == ["Conv3D, 256x256 plane"]
+
+
+def test_a_gpu_that_is_lost_is_not_asked_again():
+    def change(operation, result):
+        if operation == "max_pool3d":
+            raise probes.DeviceLost("the process died (SIGABRT)")
+        return result
+
+    gpu = FakeDevice("gpu", change)
+    decision, rows = decide(FakeDevice(), gpu)
+    assert decision["device"] == "cpu"
+    assert gpu.asked == ["elu", "softmax", "max_pool3d"]
+    assert bad(rows)["MaxPool3D"] == "the process died (SIGABRT)"
+    assert bad(rows)["Conv3D"] == "not tried: the device was lost"
+
+
+def test_a_broken_cpu_is_not_the_measure():
+    decision, rows = decide(FakeDevice(change=only("elu", lambda x: x + 1)), FakeDevice("gpu"))
+    assert decision["device"] == "gpu"
+    assert {r["probe"]: r["compared_with"] for r in rows if r["device"] == "GPU:0"}["ELU"] == "numpy"
+    assert list(bad(rows, "CPU:0")) == ["ELU"]
+
+
+def test_nothing_works_is_told_not_raised(monkeypatch, tmp_path, capsys):
+    everything_fails = FakeDevice(change=lambda operation, result: fail("illegal instruction"))
+    monkeypatch.setattr(verify_tensorflow, "find_devices", find(everything_fails))
+    assert verify.main("tensorflow", tmp_path / "env" / "tensorflow.json") == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1].startswith("device: none (CPU:0 recognised but not used: ELU and 7 more")
+    assert err.count("\n") == 1 and "no device works here" in err
+    assert json.loads((tmp_path / "env" / "tensorflow.json").read_text())["decision"]["device"] is None
+
+
+def test_a_runtime_that_does_not_start_is_told_not_raised():
+    finding = verify.verify("tensorflow", lambda: fail("TensorFlow does not start:\nno AVX"))
+    assert finding["decision"] == {"device": None, "reason": "TensorFlow does not start: no AVX"}
+    assert "device: none" in verify.table(finding)
+
+
+# The formulas are the measure of everything: they must be right.
+
+
+def test_convolution_formula():
+    rng = np.random.default_rng(0)
+    x, kernel, bias = rng.normal(size=(1, 5, 6, 7, 2)), rng.normal(size=(3, 3, 3, 2, 3)), rng.normal(size=3)
+    expected = [
+        sum(ndimage.correlate(x[0, ..., i], kernel[..., i, o], mode="constant") for i in range(2)) + bias[o]
+        for o in range(3)
+    ]
+    np.testing.assert_allclose(probes.FORMULAS["conv3d"](x, kernel, bias)[0], np.stack(expected, -1), atol=1e-5)
+
+
+def test_small_formulas():
+    f = probes.FORMULAS
+    line = np.arange(8.0).reshape(1, 2, 2, 2, 1)
+    assert f["max_pool3d"](line).ravel() == [7]
+    assert (f["max_pool3d"](f["up_sampling3d"](line)) == line).all()
+    np.testing.assert_allclose(f["elu"](np.array([-1.0, 0.0, 2.0])), [np.exp(-1) - 1, 0, 2])
+    np.testing.assert_allclose(f["softmax"](np.log(np.array([1.0, 3.0]))), [0.25, 0.75])
+    np.testing.assert_allclose(f["batch_normalisation"](3.0, 1.0, 4 - 1e-3, 5.0, 2.0), 7)
+
+
+# Real processes, a pretended TensorFlow
+
+
+@pytest.fixture
+def pretended(tmp_path, monkeypatch):
+    """Write a module `tensorflow` that the devices' processes import."""
+
+    def write(text):
+        (tmp_path / "tensorflow.py").write_text("import os, signal, sys, time\n" + text)
+        return verify.verify("tensorflow", verify_tensorflow.find_devices)
+
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(verify_tensorflow, "START_S", 20)
+    return write
+
+
+def test_tensorflow_that_cannot_be_imported(pretended):
+    decision = pretended("raise ImportError('libfoo.so: no such file')")["decision"]
+    assert decision == {"device": None, "reason": "TensorFlow does not start: libfoo.so: no such file"}
+
+
+def test_tensorflow_that_takes_the_process_down(pretended):
+    code = "print('compiled to use AVX', file=sys.stderr, flush=True); os.kill(os.getpid(), signal.SIGILL)"
+    assert pretended(code)["decision"]["reason"] == "the process died (SIGILL): compiled to use AVX"
+
+
+def test_tensorflow_that_hangs(pretended, monkeypatch):
+    monkeypatch.setattr(verify_tensorflow, "START_S", 3)
+    assert pretended("time.sleep(600)")["decision"]["reason"] == "no answer within 3 s"
+
+
+PRETENDED = """
+from unittest.mock import MagicMock
+__version__ = "2"
+config, constant, device = MagicMock(), MagicMock(), MagicMock()
+config.list_physical_devices = lambda kind: []
+nn = MagicMock()
+def elu(x): print("fatal"); sys.stdout.flush(); FAULT
+nn.elu = elu
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [("os.abort()", "the process died (SIGABRT): fatal"), ("time.sleep(600)", "no answer within 3 s")],
+)
+def test_a_device_that_dies_or_hangs_in_a_probe(pretended, monkeypatch, fault, error):
+    monkeypatch.setattr(verify_tensorflow, "PROBE_S", 3)
+    finding = pretended(PRETENDED.replace("FAULT", fault))
+    assert finding["versions"]["tensorflow"] == "2"
+    assert finding["probes"][0]["error"] == error
+    assert finding["decision"]["device"] is None
+
+
+# The finding, its fingerprint and its file
+
+
+def test_the_finding_of_a_machine_is_always_the_same():
+    both = [verify.verify("tensorflow", find(FakeDevice(), FakeDevice("gpu"))) for _ in range(2)]
+    assert both[0] == both[1]
+    assert both[0]["versions"]["runtime"] == "1.0"
+    assert both[0]["devices"][1]["name"] == "GPU:0"
+
+
+def test_fingerprint_needs_nothing_but_the_standard_library():
+    code = "import sys; from synthseg_native.verify import *; print(fingerprint('tensorflow'), 'numpy' in sys.modules)"
+    done = subprocess.check_output([sys.executable, "-c", code], text=True, env=ENVIRONMENT)
+    assert done.split() == [verify.fingerprint("tensorflow"), "False"]
+
+
+def test_fingerprint_follows_the_machine_and_the_lock(monkeypatch):
+    monkeypatch.setattr(verify, "memory_bytes", lambda: 16 * 2**30)
+    first = verify.fingerprint("tensorflow")
+    assert verify.fingerprint("workflow") != first
+    changes = {
+        "driver": lambda: "NVRM version: 999",
+        "memory_bytes": lambda: 3 * 2**40,
+        "_lock": lambda environment: "another",
+    }
+    for name, value in changes.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(verify, name, value)
+            assert verify.fingerprint("tensorflow") != first
+    for name in ("system", "release", "machine"):
+        with monkeypatch.context() as patch:
+            patch.setattr(verify.platform, name, lambda: "another")
+            assert verify.fingerprint("tensorflow") != first
+    monkeypatch.setattr(verify, "memory_bytes", lambda: 16 * 2**30 - 2**20)
+    assert verify.fingerprint("tensorflow") == first  # a new kernel may take a little for itself
+
+
+def test_a_finding_counts_for_its_machine_only(tmp_path, monkeypatch):
+    assert verify.ensure_verified("tensorflow", tmp_path) is None
+    finding = verify.verify("tensorflow", find(FakeDevice()))
+    verify.write(finding, tmp_path / "tensorflow.json")
+    assert verify.ensure_verified("tensorflow", tmp_path) == finding
+    monkeypatch.setattr(verify, "driver", lambda: "another node")
+    assert verify.ensure_verified("tensorflow", tmp_path) is None
+    finding = verify.verify("tensorflow", find(FakeDevice()))
+    verify.write(finding, tmp_path / f"tensorflow-{verify.fingerprint('tensorflow')[:8]}.json")
+    assert verify.ensure_verified("tensorflow", tmp_path) == finding
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_damaged_finding_is_none(tmp_path):
+    (tmp_path / "tensorflow.json").write_text('{"fingerprint": ')
+    assert verify.ensure_verified("tensorflow", tmp_path) is None
+
+
+def test_table_is_aligned():
+    gpu = FakeDevice("gpu", only("softmax", lambda x: fail("no kernel")))
+    lines = verify.table(verify.verify("tensorflow", find(FakeDevice(), gpu))).splitlines()
+    head = next(line for line in lines if line.startswith("device "))
+    column = head.index("ok")
+    assert {line[column:].split()[0] for line in lines if line.startswith(("CPU:0 ", "GPU:0 "))} == {"yes", "no"}
+    assert next(line for line in lines if "no kernel" in line).startswith("GPU:0   softmax")
+
+
+# TensorFlow itself
+
+
+@pytest.mark.slow
+def test_tensorflow_on_this_machine(tensorflow_python, tmp_path):
+    out = tmp_path / "tensorflow.json"
+    command = [tensorflow_python, REPOSITORY / "scripts" / "verify_env.py", "--environment", "tensorflow", "--out", out]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    finding = json.loads(out.read_text())
+    assert finding == verify.ensure_verified("tensorflow", tmp_path)  # from another interpreter
+    assert finding["decision"]["device"] in ("cpu", "gpu")
+    cpu = [row for row in finding["probes"] if row["device"] == "CPU:0"]
+    assert len(cpu) == len(probes.probes())
+    assert all(row["ok"] and row["max_difference"] < 1e-5 for row in cpu)
+
+
+@pytest.mark.slow
+def test_tensorflow_does_not_run_a_missing_gpu_on_the_cpu_unseen(tensorflow_python):
+    code = """
+from synthseg_native import probes, verify_tensorflow
+cpu = verify_tensorflow.TensorFlowDevice("CPU:0", "cpu", "")
+seen = cpu.start()[1]
+cpu.close()
+if len(seen) == 1:
+    gpu = verify_tensorflow.TensorFlowDevice("GPU:0", "gpu", "")
+    rows = probes.examine(gpu, {})
+    gpu.close()
+    assert len(rows) == len(probes.probes()) and not any(row["ok"] for row in rows), rows
+    print(rows[0]["error"])
+"""
+    done = subprocess.run([tensorflow_python, "-c", code], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
