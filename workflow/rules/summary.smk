@@ -41,6 +41,7 @@ def plan():
         "scans": [
             {
                 "scan": name,
+                "image": scan.image,
                 "entities": scan.entities,
                 "sheet": scan.sheet,
                 "row": scan.row,
