@@ -1,0 +1,290 @@
+"""The command line, with a stand-in for the network where one is needed."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from synthseg_native import cli, engines, outputs, record
+from synthseg_native.errors import EXIT_CODES, SynthSegError
+
+# A head of 40 mm: brighter means a higher channel, so that the stand-in is the same for every orientation.
+SHAPE = (40, 44, 48)
+
+
+def head():
+    x, y, z = np.meshgrid(*[np.linspace(-1, 1, n) for n in SHAPE], indexing="ij")
+    return np.clip(200 * (1 - np.sqrt(x**2 + y**2 + z**2)) + 20 * x, 0, None).astype(np.float32)
+
+
+def affine():
+    matrix = np.diag([1.0, 1, 1, 1])
+    matrix[:3, 3] = -20, -22, -24
+    return matrix
+
+
+class Brightness:
+    """An engine that segments by intensity."""
+
+    name, version, device, device_reason = "stand-in", "1", "cpu", "asked for"
+    labels = 32
+
+    def posteriors(self, volume):
+        centres = np.linspace(0, 1, self.labels, dtype=np.float32)
+        score = np.exp(-((volume[..., None] - centres) ** 2) * 4000)
+        yield 0, score / score.sum(axis=-1, keepdims=True)
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    calls = []
+
+    def build(table, weights, shape, **options):
+        calls.append({"shape": shape, **options})
+        return Brightness()
+
+    monkeypatch.setattr(engines, "load", lambda name: SimpleNamespace(build=build))
+    return calls
+
+
+@pytest.fixture
+def scan(tmp_path):
+    nib.save(nib.Nifti1Image(head(), affine()), tmp_path / "scan.nii.gz")
+    return tmp_path / "scan.nii.gz"
+
+
+@pytest.fixture
+def call(root, tmp_path):
+    """Run the command on an image; returns the exit status and the folder of the results."""
+
+    def run(image, *flags, out="out"):
+        folder = tmp_path / out
+        arguments = ["--i", image, "--o", folder / "dseg.nii.gz", "--vol", folder / "volumes.csv"]
+        arguments += ["--volumes-tsv", folder / "volumes.tsv", "--margin", folder / "margin.nii.gz"]
+        arguments += ["--record", folder / "run.json", "--model", root / "models" / "compact2mm", *flags]
+        return cli.main([str(argument) for argument in arguments]), folder
+
+    return run
+
+
+def test_a_run_writes_everything(stand_in, scan, call, capsys):
+    status, folder = call(scan, "--threads", "2")
+    assert status == 0
+    names = ["dseg.nii.gz", "margin.nii.gz", "run.json", "volumes.csv", "volumes.tsv"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    labels = nib.load(folder / "dseg.nii.gz")
+    assert labels.shape == (20, 22, 24)  # the model works at 2 mm
+    assert labels.get_data_dtype() == np.int32
+    np.testing.assert_allclose(labels.affine[:3, :3], np.diag([2, 2, 2]))
+    assert nib.load(folder / "margin.nii.gz").shape == labels.shape
+    assert len(np.unique(labels.dataobj)) > 5
+    assert stand_in == [{"shape": (64, 64, 64), "device": "cpu", "threads": 2, "precision": "float32"}]
+    out, err = capsys.readouterr()
+    assert "compact2mm (not for research)" in out
+    assert err == ""
+
+    notes = json.loads((folder / "run.json").read_text())
+    assert notes["status"] == "ok"
+    assert notes["error"] is None
+    assert notes["output"]["labels_sha256"] == outputs.labels_sha256(np.asarray(labels.dataobj))
+    assert notes["output"]["shape"] == [20, 22, 24]
+    assert notes["output"]["voxel_mm"] == [2, 2, 2]
+    assert notes["input"]["name"] == "scan.nii.gz"
+    assert notes["model"]["research_grade"] is False
+    assert len(notes["model"]["weights_sha256"]) == 64
+    assert notes["threads"] == 2
+    assert set(notes["seconds"]) == {*record.PHASES, "total"}
+    assert notes["seconds"]["total"] > 0
+    assert notes["machine"]["cpu"]
+
+    with (folder / "volumes.tsv").open(newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    values, counts = np.unique(np.asarray(labels.dataobj), return_counts=True)
+    counts = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    assert [int(row["n_voxels"]) for row in rows] == [counts.get(int(row["index"]), 0) for row in rows]
+    assert [float(row["voxel_volume_mm3"]) for row in rows] == [int(row["n_voxels"]) * 8 for row in rows]
+    with (folder / "volumes.csv").open(newline="") as file:
+        _, row = csv.reader(file)
+    assert row[0] == "scan"
+    assert [float(v) for v in row[1:]] == [float(row["soft_volume_mm3"]) for row in rows]
+
+
+@pytest.mark.parametrize("codes", ["LPS", "PIR", "SAL"])
+def test_the_way_a_scan_is_stored_does_not_change_its_labels(stand_in, scan, call, tmp_path, codes):
+    image = nib.load(scan)
+    move = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(codes))
+    nib.save(image.as_reoriented(move), tmp_path / "turned.nii.gz")
+    _, folder = call(scan)
+    _, turned_folder = call(tmp_path / "turned.nii.gz", out="turned")
+    expected = nib.load(folder / "dseg.nii.gz")
+    turned = nib.load(turned_folder / "dseg.nii.gz")
+    assert "".join(nib.aff2axcodes(turned.affine)) == codes
+    back = nib.as_closest_canonical(turned)
+    np.testing.assert_allclose(back.affine, expected.affine, atol=1e-5)
+    # The samples of the two are computed in other orders; float64 rounding may move none of these labels.
+    np.testing.assert_array_equal(np.asarray(back.dataobj), np.asarray(expected.dataobj))
+
+
+def test_scans_on_the_grid_of_the_model_keep_their_grid(stand_in, call, tmp_path):
+    matrix = np.diag([2.04, 1.96, 2, 1])
+    nib.save(nib.Nifti1Image(head()[::2, ::2, ::2].copy(), matrix), tmp_path / "scan.nii")
+    status, folder = call(tmp_path / "scan.nii")
+    assert status == 0
+    labels = nib.load(folder / "dseg.nii.gz")
+    np.testing.assert_allclose(labels.affine, matrix, atol=1e-6)
+    with (folder / "volumes.tsv").open(newline="") as file:
+        row = max(csv.DictReader(file, delimiter="\t"), key=lambda row: int(row["n_voxels"]))
+    size = 2.04 * 1.96 * 2
+    assert float(row["voxel_volume_mm3"]) == pytest.approx(int(row["n_voxels"]) * size, rel=1e-5)
+
+
+def test_a_constant_image_runs_through(stand_in, call, tmp_path):
+    nib.save(nib.Nifti1Image(np.full(SHAPE, 9, np.int16), affine()), tmp_path / "scan.nii")
+    status, folder = call(tmp_path / "scan.nii")
+    assert status == 0
+    assert not np.asarray(nib.load(folder / "dseg.nii.gz").dataobj).any()
+    notes = json.loads((folder / "run.json").read_text())
+    assert notes["input"]["header_flags"] == ["constant_image"]
+    assert notes["output"]["mean_confidence"] is None
+
+
+def test_ct_is_clipped(stand_in, scan, call):
+    _, folder = call(scan)
+    _, clipped = call(scan, "--ct", out="ct")
+    first, second = (np.asarray(nib.load(f / "dseg.nii.gz").dataobj) for f in (folder, clipped))
+    assert np.count_nonzero(second == second.max()) > np.count_nonzero(first == first.max())
+
+
+def test_csv_gets_its_extension(stand_in, scan, root, tmp_path):
+    model = str(root / "models" / "compact2mm")
+    arguments = ["--i", str(scan), "--o", str(tmp_path / "o.nii"), "--vol", str(tmp_path / "v"), "--model", model]
+    assert cli.main(arguments) == 0
+    assert (tmp_path / "v.csv").exists()
+
+
+# Failures ------------------------------------------------------------------------------------------------------------
+
+
+def failed(call, capsys, image, *flags):
+    """Exit status, the one line, and the record of a run that has to fail and to leave nothing else."""
+    status, folder = call(image, *flags)
+    out, err = capsys.readouterr()
+    assert out == ""
+    line = err.splitlines()[-1]
+    assert line.startswith("synthseg-native: ")
+    assert [path.name for path in folder.iterdir()] == ["run.json"]
+    notes = json.loads((folder / "run.json").read_text())
+    assert notes["status"] == "failed"
+    assert f"synthseg-native: {notes['error']['message']}" == line
+    assert EXIT_CODES[notes["error"]["code"]] == status
+    return status, err, notes
+
+
+def test_bad_input_is_one_line_and_status_3(call, capsys, tmp_path):
+    (tmp_path / "scan.nii.gz").touch()
+    status, err, notes = failed(call, capsys, tmp_path / "scan.nii.gz")
+    assert status == 3
+    assert err == f"synthseg-native: {tmp_path / 'scan.nii.gz'}: the file is empty: copy or convert it again\n"
+    assert notes["error"]["transient"] is False
+    assert notes["error"]["code"] == "bad_input"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--threads", "0"], "--threads 0"),
+        (["--engine", "abacus"], "abacus: no such engine"),
+        (["--model", "synthseg9"], "synthseg9: no such model"),
+        (["--weights", "nowhere.h5"], "nowhere.h5"),
+    ],
+)
+def test_wrong_use_is_one_line_and_status_2(call, capsys, scan, flags, words):
+    status, err, notes = failed(call, capsys, scan, *flags)
+    assert status == 2
+    assert words in err
+    assert err.count("\n") == 1
+    assert notes["error"]["code"] == "usage"
+
+
+def test_the_output_must_be_named_as_nifti(call, capsys, scan, tmp_path):
+    status, err, _ = failed(call, capsys, scan, "--o", tmp_path / "dseg.mgz")
+    assert status == 2
+    assert "dseg.mgz: not the name of a NIfTI file" in err
+
+
+def test_missing_arguments_are_status_2(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([])
+    assert caught.value.code == 2
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code", "transient"),
+    [
+        (MemoryError("24 GB"), 4, "oom", True),
+        (OSError(28, "No space left on device"), 4, "disk", True),
+        (SynthSegError("timeout", "weights.h5: slow: again"), 4, "timeout", True),
+        (ZeroDivisionError("division by zero"), 1, "internal", False),
+    ],
+)
+def test_faults_of_machine_and_program(monkeypatch, stand_in, scan, call, capsys, error, status, code, transient):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(Brightness, "posteriors", fail)
+    found, err, notes = failed(call, capsys, scan)
+    assert found == status
+    assert notes["error"]["code"] == code
+    assert notes["error"]["transient"] is transient
+    assert ("Traceback" in err) == (code == "internal")  # a fault of ours comes with its place
+
+
+def test_a_place_that_cannot_be_written_to(stand_in, scan, root, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    model = str(root / "models" / "compact2mm")
+    status = cli.main(["--i", str(scan), "--o", str(tmp_path / "file" / "dseg.nii.gz"), "--model", model])
+    assert status == 4
+    assert str(tmp_path / "file" / "dseg.nii.gz") in capsys.readouterr().err
+
+
+def test_old_results_survive_a_failed_run(stand_in, scan, call, monkeypatch):
+    _, folder = call(scan)
+    before = (folder / "dseg.nii.gz").read_bytes()
+
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(outputs, "save_volumes_tsv", fail)
+    assert call(scan)[0] == 4
+    assert (folder / "dseg.nii.gz").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_bad_input_is_reported_before_tensorflow_is_imported(root, tensorflow_python, tmp_path):
+    (tmp_path / "scan.nii.gz").touch()
+    program = (
+        "import sys; from synthseg_native import cli; status = cli.main(sys.argv[1:]); "
+        "print('tensorflow' in sys.modules); sys.exit(status)"
+    )
+    done = subprocess.run(
+        [tensorflow_python, "-c", program, "--i", tmp_path / "scan.nii.gz", "--o", tmp_path / "dseg.nii.gz"],
+        env={**os.environ, "PYTHONPATH": str(root / "src")}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 3
+    assert done.stdout == "False\n"
+
+
+def test_the_module_runs_as_a_command(root):
+    done = subprocess.run(
+        [sys.executable, "-m", "synthseg_native", "--version"],
+        env={**os.environ, "PYTHONPATH": str(root / "src")}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert done.stdout.startswith("synthseg-native 0.")

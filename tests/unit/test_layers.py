@@ -1,0 +1,161 @@
+"""The TensorFlow engine and the reference's Keras layers against plain NumPy, on a tiny network."""
+
+import os
+import subprocess
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scipy.ndimage import correlate
+
+from synthseg_native import engines, network
+from synthseg_native.errors import SynthSegError
+
+pytestmark = pytest.mark.slow
+SETTINGS = {"levels": 3, "features": 3, "labels": 4}
+
+# Runs in the TensorFlow environment: the same weights through the engine and through the reference.
+PROGRAM = """
+import sys
+import numpy as np
+from synthseg_native import network, reference
+from synthseg_native.engines import tensorflow
+
+arrays = dict(np.load(sys.argv[1]))
+volume = arrays.pop("volume")
+weights = {}
+for key, value in arrays.items():
+    layer, name = key.split("/")
+    weights.setdefault(layer, {})[name] = value
+settings = {"levels": 3, "features": 3, "labels": 4}
+table = network.layer_table(**settings)
+engine = tensorflow.build(table, weights, volume.shape, threads=2)
+slabs = dict(engine.posteriors(volume))
+starts = sorted(slabs)
+
+model = reference.build_network({**settings, "convolutions_per_level": 2, "kernel": 3, "activation": "elu"}, 0.5)
+for layer in model.layers:
+    if layer.weights:
+        layer.set_weights([weights[layer.name][w.name.split("/")[-1].split(":")[0]] for w in layer.weights])
+names = [layer.name for layer in model.layers]
+flip = np.array([0, 2, 1, 3])
+np.savez(sys.argv[2], engine=np.concatenate([slabs[s] for s in starts]), starts=starts, names=names,
+         reference=reference.predict(model, volume, None), flipped=reference.predict(model, volume, flip),
+         mirrored=np.concatenate([s for _, s in sorted(engine.posteriors(volume[::-1]), key=lambda s: s[0])]),
+         place=[engine.name, engine.version, engine.device])
+"""
+
+
+def plain(table, weights, volume):
+    """The layer table in float64, by the book."""
+    outputs = {}
+    for layer in table:
+        x = [outputs[name] for name in layer.inputs]
+        w = {k: v.astype(float) for k, v in weights.get(layer.name, {}).items()}
+        if layer.kind == "input":
+            y = volume[..., None].astype(float)
+        elif layer.kind == "conv":
+            y = np.stack(
+                [
+                    sum(correlate(x[0][..., i], w["kernel"][..., i, o], mode="constant") for i in range(x[0].shape[-1]))
+                    + w["bias"][o]
+                    for o in range(layer.channels)
+                ],
+                axis=-1,
+            )
+            if layer.activation:
+                y = np.where(y > 0, y, np.expm1(np.minimum(y, 0)))
+        elif layer.kind == "norm":
+            y = (x[0] - w["moving_mean"]) / np.sqrt(w["moving_variance"] + 1e-3) * w["gamma"] + w["beta"]
+        elif layer.kind == "pool":
+            a, b, c, n = x[0].shape
+            y = x[0].reshape(a // 2, 2, b // 2, 2, c // 2, 2, n).max(axis=(1, 3, 5))
+        elif layer.kind == "up":
+            y = x[0].repeat(2, axis=0).repeat(2, axis=1).repeat(2, axis=2)
+        elif layer.kind == "concat":
+            y = np.concatenate(x, axis=-1)
+        elif layer.kind == "softmax":
+            y = np.exp(x[0] - x[0].max(axis=-1, keepdims=True))
+            y /= y.sum(axis=-1, keepdims=True)
+        elif layer.kind == "smooth":
+            line = np.exp(-0.5 * np.arange(-1, 2) ** 2 / layer.sigma**2)
+            kernel = line[:, None, None] * line[:, None] * line / line.sum() ** 3
+            y = np.stack([correlate(x[0][..., c], kernel, mode="constant") for c in range(layer.channels)], axis=-1)
+        outputs[layer.name] = y
+    return outputs[table[-1].name]
+
+
+@pytest.fixture(scope="module")
+def run(root, tensorflow_python, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("layers")
+    rng = np.random.default_rng(0)
+    table = network.layer_table(**SETTINGS)
+    weights = {
+        layer.name: {
+            name: (rng.normal(size=shape) / np.sqrt(np.prod(shape[:-1])) + (name == "moving_variance") * 3).astype("f4")
+            for name, shape in layer.weights.items()
+        }
+        for layer in table
+        if layer.weights
+    }
+    for values in weights.values():
+        if "moving_variance" in values:
+            values["moving_variance"] = np.abs(values["moving_variance"])
+    volume = rng.random((20, 12, 8), dtype=np.float32)
+    arrays = {f"{layer}/{name}": value for layer, values in weights.items() for name, value in values.items()}
+    np.savez(folder / "in.npz", volume=volume, **arrays)
+    done = subprocess.run(
+        [tensorflow_python, "-c", PROGRAM, folder / "in.npz", folder / "out.npz"],
+        env={**os.environ, "PYTHONPATH": str(root / "src")}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return SimpleNamespace(
+        stderr=done.stderr, expected=plain(table, weights, volume), table=table, **np.load(folder / "out.npz")
+    )
+
+
+def test_engine_computes_the_table(run):
+    np.testing.assert_allclose(run.engine, run.expected, atol=2e-6)
+    assert run.engine.dtype == np.float32
+
+
+def test_reference_computes_the_table(run):
+    np.testing.assert_allclose(run.reference, run.expected, atol=2e-6)
+
+
+def test_engine_and_reference_agree_in_every_bit(run):
+    np.testing.assert_array_equal(run.engine, run.reference)
+    flipped = np.float32(0.5) * (run.engine + run.mirrored[::-1][..., [0, 2, 1, 3]])
+    np.testing.assert_array_equal(run.flipped, flipped)
+
+
+def test_slabs_cover_the_volume_and_are_smaller_than_it(run):
+    assert run.starts.tolist() == [0, 16]
+    assert run.engine.shape == (20, 12, 8, 4)
+
+
+def test_smoothing_loses_weight_at_the_border_only(run):
+    sums = run.engine.sum(axis=-1)
+    inside = 1 - 0.10650698  # what is left of the sum on a face
+    np.testing.assert_allclose(sums[1:-1, 1:-1, 1:-1], 1, atol=1e-6)
+    np.testing.assert_allclose(sums[0, 1:-1, 1:-1], inside, atol=1e-6)
+    np.testing.assert_allclose(sums[0, 0, 1:-1], inside**2, atol=1e-6)
+    np.testing.assert_allclose(sums[-1, -1, -1], inside**3, atol=1e-6)
+
+
+def test_reference_uses_the_names_of_the_table(run):
+    # Keras adds no weighted layer of its own, and weights are found by these names.
+    assert {layer.name for layer in run.table} <= set(run.names.tolist())
+
+
+def test_what_ran_is_known_and_nothing_is_printed(run):
+    assert run.place.tolist()[0] == "tensorflow"
+    assert run.place.tolist()[2] == "cpu"
+    assert run.stderr == ""
+
+
+def test_other_precisions_and_engines_are_refused():
+    with pytest.raises(SynthSegError, match="bfloat16"):
+        engines.load("tensorflow").build([], {}, (1, 1, 1), precision="bfloat16")
+    with pytest.raises(SynthSegError, match="no such engine"):
+        engines.load("torch9")

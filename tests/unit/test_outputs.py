@@ -1,0 +1,192 @@
+"""The files that a run leaves."""
+
+import csv
+import errno
+import hashlib
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from synthseg_native import model, outputs, posterior
+from synthseg_native.errors import SynthSegError
+
+LABELS = np.arange(24, dtype=np.int32).reshape(2, 3, 4)
+
+
+@pytest.fixture
+def table(root):
+    return model.read_labels(root / "models" / "synthseg1" / "labels.tsv")
+
+
+def header(dtype=np.int16, **fields):
+    image = nib.Nifti1Image(np.zeros((2, 3, 4), dtype), np.diag([2.0, 2, 2, 1]))
+    image.set_qform(np.diag([2.0, 2, 2, 1]), 1)
+    image.header["descrip"] = b"from the scanner"
+    image.header.set_slope_inter(0.25, 3)
+    return image
+
+
+def test_label_maps_keep_the_input_header_on_its_grid(tmp_path):
+    image = header()
+    outputs.save_labels(tmp_path / "dseg.nii.gz", LABELS, image.affine, image.header)
+    saved = nib.load(tmp_path / "dseg.nii.gz")
+    assert saved.get_data_dtype() == np.int32
+    np.testing.assert_array_equal(np.asarray(saved.dataobj), LABELS)
+    assert saved.header["descrip"].item() == b"from the scanner"
+    assert int(saved.header["qform_code"]) == 1
+    assert int(saved.header["sform_code"]) == int(image.header["sform_code"])
+    assert saved.dataobj.slope == 1
+
+
+def test_label_maps_on_a_new_grid_have_an_sform_only(tmp_path):
+    image = header()
+    outputs.save_labels(tmp_path / "dseg.nii.gz", LABELS, np.eye(4), image.header)
+    saved = nib.load(tmp_path / "dseg.nii.gz")
+    np.testing.assert_array_equal(saved.affine, np.eye(4))
+    assert (int(saved.header["sform_code"]), int(saved.header["qform_code"])) == (2, 0)
+    np.testing.assert_array_equal(saved.header.get_zooms(), [1, 1, 1])
+
+
+def test_label_maps_of_mgz_scans(tmp_path):
+    scan = nib.MGHImage(np.zeros((2, 3, 4), np.float32), np.diag([1, 2, 3, 1.0]))
+    outputs.save_labels(tmp_path / "dseg.nii.gz", LABELS, scan.affine, scan.header)
+    saved = nib.load(tmp_path / "dseg.nii.gz")
+    np.testing.assert_array_equal(np.asarray(saved.dataobj), LABELS)
+    np.testing.assert_allclose(saved.affine, scan.affine)
+
+
+def test_margins_are_stored_in_steps(tmp_path):
+    image = header()
+    margin = np.linspace(0, posterior.MAX_MARGIN, 24, dtype=np.float32).reshape(2, 3, 4)
+    outputs.save_margin(tmp_path / "margin.nii.gz", margin, image.affine, image.header)
+    saved = nib.load(tmp_path / "margin.nii.gz")
+    assert saved.get_data_dtype() == np.uint16
+    stored = saved.dataobj.get_unscaled()
+    assert stored.min() == 0
+    assert stored.max() == 65500
+    np.testing.assert_allclose(saved.get_fdata(), margin, atol=0.6e-6)
+
+
+def test_hash_of_labels_is_of_shape_and_values():
+    expected = hashlib.sha256(b"(2, 3, 4)" + LABELS.astype("<i4").tobytes()).hexdigest()
+    assert outputs.labels_sha256(LABELS) == expected
+    assert outputs.labels_sha256(np.asfortranarray(LABELS)) == expected
+    assert outputs.labels_sha256(LABELS.astype(np.uint8)) == expected
+    assert outputs.labels_sha256(LABELS.reshape(3, 2, 4)) != expected
+
+
+def test_volumes_csv_is_upstreams(tmp_path, table):
+    volumes = np.arange(32) + 0.12345
+    outputs.save_volumes_csv(tmp_path / "v.csv", "sub-01_T1w.nii.gz", table, volumes)
+    content = (tmp_path / "v.csv").read_bytes()
+    assert content.endswith(b"\r\n")
+    assert content.count(b"\r\n") == content.count(b"\n") == 2
+    first, second = content.decode().split("\r\n")[:2]
+    names = first.split(",")
+    assert names[:3] == ["subject", "left cerebral white matter", "left cerebral cortex"]
+    assert names[-1] == "right ventral DC"
+    assert len(names) == 32
+    assert second.startswith("sub-01_T1w,1.123,2.123,")
+
+
+@pytest.mark.parametrize(("name", "subject"), [("a.nii", "a.nii"), ("a.mgz", "a.mgz"), ("a.b.nii.gz", "a.b")])
+def test_subject_names_in_the_csv_are_upstreams(tmp_path, table, name, subject):
+    outputs.save_volumes_csv(tmp_path / "v.csv", name, table, np.zeros(32))
+    assert (tmp_path / "v.csv").read_text().splitlines()[1].startswith(f"{subject},0.0,")
+
+
+def test_models_with_csf_open_with_the_intracranial_volume(tmp_path, root):
+    table = model.read_labels(root / "models" / "synthseg2" / "labels.tsv")
+    outputs.save_volumes_csv(tmp_path / "v.csv", "a.nii.gz", table, np.full(33, 2.0))
+    with (tmp_path / "v.csv").open(newline="") as file:
+        names, row = csv.reader(file)
+    assert names[1:3] == ["total intracranial", "left cerebral white matter"]
+    assert row[1:3] == ["64.0", "2.0"]
+    assert names[17] == "csf"
+
+
+def test_volumes_tsv(tmp_path, table):
+    counts = np.arange(32)
+    outputs.save_volumes_tsv(tmp_path / "v.tsv", table, np.arange(32) * 1.5, counts, [2, 2, 2])
+    with (tmp_path / "v.tsv").open(newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    assert len(rows) == 31
+    assert list(rows[0].values()) == [
+        "2",
+        "left cerebral white matter",
+        "Left-Cerebral-White-Matter",
+        "1.500",
+        "1",
+        "8.000",
+    ]
+    outputs.save_volumes_tsv(tmp_path / "v.tsv", table, None, counts, [2, 2, 2])
+    assert (tmp_path / "v.tsv").read_text().splitlines()[1].split("\t")[3] == "n/a"
+
+
+def test_soft_volumes_are_float64_mm3():
+    result = posterior.Segmentation(LABELS, LABELS, np.array([1.0, 2.0]), np.array([1, 2]), 1.0)
+    volumes = outputs.soft_volumes(result, np.float32([1, 2, 0.5]))
+    assert volumes.dtype == np.float64
+    assert volumes.tolist() == [1, 2]
+
+
+# All or nothing ------------------------------------------------------------------------------------------------------
+
+
+def test_files_appear_together_at_the_end(tmp_path):
+    with outputs.Staged() as staged:
+        for name in ("new/a.txt", "b.nii.gz"):
+            part = staged.path(tmp_path / name)
+            assert part.name.endswith(name.split("/")[-1])  # nibabel goes by the extension
+            part.write_text(name)
+        assert not (tmp_path / "new" / "a.txt").exists()
+    assert (tmp_path / "new" / "a.txt").read_text() == "new/a.txt"
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["a.txt", "b.nii.gz", "new"]
+
+
+def test_nothing_appears_after_a_failure(tmp_path):
+    (tmp_path / "a.txt").write_text("old")
+    with pytest.raises(RuntimeError), outputs.Staged() as staged:
+        staged.path(tmp_path / "a.txt").write_text("new")
+        raise RuntimeError
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize(("number", "remedy"), [(errno.ENOSPC, "make room"), (errno.EROFS, "choose a place")])
+def test_a_disk_that_cannot_be_written_to_is_named(tmp_path, number, remedy):
+    with pytest.raises(SynthSegError, match=remedy) as caught, outputs.Staged() as staged:
+        staged.path(tmp_path / "a.txt").write_text("half")
+        raise OSError(number, "no")
+    assert caught.value.code == "disk"
+    assert caught.value.transient
+    assert caught.value.message.startswith(str(tmp_path / "a.txt"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_destination_below_a_file_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SynthSegError, match="file"), outputs.Staged() as staged:
+        staged.path(tmp_path / "file" / "a.txt")
+
+
+def test_json_refuses_what_is_not_json(tmp_path):
+    outputs.save_json(tmp_path / "a.json", {"a": 1})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        outputs.save_json(tmp_path / "b.json", {"a": float("nan")})
+
+
+def test_sidecar_never_lets_a_small_model_pass_for_synthseg():
+    record = {
+        "input": {"name": "sub-01_T1w.nii.gz"},
+        "output": {"voxel_mm": [2.0, 2.0, 2.0]},
+        "engine": {"name": "tensorflow", "version": "2.15.1"},
+        "model": {"name": "compact2mm", "research_grade": False},
+    }
+    result = outputs.sidecar(record)
+    assert result["ResearchGrade"] is False
+    assert result["SegmentationMethod"].startswith("compact2mm")
+    assert result["Sources"] == ["sub-01_T1w.nii.gz"]

@@ -1,0 +1,155 @@
+"""Flip averaging, components, labels and volumes, on small arrays and without a network."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from synthseg_native import posterior, reference
+
+FLIP = np.array([0, 2, 1, 3])
+VALUES = np.array([0, 2, 41, 14], dtype=np.int32)
+
+
+class Echo:
+    """An engine whose posteriors are a plain function of the volume, handed out in uneven slabs and any order."""
+
+    def __init__(self, function, cuts=(0, 3, 4, 9, 10)):
+        self.function, self.cuts = function, cuts
+
+    def posteriors(self, volume):
+        assert volume.dtype == np.float32
+        result = self.function(volume)
+        for start, stop in reversed(list(zip(self.cuts[:-1], self.cuts[1:], strict=True))):
+            yield start, result[start:stop]
+
+
+def random_posteriors(shape=(10, 9, 8), n=4, seed=0):
+    values = np.random.default_rng(seed).random((*shape, n), dtype=np.float32) ** 4
+    return values / values.sum(axis=-1, keepdims=True)
+
+
+def half_and_half(volume):
+    """Channel 1 (left) in the first half of the first axis, channel 2 (right) in the second."""
+    result = np.zeros((*volume.shape, 4), np.float32)
+    half = len(volume) // 2
+    result[:half, ..., 1] = volume[:half]
+    result[half:, ..., 2] = volume[half:]
+    return result
+
+
+def test_flipping_the_volume_twice_is_the_identity():
+    volume = np.random.default_rng(1).random((10, 4, 4), dtype=np.float32)
+    swapped = posterior.flip_average(Echo(half_and_half), volume, FLIP)
+    # A symmetric network sees the mirrored right side as left: the average is what one pass gives.
+    np.testing.assert_array_equal(swapped, half_and_half(volume))
+    mirrored = posterior.flip_average(Echo(half_and_half), volume[::-1].copy(), FLIP)
+    np.testing.assert_array_equal(mirrored[::-1][..., FLIP], swapped)
+
+
+def test_flip_average_is_half_the_sum_in_float32():
+    volume = np.random.default_rng(2).random((10, 4, 4), dtype=np.float32)
+    fixed = random_posteriors((10, 4, 4))
+    result = posterior.flip_average(Echo(lambda v: fixed * v[..., None]), volume, FLIP)
+    first = fixed * volume[..., None]
+    second = (fixed * volume[::-1][..., None])[::-1][..., FLIP]
+    assert result.dtype == np.float32
+    np.testing.assert_array_equal(result, np.float32(0.5) * (first + second))
+
+
+def test_largest_component_and_ties():
+    mask = np.zeros((7, 3, 3), bool)
+    mask[0:2, 1, 1] = mask[3:5, 1, 1] = True
+    for function in (posterior.largest_component, reference.largest_component):
+        kept = function(mask)
+        assert kept[0:2, 1, 1].all()  # two parts of two voxels: the first one stays
+        assert kept.sum() == 2
+        mask[5, 1, 1] = True
+        assert function(mask)[3:6, 1, 1].all()
+        mask[5, 1, 1] = False
+
+
+def test_components_hang_together_by_faces_only():
+    mask = np.zeros((3, 3, 3), bool)
+    mask[0, 0, 0] = mask[1, 1, 0] = mask[1, 2, 0] = True
+    assert np.argwhere(posterior.largest_component(mask)).tolist() == [[1, 1, 0], [1, 2, 0]]
+
+
+def test_an_empty_mask_stays_as_it_is():
+    mask = np.zeros((3, 3, 3), bool)
+    assert not posterior.largest_component(mask).any()
+    posteriors = np.zeros((3, 3, 3, 4), np.float32)
+    posteriors[..., 0], posteriors[..., 1] = 0.9, 0.1
+    before = posteriors.copy()
+    posterior.keep_components(posteriors, np.array([0, 1, 2, 3]), 0.25)
+    np.testing.assert_array_equal(posteriors[..., 0], before[..., 0])
+    assert not posteriors[..., 1:].any()
+
+
+def test_islands_are_removed_from_their_class_alone():
+    topology = np.array([0, 1, 1, 0])
+    posteriors = np.zeros((12, 5, 5, 4), np.float32)
+    posteriors[..., 0] = 1
+    posteriors[1:9, 1:4, 1:4] = [0.1, 0, 0, 0.9]  # one bridge of channel 3, which has no class
+    posteriors[1:4, 2, 2] = [0.1, 0.5, 0.4, 0]
+    posteriors[7, 2, 2] = [0.1, 0.3, 0.3, 0.3]  # an island of class 1 inside the brain
+    posteriors[11, 2, 2] = [0.1, 0.9, 0, 0]  # outside the brain's largest part
+    posterior.keep_components(posteriors, topology, 0.25)
+    np.testing.assert_allclose(posteriors[7, 2, 2], [0.1, 0, 0, 0.3])
+    np.testing.assert_allclose(posteriors[11, 2, 2], [0.1, 0, 0, 0])
+    np.testing.assert_allclose(posteriors[2, 2, 2], [0.1, 0.5, 0.4, 0])
+
+
+def test_the_threshold_is_exclusive():
+    posteriors = np.zeros((3, 3, 3, 4), np.float32)
+    posteriors[..., 0] = 0.75
+    posteriors[1, 1, 1, 1] = 0.25
+    posterior.keep_components(posteriors, np.array([0, 1, 2, 3]), 0.25)
+    assert not posteriors[..., 1:].any()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_engine_and_reference_post_process_alike(seed):
+    # Blocks of smooth noise make several components per class.
+    posteriors = random_posteriors((14, 12, 10), n=6, seed=seed)
+    posteriors[:, :, 5] *= np.float32(0.2)
+    topology = np.array([0, 1, 1, 2, 3, 0])
+    box = (slice(2, 13), slice(1, 11), slice(0, 10))
+    values = np.array([0, 2, 3, 4, 41, 24], dtype=np.int32)
+    labels = SimpleNamespace(index=values, topology=topology)
+    ours = posterior.finish(posteriors.copy(), box, labels, 0.25)
+    expected = reference.postprocess(posteriors.copy(), box, topology, 0.25, fast=False)
+    np.testing.assert_array_equal(ours.labels, values[expected.argmax(axis=-1)])
+    np.testing.assert_allclose(ours.soft, expected.sum(axis=(0, 1, 2), dtype=np.float64), rtol=1e-12)
+    order = np.sort(expected, axis=-1)
+    np.testing.assert_array_equal(ours.margin, np.minimum(order[..., -1] - order[..., -2], np.float32(0.0655)))
+
+
+def test_labels_ties_and_voxels_without_posterior():
+    posteriors = np.zeros((10, 1, 1, 4), np.float32)
+    posteriors[0, 0, 0] = [0, 0.4, 0.4, 0]  # a tie: the first
+    posteriors[1, 0, 0] = [0, 0, 0, 0]  # nothing: background, and no NaN in the volumes
+    posteriors[2:, 0, 0] = [0.25, 0, 0.2, 0.05]
+    result = posterior.label(posteriors, VALUES)
+    assert result.labels.dtype == np.int32
+    assert result.labels[:3, 0, 0].tolist() == [2, 0, 0]
+    assert result.margin[:2, 0, 0].tolist() == [0, 0]
+    np.testing.assert_allclose(result.margin[2, 0, 0], 0.0655)
+    np.testing.assert_allclose(result.soft, [4, 0.5, 0.5 + 8 * 0.4, 8 * 0.1], rtol=1e-6)
+    assert result.counts.tolist() == [9, 1, 0, 0]
+    assert result.confidence == pytest.approx(0.5)
+
+
+def test_confidence_without_foreground_is_not_a_number():
+    posteriors = np.zeros((2, 2, 2, 4), np.float32)
+    posteriors[..., 0] = 1
+    assert np.isnan(posterior.label(posteriors, VALUES).confidence)
+
+
+def test_volumes_are_summed_in_float64():
+    # 0.1 in float32 summed a million times in float32 drifts; in float64 it does not.
+    posteriors = np.zeros((100, 100, 100, 2), np.float32)
+    posteriors[...] = [0.9, 0.1]
+    result = posterior.label(posteriors, np.array([0, 2], dtype=np.int32))
+    assert result.soft.dtype == np.float64
+    assert result.soft[1] == pytest.approx(1e6 * np.float64(np.float32(0.1)), rel=1e-9)
