@@ -162,7 +162,7 @@ def _ask(name, arguments):
 def problem(name, text):
     """Say in one line, as a SynthSegError, why a runtime refused, from what it printed."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    lines = [line for line in lines if "rror" in line] or lines  # "See 'docker run --help'" comes last
+    lines = [line for line in lines if not line.startswith(("See '", "Run '"))]  # "... docker run --help"
     if _REFUSED.search(text):
         remedy = "add this user to the group docker and log in again" if name == "docker" else "ask the administrator"
         return SynthSegError("daemon", f"{name}: this user may not use it: {remedy}, or use podman or runtime local")

@@ -83,9 +83,12 @@ def _system_error(error, place):
     return SynthSegError("disk" if full else "internal", text)
 
 
-def _attempt(record, run, scan):
+def _attempt(record, work, run, scan):
     """Call `run`, which fills the record; turn what it raises into the record's error. Return the record."""
     try:
+        for left in work.iterdir():  # of an earlier run in the same folder: a benchmark's
+            if left.is_file():
+                left.unlink()
         run()
         record.update(status="ok", error=None)
     except SynthSegError as error:
@@ -214,7 +217,8 @@ def run_native(scan, image, settings, python, model_dir, weights, verification, 
 
     settings: dict with engine, precision, threads, device ("auto": as this machine's verification decides), ct and
     whatever else belongs to the rerun key. python: the interpreter of the engine's environment. verification: folder
-    of the verifications. work: folder that gets dseg.nii.gz, dseg.json, volumes.tsv, margin.nii.gz. timeout: seconds.
+    of the verifications. work: folder that is emptied and gets dseg.nii.gz, dseg.json, volumes.tsv, margin.nii.gz.
+    timeout: seconds.
     Failures are in the record (status "failed"), not raised.
     """
     image, work = Path(image), Path(work)
@@ -248,7 +252,7 @@ def run_native(scan, image, settings, python, model_dir, weights, verification, 
         _need_outputs(work, [file for name, file in NATIVE_FILES.items() if name != "sidecar"] + ["engine.json"])
         outputs.save_json(work / "dseg.json", outputs.sidecar(record))
 
-    return _attempt(record, run, scan)
+    return _attempt(record, work, run, scan)
 
 
 def _need_file(image):
@@ -293,7 +297,8 @@ def run_reference(scan, image, settings, python, model_dir, weights, work, timeo
 
     settings: dict with kind (own, upstream, existing), runtime (local, docker, podman, apptainer), image and platform
     (upstream), key (own: of its image), pattern (existing), threads, ct. python: interpreter for runtime local.
-    work: folder that gets dseg.nii.gz, dseg.json, volumes.tsv. timeout: seconds; memory_mb: limit of a container.
+    work: folder that is emptied and gets dseg.nii.gz, dseg.json, volumes.tsv. timeout: seconds; memory_mb: limit of a
+    container.
     Failures are in the record (status "failed"), not raised.
     """
     image, work = Path(image), Path(work)
@@ -317,7 +322,7 @@ def run_reference(scan, image, settings, python, model_dir, weights, work, timeo
             run_it(record, job, python)
         _finish_reference(record, card.labels, work)
 
-    return _attempt(record, run, scan)
+    return _attempt(record, work, run, scan)
 
 
 def _load(path, remedy):
