@@ -54,6 +54,26 @@ def test_mistakes_in_one_line(schema, change, said):
     assert len(str(raised.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("reference", "model", "said"),
+    [
+        ({"kind": "existing"}, "synthseg1", "reference.pattern: not set"),
+        ({"kind": "upstream", "runtime": "local"}, "synthseg1", "reference.runtime: kind upstream needs"),
+        ({"kind": "upstream", "runtime": "docker"}, "compact2mm", "synthseg1 and synthseg2, not compact2mm"),
+    ],
+)
+def test_references_that_cannot_work(schema, reference, model, said):
+    config = complete(schema, reference=reference)
+    with pytest.raises(SynthSegError) as raised:
+        configuration.check_reference(config["reference"], model)
+    assert said in str(raised.value)
+
+
+def test_references_that_can_work(schema):
+    for reference in ({}, {"kind": "upstream", "runtime": "docker"}, {"kind": "existing", "pattern": "/a/{scan}.nii"}):
+        configuration.check_reference(complete(schema, reference=reference)["reference"], "synthseg1")
+
+
 @pytest.mark.parametrize("name", ["config.yaml", "demo.yaml", "demo-docker.yaml"])
 def test_shipped_configurations_are_valid(schema, root, name):
     configuration.complete(yaml.safe_load((root / "config" / name).read_text()), schema, name)

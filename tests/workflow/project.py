@@ -128,7 +128,8 @@ class Project:
     def _name(self, path: Path) -> str | None:
         """The job that makes a file: "native 01", "reference 01", "compare 01", or the aggregate's file name."""
         parts = path.relative_to(self.folder / "results").parts
-        if parts[0] in ("logs", ".state") or path.name in ("dataset_description.json", "dseg.tsv"):
+        described = len(parts) == 2 and parts[0] != "env"  # a derivative's dataset_description.json and the like
+        if parts[0] in ("logs", ".state") or described:
             return None
         if len(parts) == 1:
             return "summary" if not path.name.startswith("benchmark") else "benchmark"

@@ -42,6 +42,7 @@ def chosen_model(config):
 try:
     CONFIG = configuration.complete(config, configuration.read_schema(ROOT / "workflow/schemas/config.schema.yaml"))
     MODEL = chosen_model(CONFIG)
+    configuration.check_reference(CONFIG["reference"], MODEL.name)
     SCANS = {scan.scan: scan for scan in read_samples(CONFIG["samples"])}
 except SynthSegError as error:
     stop(error)
@@ -49,6 +50,11 @@ except SynthSegError as error:
 RESULTS = CONFIG["results"]
 STATE = f"{RESULTS}/.state"
 REFERENCE = CONFIG["reference"]
+REFERENCE["base_image"] = (
+    REFERENCE["base_image"] or os.environ.get("SYNTHSEG_BASE_IMAGE") or containers.BASE_IMAGE
+)
+if REFERENCE["kind"] == "existing":
+    REFERENCE["runtime"] = "local"  # the step only reads a file
 RESOLUTION = f"{MODEL.resolution:g}mm"
 MEMORY_MB = CONFIG["memory_mb"] or MODEL.card["memory_mb"]
 MINUTES = CONFIG["timeout_min"]
@@ -147,7 +153,7 @@ ENGINE_CODE = {
 
 
 def reference_key():
-    """The rerun key of the reference's own code: of an own image, or of reference.py and its environment."""
+    """The rerun key of the reference's own code: of its image, or of reference.py and its environment."""
     if REFERENCE["kind"] != "own":
         return None  # a foreign image is told by its name, best with a digest; an existing label map is an input
     if REFERENCE["runtime"] in containers.RUNTIMES:

@@ -31,7 +31,7 @@ def deploy():
     """Make what the jobs need and Snakemake must not track: a renewed environment or image is no new input."""
     announce_changes()
     needed = [*CONFIG["engines"]]
-    needed += ["tensorflow"] if COMPARED and REFERENCE["runtime"] == "local" else []
+    needed += ["tensorflow"] if COMPARED and (REFERENCE["kind"], REFERENCE["runtime"]) == ("own", "local") else []
     needed += ["demo"] if not all(map(os.path.exists, DEMO_IMAGES)) else []
     try:
         for name in dict.fromkeys(needed):

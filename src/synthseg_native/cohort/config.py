@@ -6,6 +6,7 @@ from pathlib import Path
 import jsonschema
 import yaml
 
+from synthseg_native.cohort import containers
 from synthseg_native.errors import SynthSegError
 
 
@@ -47,6 +48,21 @@ def _unknown(path: str, key: str, known: list[str], where: str) -> str:
     near = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {where}{near[0]}?" if near else f"known keys are {', '.join(known)}"
     return f"{path}: unknown key; {hint}"
+
+
+def check_reference(reference: dict, model_name: str) -> None:
+    """What the schema cannot say of the keys below `reference`; `SynthSegError("usage")` for what cannot work."""
+    kind, runtime = reference["kind"], reference["runtime"]
+    problem = None
+    if kind == "existing" and not reference["pattern"]:
+        problem = "pattern: not set: say where your label maps are, as in /maps/{participant_id}_synthseg.nii.gz"
+    elif kind == "upstream" and runtime == "local":
+        problem = "runtime: kind upstream needs its container: docker, podman or apptainer"
+    elif kind == "upstream" and runtime != "none" and model_name not in containers.UPSTREAM_MODELS:
+        known = " and ".join(containers.UPSTREAM_MODELS)
+        problem = f"kind: the upstream image runs {known}, not {model_name}: use kind own"
+    if problem:
+        raise SynthSegError("usage", f"config: reference.{problem}")
 
 
 def key_table(schema: dict, prefix: str = "") -> list[str]:
