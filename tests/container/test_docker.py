@@ -242,9 +242,8 @@ def second_daemon(docker, probe_image, tmp_path):
                 os.kill(int(path.parent.name), signal.SIGKILL)
         daemon.kill()
         daemon.wait()
-        subprocess.run(
-            f"umount -l {tmp_path}/exec/netns/* {tmp_path}/data/overlay2/*/merged", shell=True, capture_output=True
-        )
+        mounts = f"{tmp_path}/exec/netns/* {tmp_path}/data/overlay2/*/merged {tmp_path}/data"
+        subprocess.run(f"umount -l {mounts}", shell=True, capture_output=True)
 
 
 @pytest.mark.slow
