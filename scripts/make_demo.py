@@ -12,7 +12,7 @@ def main(argv=None):
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to fill")
     options = parser.parse_args(argv)
     try:
-        demo.make(options.out)
+        demo.make(options.out, log=lambda line: print(line, file=sys.stderr, flush=True))
     except OSError as error:
         print(f"make_demo: {options.out}: cannot be written ({error}): choose another folder", file=sys.stderr)
         return 4

@@ -31,9 +31,10 @@ CSF = 0.15  # intensity between brain and skull, on the scale where white matter
 # scalp, skin.
 MARROW = 0.30
 SHELL = ((1.5, CSF), (3.0, 0.04), (5.5, MARROW), (7.0, 0.04), (12.0, 0.85), (13.5, 0.50))
-# The same anatomy with a T2-like contrast: (intensity above, intensity there) for tissue and for the shell.
-T2_TISSUE = ((0.0, 0.15, 0.30, 0.62, 0.90, 1.10), (1.0, 1.0, 0.85, 0.58, 0.36, 0.40))
-T2_SHELL = ((0.0, 0.04, CSF, MARROW, 0.50, 0.85), (0.0, 0.03, 1.0, 0.25, 0.30, 0.45))
+# The same anatomy with a FLAIR-like contrast, as curves (intensity above, intensity there): CSF dark, grey matter
+# brighter than white matter.
+FLAIR_TISSUE = ((0.0, 0.15, 0.30, 0.62, 0.90, 1.10), (0.08, 0.08, 0.30, 0.85, 0.50, 0.55))
+FLAIR_SHELL = ((0.0, 0.04, CSF, MARROW, 0.50, 0.85), (0.0, 0.03, 0.10, 0.25, 0.40, 0.80))
 
 
 @dataclass(frozen=True)
@@ -190,9 +191,9 @@ def second_image(phantom):
 
 
 def third_image(phantom):
-    """sub-03: axial slices of 5 mm (LPS), noise, and a T2-like contrast: CSF bright, white matter dark; int16."""
+    """sub-03: axial slices of 5 mm (LPS), noise, and a FLAIR-like contrast; int16."""
     # A slice averages what lies within it; this is done on the fine grid.
-    contrast = ndimage.uniform_filter1d(phantom.image(T2_TISSUE, T2_SHELL), 5, axis=2)
+    contrast = ndimage.uniform_filter1d(phantom.image(FLAIR_TISSUE, FLAIR_SHELL), 5, axis=2)
     shape, voxel_mm = (208, 248, 36), (0.95, 0.95, 5.0)
     affine = tilted_affine("LPS", voxel_mm, (0.0, 0.0, 0.0), shape, (0.0, -18.0, 16.0))
     values = add_noise(np.clip(on_grid(contrast, phantom.affine, affine, shape), 0, None), 0.03, seed=31) * 1000
@@ -211,7 +212,7 @@ def _image(values, affine, slope=None):
     return image
 
 
-IMAGES = (("01", "T1w", first_image), ("02", "T1w", second_image), ("03", "T2w", third_image))
+IMAGES = (("01", "T1w", first_image), ("02", "T1w", second_image), ("03", "FLAIR", third_image))
 DESCRIPTION = {
     "Name": "synthseg-native demo cohort: template-derived phantoms",
     "BIDSVersion": "1.10.0",
