@@ -4,8 +4,10 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from golden_runs import read_volumes
 
 FULL = os.environ.get("SYNTHSEG_GOLDEN_FULL")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not FULL, reason="SYNTHSEG_GOLDEN_FULL is not set")]
@@ -23,10 +25,34 @@ def model(root, tmp_path_factory):
     return folder
 
 
+# Upstream adds up 8.7 million posteriors one by one in float32 and loses small ones: its volumes are up to 0.53 %
+# off. Ours are float64 sums, so this case holds them to 1 %, and the reference also adds up as upstream does.
+VOLUME_TOLERANCE = 1e-2
+SUM_LIKE_UPSTREAM = """
+import os, sys
+import numpy as np
+from synthseg_native import reference
+right = reference.postprocess
+def postprocess(*arguments):
+    posteriors = right(*arguments)
+    folder = os.path.dirname(sys.argv[sys.argv.index("--o") + 1])
+    np.save(os.path.join(folder, "volumes.npy"), np.sum(posteriors[..., 1:], axis=(0, 1, 2)))
+    return posteriors
+reference.postprocess = postprocess
+reference.main()
+"""
+
+
 def test_engine_equals_upstream_at_full_size(runs, check, model):
     folder = runs.engine("t1", model, "full")
-    check(folder, "t1_", margin=folder / "margin.nii.gz", golden_folder=Path(FULL))
+    margin = folder / "margin.nii.gz"
+    check(folder, "t1_", margin=margin, golden_folder=Path(FULL), volume_tolerance=VOLUME_TOLERANCE)
 
 
 def test_reference_equals_upstream_at_full_size(runs, check, model):
-    check(runs.reference("t1", "full", model=model), "t1_", golden_folder=Path(FULL))
+    folder = runs.command(("-c", SUM_LIKE_UPSTREAM), "t1", "reference_t1_full", model)
+    check(folder, "t1_", golden_folder=Path(FULL), volume_tolerance=VOLUME_TOLERANCE)
+    expected = read_volumes(Path(FULL) / "t1_volumes.csv")[2]
+    volumes = np.load(folder / "volumes.npy")  # voxels of 1 mm3
+    assert volumes.dtype == np.float32
+    assert np.all(np.abs(volumes - expected) <= np.maximum(1.0, 5e-4 * expected))
