@@ -1,0 +1,48 @@
+# Environments are made where they are missing, below .envs/. Everything else is a Snakemake flag: see ./snakemake --help.
+
+RUN = sh scripts/launch.sh run
+DEV = $(RUN) dev --
+LOCKS = workflow tensorflow demo dev
+# What goes to pytest as well, e.g. make test ARGS="-k golden"
+ARGS =
+
+.PHONY: help demo test test-fast lint format locks python311 clean-envs reference-image
+
+help: ## list the targets
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' Makefile | awk -F '\t' '{ printf "make %-16s %s\n", $$1, $$2 }'
+
+demo: ## make the demo cohort, segment it, compare with the reference: results/summary.tsv
+	@./snakemake --cores 1 results/summary.tsv --configfile config/demo.yaml
+
+test: ## run all tests
+	@sh scripts/launch.sh ensure dev tensorflow demo
+	@$(DEV) -m pytest tests $(ARGS)
+
+test-fast: ## run the tests that take seconds and need no Docker
+	@$(DEV) -m pytest -m "not slow and not docker" tests $(ARGS)
+
+lint: ## check style, workflow, profiles
+	@$(DEV) -m ruff check
+	@$(DEV) -m ruff format --check
+	@$(DEV) -m snakefmt --check Snakefile workflow
+	@$(DEV) scripts/lint.py
+
+format: ## put code and rules in the house's format
+	@$(DEV) -m ruff check --fix
+	@$(DEV) -m ruff format
+	@$(DEV) -m snakefmt Snakefile workflow
+
+reference-image: ## build the container image of the reference (podman: make reference-image ARGS="--runtime podman")
+	@$(RUN) workflow -- scripts/reference_image.py build $(ARGS)
+
+locks: ## resolve envs/*.in anew for all platforms (newer versions: make locks ARGS=--upgrade)
+	@for name in $(LOCKS); do \
+		(cd envs && sh ../scripts/launch.sh run dev -- -m uv pip compile --quiet --universal --generate-hashes \
+			--python-version 3.11 --no-annotate --no-header --no-emit-index-url $(ARGS) -o $$name.txt $$name.in) || exit 1; \
+	done
+
+python311: ## fetch a Python 3.11 for TensorFlow, without root
+	@$(DEV) -m uv python install 3.11
+
+clean-envs: ## remove all environments; they are made again when needed
+	rm -rf .envs
