@@ -1,0 +1,33 @@
+"""Write a sample sheet from a BIDS dataset, and list on stderr what was left out and why."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from synthseg_native.cohort import bids
+from synthseg_native.errors import SynthSegError
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("dataset", type=Path, metavar="BIDS_DIR")
+    parser.add_argument("--out", type=Path, default=Path("samples.tsv"), metavar="TSV", help="default: samples.tsv")
+    parser.add_argument("--force", action="store_true", help="overwrite the sheet if it exists")
+    options = parser.parse_args(argv)
+    try:
+        rows, left_out = bids.find_images(options.dataset)
+        for path, reason in left_out:
+            print(f"left out: {path}: {reason}", file=sys.stderr)
+        if not rows:
+            raise SynthSegError("usage", f"{options.dataset}: no image found for the sheet: see what was left out")
+        bids.write_sheet(rows, options.dataset, options.out, options.force)
+    except SynthSegError as error:
+        print(f"bids_samples: {error}", file=sys.stderr)
+        return error.exit_code
+    subjects = len({row["participant_id"] for row in rows})
+    print(f"{options.out}: {len(rows)} images of {subjects} participants, {len(left_out)} left out", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

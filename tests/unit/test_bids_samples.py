@@ -1,0 +1,136 @@
+"""bids_samples.py on made-up datasets, read back by the workflow's own reader of sample sheets."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from synthseg_native.cohort import bids
+from synthseg_native.cohort.samples import read_samples
+from synthseg_native.errors import SynthSegError
+
+ROOT = Path(__file__).resolve().parents[2]
+GOOD = [
+    "sub-01/anat/sub-01_T1w.nii.gz",
+    "sub-01/anat/sub-01_FLAIR.nii",
+    "sub-01/anat/sub-01_acq-mprage_run-2_T1w.nii.gz",
+    "sub-02/ses-a/anat/sub-02_ses-a_T1w.nii.gz",
+    "sub-02/ses-b/anat/sub-02_ses-b_rec-norm_T2w.nii.gz",
+    "sub-02/ses-b/ct/sub-02_ses-b_CT.nii.gz",
+]
+BAD = {
+    "sub-01/anat/sub-01_ce-gd_T1w.nii.gz": "cannot be told apart from sub-01/anat/sub-01_T1w.nii.gz",
+    "sub-01/anat/sub-01_FLAIR.nii.gz": "cannot be told apart",
+    "sub-01/anat/sub-01_mod-T1w_defacemask.nii.gz": "suffix defacemask",
+    "sub-01/anat/sub-01_part-phase_T2starw.nii.gz": "not a magnitude image",
+    "sub-01/anat/sub-02_T1w.nii.gz": "does not fit the folder sub-01",
+    "sub-02/ses-a/anat/sub-02_T1w.nii.gz": "does not fit the folder sub-02/ses-a",
+    "sub-02/ses-a/anat/sub-02_ses-a_acq-hi-res_T1w.nii.gz": "not a BIDS name",
+    "sub-02/ses-a/anat/sub-02_ses-a_odd_T1w.nii.gz": "not a BIDS name",
+    "sub-02/ses-a/func/": "not a folder of anatomical images",
+    "derivatives/": "skipped",
+    "sourcedata/": "skipped",
+    "sub-01/anat/sub-01_PDw.nii.gz": "is empty",
+    "sub-01/anat/sub-01_T2w.nii.gz": "leads nowhere",
+}
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    root = tmp_path / "my data"
+    files = [name for name in BAD if not name.endswith("/")]
+    files += ["sub-02/ses-a/func/sub-02_ses-a_task-rest_bold.nii.gz", "sub-01/anat/sub-01_T1w.json"]
+    files += ["derivatives/x/sub-01/anat/sub-01_T1w.nii.gz", "sourcedata/sub-01/anat/sub-01_T1w.nii.gz"]
+    for name in [*GOOD, *files]:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith("sub-01_T2w.nii.gz"):
+            path.symlink_to("../.git/annex/objects/not-here")
+        else:
+            path.write_bytes(b"" if "PDw" in name else b"image")
+    return root
+
+
+def run(*arguments, cwd):
+    command = [sys.executable, str(ROOT / "scripts" / "bids_samples.py"), *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_what_is_found_and_what_is_left_out(dataset):
+    rows, left_out = bids.find_images(dataset)
+    assert sorted(row["image"] for row in rows) == sorted(GOOD)
+    reasons = dict(left_out)
+    assert set(reasons) == set(BAD)
+    for path, reason in BAD.items():
+        assert reason in reasons[path]
+    by_image = {row["image"]: row for row in rows}
+    assert by_image[GOOD[2]] == {
+        "participant_id": "sub-01",
+        "session_id": "",
+        "acq": "mprage",
+        "run": "2",
+        "suffix": "T1w",
+        "image": GOOD[2],
+        "ct": "false",
+    }
+    assert [image for image, row in by_image.items() if row["ct"] == "true"] == [GOOD[5]]
+    assert by_image[GOOD[4]]["session_id"] == "b"
+
+
+@pytest.mark.parametrize("place", ["inside", "above", "elsewhere"])
+def test_the_sheet_finds_its_images_from_where_it_is(dataset, tmp_path, place):
+    sheet = {
+        "inside": dataset / "code" / "samples.tsv",
+        "above": dataset.parent / "samples.tsv",
+        "elsewhere": tmp_path / "other" / "place" / "samples.tsv",
+    }[place]
+    done = run(dataset, "--out", sheet, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"{len(GOOD)} images of 2 participants, {len(BAD)} left out" in done.stderr
+    for path in BAD:
+        assert f"left out: {path}: " in done.stderr
+    scans = read_samples(sheet)
+    assert sorted(Path(scan.image).resolve() for scan in scans) == sorted((dataset / name).resolve() for name in GOOD)
+    assert [scan.ct for scan in scans].count(True) == 1
+    absolute = [line.split("\t")[5].startswith("/") for line in sheet.read_text().splitlines()[1:]]
+    assert set(absolute) == {place == "elsewhere"}
+    assert [path.name for path in sheet.parent.iterdir() if path.suffix == ".tmp"] == []
+
+
+def test_a_sheet_is_not_overwritten_unasked(dataset, tmp_path):
+    sheet = tmp_path / "samples.tsv"
+    sheet.write_text("mine\n")
+    done = run(dataset, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "samples.tsv: exists" in done.stderr.splitlines()[-1]
+    assert sheet.read_text() == "mine\n"
+    assert run(dataset, "--force", cwd=tmp_path).returncode == 0
+    assert len(read_samples(sheet)) == len(GOOD)
+
+
+def test_no_dataset_and_no_image_are_one_line(tmp_path):
+    for make, message in ((None, "no such folder"), ("other", "no folder sub-"), ("sub-01/func", "no image found")):
+        if make:
+            (tmp_path / "data" / make).mkdir(parents=True)
+        done = run(tmp_path / "data", cwd=tmp_path)
+        assert done.returncode == 2
+        assert message in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+        assert not (tmp_path / "samples.tsv").exists()
+
+
+def test_a_link_to_the_dataset_keeps_the_images_names(dataset, tmp_path):
+    (tmp_path / "link").symlink_to(dataset)
+    rows, _ = bids.find_images(tmp_path / "link")
+    bids.write_sheet(rows, tmp_path / "link", tmp_path / "sheet.tsv")
+    assert {Path(scan.image).name for scan in read_samples(tmp_path / "sheet.tsv")} == {Path(n).name for n in GOOD}
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(dataset, tmp_path):
+    (tmp_path / "file").write_text("")
+    rows, _ = bids.find_images(dataset)
+    with pytest.raises(SynthSegError, match="cannot be written"):
+        bids.write_sheet(rows, dataset, tmp_path / "file" / "samples.tsv")
