@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 MAX_MARGIN = 0.0655  # what the margin map can hold: 65500 steps of 1e-6
-_PLANES = 8
 
 
 @dataclass
@@ -65,14 +64,20 @@ def keep_components(posteriors, topology, threshold):
     if not extent:
         return
     posteriors = posteriors[extent[0]]  # outside there is nothing left to find
-    for group in np.unique(topology[topology > 0]):
-        channels = np.nonzero(topology == group)[0]
-        mask = posteriors[..., channels[0]] > threshold
-        for channel in channels[1:]:
-            mask |= posteriors[..., channel] > threshold
-        inside = largest_component(mask)
-        for channel in channels:
-            posteriors[..., channel] *= inside
+    # Plane by plane, for all classes at once: channels lie side by side in memory, and reading one of them reads all.
+    groups = [np.nonzero(topology == group)[0] for group in np.unique(topology[topology > 0])]
+    inside = np.empty((len(groups), *posteriors.shape[:3]), dtype=bool)
+    for x, plane in enumerate(posteriors):
+        above = plane > threshold
+        for mask, channels in zip(inside, groups, strict=True):
+            mask[x] = above[..., channels].any(axis=-1)
+    for mask in inside:
+        mask[:] = largest_component(mask)
+    for x, plane in enumerate(posteriors):
+        keep = np.ones(plane.shape, dtype=bool)
+        for mask, channels in zip(inside, groups, strict=True):
+            keep[..., channels] = mask[x, ..., None]
+        plane *= keep
 
 
 def label(posteriors, values) -> Segmentation:
@@ -81,24 +86,21 @@ def label(posteriors, values) -> Segmentation:
     values : (N,) label per channel. A voxel without any posterior is background.
     """
     shape, n = posteriors.shape[:3], posteriors.shape[3]
-    channel = np.zeros(shape, dtype=np.int32)
+    channel = np.empty(shape, dtype=np.int32)
     margin = np.empty(shape, dtype=np.float32)
     soft = np.zeros(n)
     confidence = 0.0
-    for start in range(0, shape[0], _PLANES):
-        planes = slice(start, start + _PLANES)
-        total = posteriors[planes].sum(axis=-1)
+    for x, plane in enumerate(posteriors):
+        total = plane.sum(axis=-1, keepdims=True)
         total[total == 0] = 1
-        best = np.zeros(total.shape, dtype=np.float32)
-        second = np.zeros_like(best)
-        for c in range(n):
-            share = posteriors[planes, ..., c] / total
-            soft[c] += share.sum(dtype=np.float64)
-            channel[planes][share > best] = c
-            np.maximum(second, np.minimum(best, share), out=second)
-            np.maximum(best, share, out=best)
-        margin[planes] = np.minimum(best - second, np.float32(MAX_MARGIN))
-        confidence += best[channel[planes] > 0].sum(dtype=np.float64)
+        share = plane / total
+        soft += share.sum(axis=(0, 1), dtype=np.float64)
+        winner = share.argmax(axis=-1)
+        best = np.take_along_axis(share, winner[..., None], axis=-1)
+        np.put_along_axis(share, winner[..., None], -1, axis=-1)
+        channel[x] = winner
+        margin[x] = np.minimum(best[..., 0] - share.max(axis=-1), np.float32(MAX_MARGIN))
+        confidence += best[winner > 0].sum(dtype=np.float64)
     counts = np.bincount(channel.ravel(), minlength=n)
     foreground = counts[1:].sum()
     return Segmentation(values[channel], margin, soft, counts, confidence / foreground if foreground else np.nan)
