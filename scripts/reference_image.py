@@ -1,6 +1,7 @@
 """Build the container image of the reference, without network, from wheels that are fetched once."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -13,9 +14,8 @@ def main(argv=None):
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="build the image and print its name")
     build.add_argument("--runtime", default="docker", choices=("docker", "podman"))
-    build.add_argument(
-        "--base", default=containers.BASE_IMAGE, metavar="IMAGE", help="any image with Python 3.11 and venv"
-    )
+    base = os.environ.get("SYNTHSEG_BASE_IMAGE") or containers.BASE_IMAGE
+    build.add_argument("--base", default=base, metavar="IMAGE", help=f"any image with Python 3.11 and venv ({base})")
     build.add_argument("--platform", metavar="OS/ARCH", help="such as linux/amd64 (default: the daemon's own)")
     build.add_argument(
         "--wheelhouse", type=Path, metavar="DIR", help="wheels of envs/tensorflow.txt (default: fetched)"

@@ -9,7 +9,7 @@ import pytest
 from synthseg_native.cohort import containers
 from synthseg_native.errors import SynthSegError
 
-BASE = os.environ.get("SYNTHSEG_BASE_IMAGE", containers.BASE_IMAGE)
+BASE = os.environ.get("SYNTHSEG_BASE_IMAGE") or containers.BASE_IMAGE
 PROBE = "0000000000ff"  # in place of the key of the own image
 
 # Stands where reference.py does, and runs the "weights" as a program.

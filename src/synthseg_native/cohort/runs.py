@@ -370,7 +370,7 @@ def _run_container(record, job, python):
     if status == 0:
         return
     containers.stop(job)
-    if status == 125 or (not measured and containers.DIED.search(log)):  # 125: the runtime's own failure
+    if not measured and (status in (125, 126, 127) or containers.DIED.search(log)):  # the runtime's own failure
         raise containers.problem(name, log)
     log = log.replace(f"/in/image{''.join(job.scan.suffixes[-2:])}", str(job.scan))
     raise failure(status, measured, log, job.scan, job.timeout)
