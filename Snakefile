@@ -24,16 +24,19 @@ include: "workflow/rules/summary.smk"
 rule all:
     default_target: True
     input:
-        summary_files()["summary"],
+        PLAN.aggregates()["summary"],
 
 
 onstart:
-    deploy()
+    try:
+        PLAN.deploy()
+    except environments.SetupError as error:
+        raise SystemExit(f"synthseg-native: {error}")
 
 
 onsuccess:
-    finish(success=True)
+    PLAN.finish(CODE, success=True)
 
 
 onerror:
-    finish(success=False)
+    PLAN.finish(CODE, success=False)

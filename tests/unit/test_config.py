@@ -65,13 +65,22 @@ def test_mistakes_in_one_line(schema, change, said):
 def test_references_that_cannot_work(schema, reference, model, said):
     config = complete(schema, reference=reference)
     with pytest.raises(SynthSegError) as raised:
-        configuration.check_reference(config["reference"], model)
+        configuration.complete_reference(config["reference"], model)
     assert said in str(raised.value)
 
 
-def test_references_that_can_work(schema):
-    for reference in ({}, {"kind": "upstream", "runtime": "docker"}, {"kind": "existing", "pattern": "/a/{scan}.nii"}):
-        configuration.check_reference(complete(schema, reference=reference)["reference"], "synthseg1")
+@pytest.mark.parametrize(
+    ("reference", "runtime"),
+    [
+        ({}, "none"),
+        ({"kind": "upstream", "runtime": "docker"}, "docker"),
+        ({"kind": "existing", "pattern": "/a/{scan}.nii"}, "local"),
+    ],
+)
+def test_references_that_can_work(schema, reference, runtime, monkeypatch):
+    monkeypatch.setenv("SYNTHSEG_BASE_IMAGE", "here:1")
+    done = configuration.complete_reference(complete(schema, reference=reference)["reference"], "synthseg1")
+    assert (done["runtime"], done["base_image"]) == (runtime, "here:1")
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "demo.yaml", "demo-docker.yaml"])

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-
 from project import Project, write_image
 
 pytestmark = pytest.mark.slow

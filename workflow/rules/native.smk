@@ -4,25 +4,27 @@
 rule native:
     """Segment one image with one engine."""
     input:
-        image=image_of,
-        weights=WEIGHTS,
+        image=lambda wildcards: PLAN.image(wildcards.scan, wildcards.engine),
+        weights=PLAN.weights(),
     output:
-        **{name: path for name, path in files("{engine}").items() if name != "compare"},
-    params:
-        image=lambda wildcards: SCANS[wildcards.scan].image,
-        settings=lambda wildcards: native_settings(wildcards.engine, wildcards.scan),
+        **PLAN.files("{engine}"),
     log:
         f"{RESULTS}/logs/{{engine}}/{{scan}}.log",
-    threads: CONFIG["threads"]
+    threads: PLAN.config["threads"]
     resources:
-        mem_mb=MEMORY_MB,
-        runtime=MINUTES,
+        mem_mb=PLAN.memory_mb,
+        runtime=PLAN.minutes,
+    params:
+        image=lambda wildcards: PLAN.scans[wildcards.scan].image,
+        settings=lambda wildcards: PLAN.native_settings(
+            wildcards.engine, wildcards.scan
+        ),
     message:
         "Segment {wildcards.scan} ({wildcards.engine})"
     shell:
-        "{PYTHON} {CODE}/scripts/native.py --scan {wildcards.scan} --image {params.image:q}"
-        " --settings {params.settings:q} --python \"$PYTHON_{wildcards.engine}\""
-        " --model {MODEL.folder:q} --weights {input.weights:q}"
-        " --verification {RESULTS:q}/env --failures {STATE:q}/failed --timeout-min {MINUTES}"
+        '"$PYTHON" "$CODE/scripts/native.py" --scan {wildcards.scan} --image {params.image:q}'
+        ' --settings {params.settings:q} --python "$PYTHON_{wildcards.engine}"'
+        ' --model "$MODEL" --weights {input.weights:q}'
+        ' --verification "$RESULTS/env" --failures "$STATE/failed" --timeout-min "$TIMEOUT_MIN"'
         " --dseg {output.dseg:q} --sidecar {output.sidecar:q} --volumes {output.volumes:q}"
         " --margin {output.margin:q} --record {output.record:q} 2>&1 | tee {log:q} >&2"

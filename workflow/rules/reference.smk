@@ -1,35 +1,30 @@
-# The reference runs. Needs: an image, the weights, for a container its image (deployed in onstart).
-# Makes: label map, sidecar, volumes and run record.
-
-
-def existing_map(wildcards):
-    """Kind existing: the user's label map, an input, so that another file is compared anew."""
-    return runs.find_existing(REFERENCE["pattern"], SCANS[wildcards.scan]) if REFERENCE["kind"] == "existing" else []
+# The reference runs. Needs: an image, the weights, for a container its image (deployed in onstart); of kind existing
+# the user's label map. Makes: label map, sidecar, volumes and run record.
 
 
 rule reference:
     """Segment one image with the reference, or take the label map that the user has."""
     input:
-        image=image_of,
-        weights=WEIGHTS if REFERENCE["kind"] == "own" else [],
-        existing=existing_map,
+        image=lambda wildcards: PLAN.image(wildcards.scan),
+        weights=PLAN.weights(),
+        existing=lambda wildcards: PLAN.existing_maps(wildcards.scan),
     output:
-        **files("reference"),
-    params:
-        image=lambda wildcards: SCANS[wildcards.scan].image,
-        settings=lambda wildcards: reference_settings(wildcards.scan),
+        **PLAN.files("reference"),
     log:
         f"{RESULTS}/logs/reference/{{scan}}.log",
-    threads: CONFIG["threads"]
+    threads: PLAN.config["threads"]
     resources:
-        mem_mb=MEMORY_MB,
-        runtime=MINUTES,
+        mem_mb=PLAN.memory_mb,
+        runtime=PLAN.minutes,
+    params:
+        image=lambda wildcards: PLAN.scans[wildcards.scan].image,
+        settings=lambda wildcards: PLAN.reference_settings(wildcards.scan),
     message:
-        f"Reference of {{wildcards.scan}} ({REFERENCE['kind']}, {REFERENCE['runtime']})"
+        "Reference of {wildcards.scan}"
     shell:
-        "{PYTHON} {CODE}/scripts/reference.py --scan {wildcards.scan} --image {params.image:q}"
-        " --settings {params.settings:q} --python \"$PYTHON_tensorflow\""
-        " --model {MODEL.folder:q} --weights {WEIGHTS:q} --memory-mb {MEMORY_MB}"
-        " --failures {STATE:q}/failed --timeout-min {MINUTES}"
+        '"$PYTHON" "$CODE/scripts/reference.py" --scan {wildcards.scan} --image {params.image:q}'
+        ' --settings {params.settings:q} --python "$PYTHON_tensorflow"'
+        ' --model "$MODEL" --weights {input.weights:q} --memory-mb "$MEMORY_MB"'
+        ' --failures "$STATE/failed" --timeout-min "$TIMEOUT_MIN"'
         " --dseg {output.dseg:q} --sidecar {output.sidecar:q} --volumes {output.volumes:q}"
         " --record {output.record:q} 2>&1 | tee {log:q} >&2"

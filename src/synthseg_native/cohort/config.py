@@ -1,6 +1,7 @@
 """The configuration: checked against its schema, defaults filled in, every mistake in one line of its own."""
 
 import difflib
+import os
 from pathlib import Path
 
 import jsonschema
@@ -50,8 +51,8 @@ def _unknown(path: str, key: str, known: list[str], where: str) -> str:
     return f"{path}: unknown key; {hint}"
 
 
-def check_reference(reference: dict, model_name: str) -> None:
-    """What the schema cannot say of the keys below `reference`; `SynthSegError("usage")` for what cannot work."""
+def complete_reference(reference: dict, model_name: str) -> dict:
+    """The section `reference` with what its keys imply; `SynthSegError("usage")` for what cannot work."""
     kind, runtime = reference["kind"], reference["runtime"]
     problem = None
     if kind == "existing" and not reference["pattern"]:
@@ -63,6 +64,9 @@ def check_reference(reference: dict, model_name: str) -> None:
         problem = f"kind: the upstream image runs {known}, not {model_name}: use kind own"
     if problem:
         raise SynthSegError("usage", f"config: reference.{problem}")
+    base = reference["base_image"] or os.environ.get("SYNTHSEG_BASE_IMAGE") or containers.BASE_IMAGE
+    # The step of kind existing only reads a file, whatever runtime is asked for.
+    return reference | {"base_image": base, "runtime": "local" if kind == "existing" else runtime}
 
 
 def key_table(schema: dict, prefix: str = "") -> list[str]:

@@ -244,7 +244,7 @@ def make(out, log=print):
         name = f"sub-{subject}/anat/sub-{subject}_{suffix}.nii.gz"
         image = build(phantom)
         # mtime 0: the time of writing must not make another file of the same image.
-        _write(out / name, gzip.compress(_stored(image), 6, mtime=0))
+        _write(out / name, gzip.compress(image.to_bytes(), 6, mtime=0))
         log(f"demo: {out / name}  {' x '.join(map(str, image.shape))}  {''.join(nib.aff2axcodes(image.affine))}")
         rows.append((f"sub-{subject}", suffix, name))
     _write(out / "dataset_description.json", (json.dumps(DESCRIPTION, indent=2) + "\n").encode())
@@ -252,15 +252,6 @@ def make(out, log=print):
     csv.writer(sheet, delimiter="\t", lineterminator="\n").writerows(rows)
     _write(out / "samples.tsv", sheet.getvalue().encode())
     return out / "samples.tsv"
-
-
-def _stored(image):
-    """Bytes of the uncompressed .nii file. nibabel would choose a slope of its own; ours is put in afterwards."""
-    slope, _ = image.header.get_slope_inter()
-    data = bytearray(image.to_bytes())
-    if slope is not None:
-        data[112:116] = np.float32(slope).astype(image.header.endianness + "f4").tobytes()  # scl_slope
-    return bytes(data)
 
 
 def _write(path, data):

@@ -295,6 +295,11 @@ def snapshot() -> Path:
     return final
 
 
+def run_snapshot() -> Path:
+    """The snapshot of this run, the same for the jobs that a cluster starts: they inherit the variable."""
+    return Path(os.environ.setdefault("SYNTHSEG_NATIVE_CODE", str(snapshot())))
+
+
 def _code_files(root: Path) -> list[Path]:
     """The tracked kinds of files below src and scripts, sorted; no caches."""
     files = (p for top in ("src", "scripts") for p in (root / top).rglob("*") if p.is_file())

@@ -37,6 +37,11 @@ def failed_mark(state: Path) -> Path:
     return Path(state) / "last_run_failed"
 
 
+def mark_failed(state: Path) -> None:
+    """Leave that mark; the next summary that is made after all its inputs removes it."""
+    write_text(failed_mark(state), "The last run did not finish well; the next one makes the summary again.\n")
+
+
 def records(paths: list[str]) -> dict[str, dict]:
     """The run records that can be read, by path."""
     found = {}

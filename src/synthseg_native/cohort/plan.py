@@ -1,0 +1,311 @@
+"""What the rules ask of a configuration and its sheet: which runs there are, their files, and their rerun keys.
+
+Also what happens before the first job (deployment) and after the last (the summary of a failed run, the table).
+"""
+
+import json
+import os
+import random
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from synthseg_native import model as models
+from synthseg_native.cohort import config as configuration
+from synthseg_native.cohort import containers, environments, keys, paths, runs, state
+from synthseg_native.cohort.samples import openable, read_samples
+from synthseg_native.errors import SynthSegError
+
+PACKAGE = Path("src/synthseg_native")
+AGGREGATES = {
+    "summary": "summary.tsv",
+    "columns": "summary.json",
+    "failed": "failed.tsv",
+    "volumes": "volumes.tsv",
+    "volumes_wide": "volumes_wide.tsv",
+    "volumes_synthseg": "volumes_synthseg.csv",
+}
+
+
+class Plan:
+    """A checked configuration with its sheet; `SynthSegError("usage")` names every mistake in them.
+
+    config: the dict as it was read; root: the folder of the project. Scans are named by their composed name
+    ("sub-01/anat/sub-01_T1w"), results by paths relative to the working directory.
+    """
+
+    def __init__(self, config: dict, root: Path):
+        self.root = Path(root)
+        self.config = configuration.complete(
+            config, configuration.read_schema(self.root / "workflow/schemas/config.schema.yaml")
+        )
+        self.model = self._chosen_model()
+        self.reference = configuration.complete_reference(self.config["reference"], self.model.name)
+        self.scans = {scan.scan: scan for scan in read_samples(self.config["samples"])}
+        self.engines = self.config["engines"]
+        self.results = self.config["results"]
+        self.state = f"{self.results}/{state.FOLDER}"
+        self.resolution = f"{self.model.resolution:g}mm"
+        self.labels = str(self.model.folder / "labels.tsv")
+        self.memory_mb = self.config["memory_mb"] or self.model.card["memory_mb"]
+        self.minutes = self.config["timeout_min"]
+        self.demo_images = [scan.image for scan in self.scans.values()] if self.config["demo"] else []
+        self.compared = self._compared()
+        self.benchmarked = list(self.scans)[: self.config["benchmark"]["scans"]]
+        # What of the card changes a result; its title and accuracy do not.
+        computed_from = {name: self.model.card[name] for name in ("network", "input", "posterior")}
+        self.model_key = keys.digest(keys.settings_json(**computed_from), keys.file_digest(self.labels))
+        self.engine_code = {engine: self._engine_code(engine) for engine in self.engines}
+        self.reference_key = self._reference_key()
+
+    def _chosen_model(self) -> models.Model:
+        """The model that the configuration names: there is no default, and a small one never passes for SynthSeg."""
+        name = self.config["model"]
+        if not name:
+            known = ", ".join(sorted(card.parent.name for card in self.root.glob("models/*/card.yaml")))
+            raise SynthSegError("usage", f"config: model: not set: choose one of {known} (models/README.md)")
+        shipped = self.root / "models" / name
+        model = models.load(openable(shipped) if shipped.is_dir() else name)
+        if not model.research_grade and not self.config["allow_small_model"]:
+            why = f"{model.name} is not research grade"
+            raise SynthSegError("usage", f"config: model: {why}: to try it all the same set allow_small_model: true")
+        return model
+
+    def _compared(self) -> list[str]:
+        """The scans that get a reference run, as reference.subjects says."""
+        names, wanted = sorted(self.scans), self.reference["subjects"]
+        if self.reference["runtime"] == "none" or wanted == "none":
+            return []
+        if wanted == "all":
+            return names
+        return sorted(random.Random(self.reference["seed"]).sample(names, min(wanted, len(names))))
+
+    # --- files -----------------------------------------------------------------------------------------------------
+
+    def files(self, engine: str, scan: str = "{scan}") -> dict[str, str]:
+        """A run's own results: dseg, sidecar, volumes, record, and of an engine margin."""
+        found = paths.paths(self.results, engine, scan, self.model.name, self.resolution)
+        return {name: str(path) for name, path in found.items() if name != "compare"}
+
+    def comparison(self, engine: str, scan: str = "{scan}") -> str:
+        return str(paths.paths(self.results, engine, scan, self.model.name, self.resolution)["compare"])
+
+    def aggregates(self) -> dict[str, str]:
+        return {name: f"{self.results}/{file}" for name, file in AGGREGATES.items()}
+
+    def weights(self) -> str:
+        """The user's weights, those beside the card, or where the download goes."""
+        if self.config["weights"]:
+            return str(Path(self.config["weights"]).expanduser())
+        beside = self.model.folder / self.model.card["weights"]["file"]
+        return str(beside if beside.exists() else self.cached_weights())
+
+    def cached_weights(self) -> Path:
+        return Path(self.config["weights_cache"]).expanduser() / self.model.card["weights"]["file"]
+
+    def fetches_weights(self) -> bool:
+        """Whether the weights come from a download."""
+        return bool(self.model.card["weights"].get("urls")) and self.weights() == str(self.cached_weights())
+
+    def image(self, scan: str, engine: str = "reference") -> list[str]:
+        """The image as a rule's input.
+
+        A path that is not there stops Snakemake before any job starts. So: the path where the image exists or can be
+        made, and where its label map exists (an image that vanished must not cost a good result); else nothing, and
+        the step says what is missing. Engine and reference each go by their own label map.
+        """
+        image = self.scans[scan].image
+        there = image in self.demo_images or Path(image).exists() or Path(self.files(engine, scan)["dseg"]).exists()
+        return [image] if there else []
+
+    def benchmarked_images(self) -> list[str]:
+        """The same for the benchmark, whose result is its table."""
+        made = Path(self.results, "benchmark.tsv").exists()
+        images = [self.scans[scan].image for scan in self.benchmarked]
+        return [image for image in images if made or image in self.demo_images or Path(image).exists()]
+
+    def existing_maps(self, scan: str) -> list[str]:
+        """Reference kind existing: the user's label maps that fit the pattern, inputs of the step."""
+        if self.reference["kind"] != "existing":
+            return []
+        return runs.find_existing(self.reference["pattern"], self.scans[scan])
+
+    def wanted_runs(self) -> list[str]:
+        """Every file that runs and comparisons make for the sheet."""
+        pairs = [(engine, scan) for engine in self.engines for scan in self.scans]
+        pairs += [("reference", scan) for scan in self.compared]
+        files = [path for engine, scan in pairs for path in self._lasting(engine, scan)]
+        return files + [self.comparison(engine, scan) for engine in self.engines for scan in self.compared]
+
+    def _lasting(self, engine: str, scan: str) -> list[str]:
+        """A run's results that can be asked for: where its image vanished, those that are there."""
+        files, image = list(self.files(engine, scan).values()), self.scans[scan].image
+        there = [path for path in files if Path(path).exists()]
+        return there if there and image not in self.demo_images and not Path(image).exists() else files
+
+    def wanted_once(self) -> list[str]:
+        """The verifications and the benchmark's tables."""
+        verified = [f"{self.results}/env/{engine}.json" for engine in self.engines]
+        tables = ("benchmark.tsv", "benchmark_runs.tsv") if self.benchmarked else ()
+        return verified + [f"{self.results}/{table}" for table in tables]
+
+    # --- rerun keys --------------------------------------------------------------------------------------------------
+
+    def step_key(self, script: str) -> str:
+        """The code of a step that runs no network."""
+        return keys.code_digest(self.root / "src", self.root / "scripts" / script)
+
+    def _engine_code(self, engine: str) -> str:
+        """The code of an engine: the modules that the command line imports, without the other engines."""
+        engines = sorted(path.stem for path in (self.root / PACKAGE / "engines").glob("[!_]*.py"))
+        return keys.code_digest(
+            self.root / "src",
+            self.root / PACKAGE / "cli.py",
+            self.root / PACKAGE / f"engines/{engine}.py",
+            without=[f"synthseg_native.engines.{other}" for other in engines if other != engine],
+        )
+
+    def _reference_key(self) -> str | None:
+        """The reference's own code: of its image, or of reference.py and its environment."""
+        if self.reference["kind"] != "own":
+            return None  # a foreign image is told by its name, best with a digest; an existing label map is an input
+        if self.reference["runtime"] in containers.RUNTIMES:
+            return containers.image_key(self.reference["base_image"], self.reference["platform"])
+        code = keys.code_digest(self.root / "src", self.root / PACKAGE / "reference.py")
+        return keys.digest(code, environments.lock_hash("tensorflow"))
+
+    def native_settings(self, engine: str, scan: str) -> str:
+        """What a native label map depends on beside its image and weights, as JSON. Any change runs it again."""
+        return keys.settings_json(
+            engine=engine,
+            model=self.model_key,
+            precision=self.config["precision"],
+            threads=self.config["threads"],
+            device=self.config["device"],
+            ct=self.scans[scan].ct,
+            code=self.engine_code[engine],
+            lock=environments.lock_hash(engine),
+        )
+
+    def reference_settings(self, scan: str) -> str:
+        """What a reference label map depends on beside its image and weights, as JSON."""
+        return keys.settings_json(
+            **{name: self.reference[name] for name in ("kind", "runtime", "image", "platform", "pattern")},
+            model=self.model_key,
+            threads=self.config["threads"],
+            ct=self.scans[scan].ct,
+            key=self.reference_key,
+        )
+
+    def benchmark_settings(self) -> str:
+        """How often the benchmark runs, and what its runs depend on, as JSON."""
+        referenced = self.reference["runtime"] != "none" and self.reference["kind"] != "existing"
+        return keys.settings_json(
+            repeats=self.config["benchmark"]["repeats"],
+            warmups=self.config["benchmark"]["warmups"],
+            threads=self.config["threads"],
+            native={s: [json.loads(self.native_settings(e, s)) for e in self.engines] for s in self.benchmarked},
+            reference={s: json.loads(self.reference_settings(s)) for s in self.benchmarked if referenced},
+            code=self.step_key("benchmark.py"),
+        )
+
+    # --- before, and after -------------------------------------------------------------------------------------------
+
+    def for_summary(self) -> str:
+        """What the summary is about, as JSON, for scripts/summarise.py."""
+        reference = {name: self.reference[name] for name in ("kind", "runtime")} if self.compared else None
+        scans = [
+            {
+                "scan": name,
+                "image": scan.image,
+                "entities": scan.entities,
+                "sheet": scan.sheet,
+                "row": scan.row,
+                "reference": name in self.compared,
+            }
+            for name, scan in self.scans.items()
+        ]
+        model = self.model
+        plan = {
+            "results": self.results,
+            "engines": self.engines,
+            "model": {"name": model.name, "dir": str(model.folder), "research_grade": model.research_grade},
+            "reference": reference,
+            "resolution": self.resolution,
+            "scans": scans,
+            "benchmark": bool(self.benchmarked),
+        }
+        return json.dumps(plan, indent=1)
+
+    def prepare(self) -> None:
+        """Write the summary's plan, and renew its token if something is missing. For Snakemake's main process."""
+        state.write_if_changed(self.plan_file, self.for_summary())
+        state.renew_token(self.token, self.wanted_runs() + self.wanted_once())
+
+    @property
+    def plan_file(self) -> str:
+        return f"{self.state}/plan.json"
+
+    @property
+    def token(self) -> str:
+        return f"{self.state}/token"
+
+    def shell_prefix(self, code: Path) -> str:
+        """Shell variables of every job. They say where things lie, which is no reason to run a job again."""
+        variables = {
+            "PYTHON": sys.executable,
+            "CODE": str(code),
+            "PYTHONPATH": f"{code}/src",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "MODEL": str(self.model.folder),
+            "RESULTS": self.results,
+            "STATE": self.state,
+            "MEMORY_MB": str(self.memory_mb),
+            "TIMEOUT_MIN": str(self.minutes),
+        }
+        names = {*self.engines, "tensorflow", "demo"}
+        variables |= {f"PYTHON_{name}": str(environments.python(name)) for name in sorted(names)}
+        return "set -euo pipefail; " + "".join(f"export {key}={shlex.quote(v)}; " for key, v in variables.items())
+
+    def deploy(self) -> None:
+        """Make what the jobs need and Snakemake must not track: a renewed environment or image is no new input.
+
+        A container daemon that is absent or refuses stops nothing: one line, and the reference runs fail one by one.
+        """
+        self._announce_changes()
+        local = self.compared and (self.reference["kind"], self.reference["runtime"]) == ("own", "local")
+        unmade = not all(Path(image).exists() for image in self.demo_images)
+        needed = [*self.engines, *(["tensorflow"] if local else []), *(["demo"] if unmade else [])]
+        for name in dict.fromkeys(needed):
+            environments.ensure(name)
+        if self.compared and self.reference["runtime"] in containers.RUNTIMES:
+            try:
+                containers.reap(self.reference["runtime"])
+                if self.reference["kind"] == "own" and any(map(self._reference_is_stale, self.compared)):
+                    containers.ensure_image(self.reference, self.root)
+            except SynthSegError as error:
+                environments.say(f"reference: {error}")
+
+    def _reference_is_stale(self, scan: str) -> bool:
+        """Whether a scan's reference run is missing or was made with another key."""
+        record = self.files("reference", scan)["record"]
+        return state.records([record]).get(record, {}).get("key", {}).get("key") != self.reference_key
+
+    def _announce_changes(self) -> None:
+        """One line per kind of run that changed settings make again: how many, and why."""
+        native = {self.files(e, s)["record"]: self.native_settings(e, s) for e in self.engines for s in self.scans}
+        reference = {self.files("reference", scan)["record"]: self.reference_settings(scan) for scan in self.compared}
+        for kind, current in (("native", native), ("reference", reference)):
+            for why, count in state.changed_settings(current).items():
+                environments.say(f"{count} {kind} {'run' if count == 1 else 'runs'} again: {why}")
+
+    def finish(self, code: Path, success: bool) -> None:
+        """The end of a run: after a failure a summary all the same, and always the table for people."""
+        command = [sys.executable, f"{code}/scripts/summarise.py", "--results", self.results]
+        environment = os.environ | {"PYTHONPATH": f"{code}/src"}
+        if not success:
+            state.mark_failed(self.state)
+            subprocess.run([*command, "--plan", self.plan_file], env=environment)
+        if Path(self.aggregates()["summary"]).exists():
+            subprocess.run([*command, "--show"], env=environment)
