@@ -6,13 +6,16 @@ LOCKS = workflow tensorflow demo dev
 # What goes to pytest as well, e.g. make test ARGS="-k golden"
 ARGS =
 
-.PHONY: help demo test test-fast lint format locks python311 clean-envs reference-image
+.PHONY: help demo demo-docker test test-fast lint format locks python311 clean-envs reference-image
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' Makefile | awk -F '\t' '{ printf "make %-16s %s\n", $$1, $$2 }'
 
 demo: ## make the demo cohort, segment it, compare with the reference: results/summary.tsv
 	@./snakemake --cores 1 results/summary.tsv --configfile config/demo.yaml
+
+demo-docker: ## the same with the reference in its Docker container
+	@./snakemake --cores 1 results/summary.tsv --configfile config/demo-docker.yaml
 
 test: ## run all tests
 	@sh scripts/launch.sh ensure dev tensorflow demo
