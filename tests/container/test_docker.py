@@ -27,13 +27,16 @@ pathlib.Path("/out/volumes.csv").write_text("subject,left hippocampus\\r\\nx,5.5
 SLEEP = "import pathlib, time; pathlib.Path('/out/started').touch(); time.sleep(120)"
 
 
+def make_place(folder):
+    """A folder with a scan and a work folder."""
+    (folder / "work").mkdir(parents=True)
+    nib.save(nib.Nifti1Image(np.arange(24, dtype=np.int32).reshape(2, 3, 4) % 3, np.eye(4)), folder / "scan.nii.gz")
+    return folder
+
+
 @pytest.fixture
 def place(tmp_path):
-    """A folder, with a comma and a space in its name, with a scan and a work folder."""
-    place = tmp_path / "my scans, all"
-    (place / "work").mkdir(parents=True)
-    nib.save(nib.Nifti1Image(np.arange(24, dtype=np.int32).reshape(2, 3, 4) % 3, np.eye(4)), place / "scan.nii.gz")
-    return place
+    return make_place(tmp_path / "my scans, all")  # a comma and spaces: Docker's --mount must take them
 
 
 def settings(**changes):
