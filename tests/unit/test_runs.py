@@ -287,6 +287,24 @@ def test_a_kill_counts_as_memory_only_where_the_kernel_says_so(monkeypatch):
     assert runs.failure(-9, {**kill, "oom_kills": None, "peak_rss_mib": 100.0}, "", "x.nii").code == "killed"
 
 
+def test_the_device_is_this_machines_verified_one(tmp_path, monkeypatch):
+    settings = {"engine": "tensorflow", "device": "auto", "threads": 1}
+    findings, calls = [None, {"decision": {"device": "gpu", "reason": "it passed"}}], []
+    monkeypatch.setattr(runs.verify, "ensure_verified", lambda name, folder: findings.pop(0))
+    monkeypatch.setattr(runs, "call", lambda command, log, environment: calls.append([str(c) for c in command]) or 0)
+    assert runs._device(settings, "python", tmp_path / "env", tmp_path) == ("gpu", "it passed")
+    mark = runs.verify.fingerprint("tensorflow")[:8]  # a node of its own kind gets a file of its own
+    assert calls[0][-1] == str(tmp_path / "env" / f"tensorflow-{mark}.json") and "verify_env.py" in calls[0][1]
+
+    findings = [None, None]
+    assert runs._device(settings, "python", tmp_path, tmp_path)[0] == "cpu"
+    findings = [{"decision": {"device": None, "reason": "no module tensorflow"}}]
+    with pytest.raises(errors.SynthSegError, match="no device works here: no module tensorflow"):
+        runs._device(settings, "python", tmp_path, tmp_path)
+    assert len(calls) == 2
+    assert runs._device({**settings, "device": "cpu"}, "python", tmp_path, tmp_path)[0] == "cpu"
+
+
 # --- existing label maps ---------------------------------------------------------------------------------------------
 
 

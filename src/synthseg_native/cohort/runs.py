@@ -494,11 +494,11 @@ def step(scan, settings, places, failure_path, run):
             print(f"{scan}: {record['engine']['name']} done{took}", flush=True)
             return 0
         error = record["error"]
+        with contextlib.suppress(OSError):
+            write_json(failure_path, record)
         if error["code"] == "internal" and work is not None:
             print(_log(work), end="", flush=True)
         print(error["message"], file=sys.stderr, flush=True)
-        with contextlib.suppress(OSError):
-            write_json(failure_path, record)
         return 128 + stopped.number if stopped else EXIT_CODES[error["code"]]
     finally:
         if work is not None:
