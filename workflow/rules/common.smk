@@ -21,8 +21,8 @@ RESULTS = PLAN.results
 # Jobs run a copy of the code made when the run began, so that an edit in mid-cohort cannot mix versions.
 CODE = environments.run_snapshot()
 
+PLAN.export(CODE)
 shell.executable("bash")
-shell.prefix(PLAN.shell_prefix(CODE))
 
 if workflow.is_main_process:
     PLAN.prepare()

@@ -6,7 +6,6 @@ Also what happens before the first job (deployment) and after the last (the summ
 import json
 import os
 import random
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -251,9 +250,14 @@ class Plan:
     def token(self) -> str:
         return f"{self.state}/token"
 
-    def shell_prefix(self, code: Path) -> str:
-        """Shell variables of every job. They say where things lie, which is no reason to run a job again."""
-        variables = {
+    def export(self, code: Path) -> None:
+        """Set the variables that the rules' shell commands use.
+
+        They say where things lie and what a run may take, which is no reason to run a job again: so they are no params.
+        """
+        engines = {*self.engines, "tensorflow", "demo"}
+        os.environ |= {f"PYTHON_{name}": str(environments.python(name)) for name in engines}
+        os.environ |= {
             "PYTHON": sys.executable,
             "CODE": str(code),
             "PYTHONPATH": f"{code}/src",
@@ -264,9 +268,6 @@ class Plan:
             "MEMORY_MB": str(self.memory_mb),
             "TIMEOUT_MIN": str(self.minutes),
         }
-        names = {*self.engines, "tensorflow", "demo"}
-        variables |= {f"PYTHON_{name}": str(environments.python(name)) for name in sorted(names)}
-        return "set -euo pipefail; " + "".join(f"export {key}={shlex.quote(v)}; " for key, v in variables.items())
 
     def deploy(self) -> None:
         """Make what the jobs need and Snakemake must not track: a renewed environment or image is no new input.
@@ -303,9 +304,8 @@ class Plan:
     def finish(self, code: Path, success: bool) -> None:
         """The end of a run: after a failure a summary all the same, and always the table for people."""
         command = [sys.executable, f"{code}/scripts/summarise.py", "--results", self.results]
-        environment = os.environ | {"PYTHONPATH": f"{code}/src"}
         if not success:
             state.mark_failed(self.state)
-            subprocess.run([*command, "--plan", self.plan_file], env=environment)
+            subprocess.run([*command, "--plan", self.plan_file])
         if Path(self.aggregates()["summary"]).exists():
-            subprocess.run([*command, "--show"], env=environment)
+            subprocess.run([*command, "--show"])
