@@ -195,7 +195,7 @@ class Job:
 
     @property
     def cidfile(self):
-        return self.work / "container.id"
+        return self.work.resolve() / "container.id"
 
 
 def inner_command(job):

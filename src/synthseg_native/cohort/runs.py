@@ -115,15 +115,16 @@ def _child_environment(threads):
     }
 
 
-def call(command, log, environment=None, limit=None, on_stop=None):
-    """Run a command to its end with all it says in the file `log`; return its exit status.
+def call(command, log, environment=None, limit=None, on_stop=None, folder=None):
+    """Run a command to its end, in `folder`, with all it says in the file `log`; return its exit status.
 
     If this process is told to stop meanwhile, or `limit` seconds have passed, `on_stop` is called and the command is
     ended before the exception goes on.
     """
     with Path(log).open("ab") as stream:
+        words = [str(part) for part in command]
         child = subprocess.Popen(
-            [str(part) for part in command], stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=environment
+            words, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=environment, cwd=folder
         )
         try:
             return child.wait(limit)
@@ -363,7 +364,8 @@ def _run_container(record, job, python):
     # The wrapper inside keeps the time; this limit is for a runtime that no longer answers.
     limit = None if job.timeout is None else job.timeout + 300
     try:
-        status = call(command, job.work / "log.txt", limit=limit, on_stop=lambda: containers.stop(job))
+        # In the work folder, because podman leaves a file "oom" where it was called.
+        status = call(command, job.work / "log.txt", limit=limit, on_stop=lambda: containers.stop(job), folder=job.work)
     except subprocess.TimeoutExpired:
         raise SynthSegError("daemon", f"{name}: does not answer any more: restart it and call again") from None
     measured, log = take_measurement(record, job.work), _log(job.work)
