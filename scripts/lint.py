@@ -10,7 +10,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 # Snakemake asks every rule for conda or a container; environments here are locked by hash and deployed in onstart.
 NOT_OURS = "Specify a conda environment or container for each rule."
-SHARED_KEYS = ("keep-going", "rerun-incomplete", "max-checksum-file-size", "quiet")
+SHARED_KEYS = ("keep-going", "rerun-incomplete", "max-checksum-file-size")
 DIRECTIVES = ("message:", "log:", "resources:", "shell:", '"""')
 
 

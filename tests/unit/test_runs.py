@@ -135,7 +135,8 @@ def dead(pid):
 def test_a_good_run_publishes_everything_and_one_record_schema(place, kind):
     done, places = call(place, kind)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith(SCAN) and done.stdout.count("\n") == 1
+    began, ended = done.stdout.splitlines()
+    assert began.startswith(Path(SCAN).name) and began.endswith(" runs") and " done in " in ended
     assert all(path.is_file() for path in places.values())
     assert nothing_left(place) and failed(place, kind) is None
     made = json.loads(places["record"].read_text())

@@ -472,9 +472,11 @@ def step(scan, settings, places, failure_path, run):
         signal.signal(number, stop)
     record, work = _new("native" if "margin" in places else "reference", scan, settings), None
     root = places["record"].parent / f".work-{places['record'].name}"
+    who = f"{Path(scan).name}: {record['engine']['name']}"
     try:
         try:
             work = _open_work(root)
+            print(f"{who} runs", flush=True)
             record = run(work)
             if record["status"] == "ok" and _owner(root) == work.name:
                 write_json(work / RECORD, record)
@@ -488,12 +490,12 @@ def step(scan, settings, places, failure_path, run):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is left to do is short
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if work is not None and _owner(root) != work.name:
-            print(f"{scan}: another process has taken this over", file=sys.stderr)
+            print(f"{who}: another process has taken this over", file=sys.stderr)
             return 1
         if record["status"] == "ok":
             peak = f", {record['peak_rss_mib']:.0f} MiB" if record["peak_rss_mib"] else ""
             took = f" in {record['wall_s']:.1f} s{peak}" if record["wall_s"] else ""
-            print(f"{scan}: {record['engine']['name']} done{took}", flush=True)
+            print(f"{who} done{took}", flush=True)
             return 0
         error = record["error"]
         with contextlib.suppress(OSError):
