@@ -2,13 +2,16 @@
 
 import gzip
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from synthseg_native.cohort import demo
+from synthseg_native.cohort import demo, phantoms
 from synthseg_native.cohort.samples import read_samples
 
 AFFINE = np.array([[1.0, 0, 0, -80], [0, 1, 0, -110], [0, 0, 1, -70], [0, 0, 0, 1]])
@@ -37,12 +40,12 @@ def made_up_template():
 
 @pytest.fixture(scope="module")
 def phantom(made_up_template):
-    return demo.make_phantom(*made_up_template)
+    return phantoms.make_phantom(*made_up_template)
 
 
 def test_the_deformation_enlarges_one_side_and_folds_nowhere():
     grid = np.moveaxis(np.mgrid[-80:81:2, -110:81:2, -60:71:2].astype(float), 0, -1)
-    pulled = demo.pull_back(grid)
+    pulled = phantoms.pull_back(grid)
     jacobian = np.linalg.det(
         np.stack([np.stack(np.gradient(pulled[..., i], 2.0), -1) for i in range(3)], axis=-2)
     )  # of the way back: below 1 where the phantom is larger than the template
@@ -93,7 +96,7 @@ def test_brain_csf_bone_scalp_and_air_follow_each_other(phantom):
 
 @pytest.mark.slow
 def test_the_other_contrast_turns_grey_and_white_matter_round(phantom):
-    flair = phantom.image(demo.FLAIR_TISSUE, demo.FLAIR_SHELL)
+    flair = phantom.image(phantoms.FLAIR_TISSUE, phantoms.FLAIR_SHELL)
     voxels = np.round(
         nib.affines.apply_affine(np.linalg.inv(AFFINE), [RIGHT_HIPPOCAMPUS, [40, 20, 20], LEFT_VENTRICLE])
     ).astype(int)
@@ -102,49 +105,51 @@ def test_the_other_contrast_turns_grey_and_white_matter_round(phantom):
 
 
 def test_smooth_fields_follow_from_their_seed():
-    field = demo.smooth_field((40, 50, 60), 12, seed=5)
+    field = phantoms.smooth_field((40, 50, 60), 12, seed=5)
     assert field.shape == (40, 50, 60)
-    assert np.array_equal(field, demo.smooth_field((40, 50, 60), 12, seed=5))
-    assert not np.array_equal(field, demo.smooth_field((40, 50, 60), 12, seed=6))
+    assert np.array_equal(field, phantoms.smooth_field((40, 50, 60), 12, seed=5))
+    assert not np.array_equal(field, phantoms.smooth_field((40, 50, 60), 12, seed=6))
     assert np.abs(field).max() <= 1 and field.std() > 0.2
     assert max(np.abs(np.diff(field, axis=axis)).max() for axis in range(3)) < 0.25
 
 
 def test_distance_from_the_envelope():
     points = world((81, 81, 81), np.eye(4)) - 40
-    distance = demo.envelope_distance(ball(points, (0, 0, 0), 22))
+    distance = phantoms.envelope_distance(ball(points, (0, 0, 0), 22))
     expected = np.linalg.norm(points, axis=-1) - 22
     near = np.abs(expected) < 8
     assert np.abs(distance - expected)[near].max() < 2.5
     # A cleft is closed: in it, the distance is that of the whole ball.
     cleft = ball(points, (0, 0, 0), 22) & ~((np.abs(points[..., 0]) < 2) & (points[..., 2] > 0))
-    assert demo.envelope_distance(cleft)[40, 40, 55] < -3
+    assert phantoms.envelope_distance(cleft)[40, 40, 55] < -3
 
 
 @pytest.mark.parametrize("axes", ["LIA", "LPS", "RAS", "PIR"])
 def test_a_tilted_grid(axes):
     shape, voxel_mm, centre = (60, 70, 80), (1.2, 0.9, 1.5), (2.0, -20.0, 14.0)
-    affine = demo.tilted_affine(axes, voxel_mm, (6.0, -4.0, 5.0), shape, centre)
+    affine = phantoms.tilted_affine(axes, voxel_mm, (6.0, -4.0, 5.0), shape, centre)
     assert "".join(nib.aff2axcodes(affine)) == axes
     np.testing.assert_allclose(nib.affines.voxel_sizes(affine), voxel_mm)
     np.testing.assert_allclose(nib.affines.apply_affine(affine, (np.array(shape) - 1) / 2), centre)
     assert 6 < np.degrees(nib.affines.obliquity(affine)).max() < 10
-    straight = demo.tilted_affine(axes, voxel_mm, (0, 0, 0), shape, centre)
+    straight = phantoms.tilted_affine(axes, voxel_mm, (0, 0, 0), shape, centre)
     assert np.allclose(nib.affines.obliquity(straight), 0)
 
 
 def test_resampling_keeps_the_place_in_the_world():
     source = AFFINE @ np.diag([2.0, 2, 2, 1])
     points = world((60, 60, 60), source)
-    target = demo.tilted_affine("LIA", (1.2, 0.9, 1.5), (6.0, -4.0, 5.0), (20, 20, 20), points.reshape(-1, 3).mean(0))
+    target = phantoms.tilted_affine(
+        "LIA", (1.2, 0.9, 1.5), (6.0, -4.0, 5.0), (20, 20, 20), points.reshape(-1, 3).mean(0)
+    )
     for axis in range(3):
-        found = demo.on_grid(points[..., axis], source, target, (20, 20, 20))
+        found = phantoms.on_grid(points[..., axis], source, target, (20, 20, 20))
         np.testing.assert_allclose(found, world((20, 20, 20), target)[..., axis], atol=0.3)
 
 
 @pytest.mark.slow
 def test_the_second_image_is_the_first_on_another_grid(phantom):
-    first, second = demo.first_image(phantom), demo.second_image(phantom)
+    first, second = phantoms.first_image(phantom), phantoms.second_image(phantom)
     second = nib.Nifti1Image.from_bytes(second.to_bytes())
     assert nib.aff2axcodes(first.affine) == ("R", "A", "S")
     assert nib.aff2axcodes(second.affine) == ("L", "I", "A")
@@ -156,19 +161,21 @@ def test_the_second_image_is_the_first_on_another_grid(phantom):
         assert image.header["sform_code"] == image.header["qform_code"] == 1
         np.testing.assert_allclose(image.get_sform(), image.get_qform(), atol=1e-3)
     np.testing.assert_allclose(np.asarray(second.dataobj), 0.25 * second.dataobj.get_unscaled())
-    other = demo.on_grid(second.get_fdata(), second.affine, first.affine, first.shape, order=1)
+    other = phantoms.on_grid(second.get_fdata(), second.affine, first.affine, first.shape, order=1)
     seen = other > 50
     own = first.get_fdata()
     assert seen.mean() > 0.2
     assert np.corrcoef(other[seen], own[seen])[0, 1] > 0.95
-    mirrored = demo.on_grid(second.get_fdata(), np.diag([-1, 1, 1, 1]) @ second.affine, first.affine, first.shape, 1)
+    mirrored = phantoms.on_grid(
+        second.get_fdata(), np.diag([-1, 1, 1, 1]) @ second.affine, first.affine, first.shape, 1
+    )
     inside = phantom.inside > 0.99
     assert np.corrcoef(mirrored[inside], own[inside])[0, 1] < 0.8 * np.corrcoef(other[inside], own[inside])[0, 1]
 
 
 @pytest.mark.slow
 def test_the_third_image_has_thick_slices(phantom):
-    image = demo.third_image(phantom)
+    image = phantoms.third_image(phantom)
     assert nib.aff2axcodes(image.affine) == ("L", "P", "S")
     np.testing.assert_allclose(image.header.get_zooms(), (0.95, 0.95, 5.0), rtol=1e-6)
     # Noise of about 30 in the air: Rician, so its mean is sigma * sqrt(pi / 2).
@@ -177,8 +184,8 @@ def test_the_third_image_has_thick_slices(phantom):
 
 @pytest.mark.slow
 def test_the_cohort_is_written_whole_and_the_same_each_time(phantom, tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "template", lambda: (None, None))
-    monkeypatch.setattr(demo, "make_phantom", lambda array, affine: phantom)
+    monkeypatch.setattr(phantoms, "template", lambda: (None, None))
+    monkeypatch.setattr(phantoms, "make_phantom", lambda array, affine: phantom)
     monkeypatch.setattr(demo, "IMAGES", (demo.IMAGES[0], demo.IMAGES[2]))
     sheets = [demo.make(tmp_path / name, log=lambda line: None) for name in ("a", "b")]
     files = [
@@ -207,9 +214,29 @@ def test_a_failure_leaves_no_sheet_and_no_half_file(phantom, tmp_path, monkeypat
     def broken(phantom):
         raise OSError("no space left")
 
-    monkeypatch.setattr(demo, "template", lambda: (None, None))
-    monkeypatch.setattr(demo, "make_phantom", lambda array, affine: phantom)
-    monkeypatch.setattr(demo, "IMAGES", (demo.IMAGES[0], ("02", "T1w", broken)))
+    monkeypatch.setattr(phantoms, "template", lambda: (None, None))
+    monkeypatch.setattr(phantoms, "make_phantom", lambda array, affine: phantom)
+    monkeypatch.setitem(phantoms.BUILDERS, "02", broken)
     with pytest.raises(OSError, match="no space"):
         demo.make(tmp_path, log=lambda line: None)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["sub-01_T1w.nii.gz"]
+
+
+def test_the_snakefile_can_ask_for_the_paths_without_the_demo_environment():
+    ask = "import sys; from synthseg_native.cohort import demo; print(*demo.image_paths('a b'), 'numpy' in sys.modules)"
+    env = {"PYTHONPATH": str(Path(demo.__file__).parents[2])}
+    said = subprocess.run([sys.executable, "-S", "-c", ask], env=env, capture_output=True, text=True, check=True).stdout
+    assert said == " ".join(
+        [
+            "a b/sub-01/anat/sub-01_T1w.nii.gz",
+            "a b/sub-02/anat/sub-02_T1w.nii.gz",
+            "a b/sub-03/anat/sub-03_FLAIR.nii.gz",
+            "False\n",
+        ]
+    )
+
+
+def test_every_image_of_the_cohort_has_a_builder_and_a_row_in_the_demo_configuration(root):
+    assert list(phantoms.BUILDERS) == [subject for subject, _ in demo.IMAGES]
+    scans = read_samples(root / "config" / "demo_samples.tsv")
+    assert [Path(scan.image).resolve() for scan in scans] == [root / path for path in demo.image_paths()]
