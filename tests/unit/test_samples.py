@@ -39,6 +39,10 @@ def test_images_below_the_working_directory_are_relative(tmp_path, monkeypatch):
         ("participant_id\n01\n", "column image is missing"),
         ("participant_id\timage\timage\n01\ta\tb\n", "appears twice"),
         ("participant_id\timage\n01\ta.nii\n01\tb.nii\n", "row 2: sub-01_T1w is row 1 again"),
+        (
+            "participant_id\timage\n01A\ta.nii\n01a\tb.nii\n",
+            "row 2: sub-01a_T1w differs from row 1, sub-01A_T1w, in upper and lower case only",
+        ),
         ("participant_id\timage\n../01\ta.nii\n", "row 1: participant_id is '../01'"),
         ("participant_id\timage\n\ta.nii\n", "row 1: participant_id is empty"),
         ("participant_id\timage\n01\t\n", "row 1: image is empty"),
@@ -51,6 +55,17 @@ def test_mistakes_name_the_row(tmp_path, text, said):
     with pytest.raises(SynthSegError, match=r"samples\.tsv") as raised:
         read_samples(sheet(tmp_path, text))
     assert said in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "cell", "ct"),
+    [("CT", "", True), ("CT", "n/a", True), ("CT", "false", False), ("CT", "TRUE", True), ("T1w", "", False)],
+)
+def test_a_ct_is_in_hounsfield_units_unless_the_sheet_says_no(tmp_path, suffix, cell, ct):
+    text = f"participant_id\timage\tsuffix\tct\n01\ta.nii\t{suffix}\t{cell}\n"
+    assert read_samples(sheet(tmp_path, text))[0].ct is ct
+    without = f"participant_id\timage\tsuffix\n01\ta.nii\t{suffix}\n"
+    assert read_samples(sheet(tmp_path, without))[0].ct is (suffix == "CT")
 
 
 def test_every_mistake_is_told_at_once(tmp_path):

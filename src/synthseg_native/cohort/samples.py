@@ -72,11 +72,15 @@ def read_samples(sheet) -> list[Scan]:
         except ValueError as error:
             mistakes.append(f"row {number}: {error}")
             continue
-        if scan.scan in seen:
+        key = scan.scan.casefold()  # results of names that differ in case only are the same files on a Mac
+        first, name = seen.setdefault(key, (number, scan.name))
+        if first != number and name == scan.name:
+            mistakes.append(f"row {number}: {name} is row {first} again (tell them apart by session_id, acq or run)")
+        elif first != number:
             mistakes.append(
-                f"row {number}: {scan.name} is row {seen[scan.scan]} again (tell them apart by session_id, acq or run)"
+                f"row {number}: {scan.name} differs from row {first}, {name}, in upper and lower case only, which some "
+                "disks do not tell apart: rename one"
             )
-        seen.setdefault(scan.scan, number)
         scans.append(scan)
     if mistakes:
         raise SynthSegError("usage", "\n".join(f"{sheet}: {mistake}" for mistake in mistakes))
@@ -95,6 +99,8 @@ def _scan(row: dict, folder: Path) -> Scan:
     if row["image"] in EMPTY:
         raise ValueError("image is empty")
     ct = row.get("ct", "").lower()
+    if ct in EMPTY and entities["suffix"] == "CT":
+        ct = "true"
     if ct not in TRUE + FALSE:
         raise ValueError(f"ct is {row['ct']!r}: write true or false")
     further = {key: value for key, value in row.items() if key not in COLUMNS}
