@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from synthseg_native.cohort import bids
-from synthseg_native.cohort.samples import read_samples
+from synthseg_native.cohort.samples import COLUMNS, read_samples
 from synthseg_native.errors import SynthSegError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,8 +54,9 @@ def dataset(tmp_path):
 
 
 def run(*arguments, cwd):
-    command = [sys.executable, str(ROOT / "scripts" / "bids_samples.py"), *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    """As a person calls it: a bare Python (-S: no installed packages), no PYTHONPATH."""
+    command = [sys.executable, "-S", str(ROOT / "scripts" / "bids_samples.py"), *map(str, arguments)]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60)
 
 
@@ -109,6 +110,15 @@ def test_a_sheet_is_not_overwritten_unasked(dataset, tmp_path):
     assert sheet.read_text() == "mine\n"
     assert run(dataset, "--force", cwd=tmp_path).returncode == 0
     assert len(read_samples(sheet)) == len(GOOD)
+
+
+def test_the_empty_sheet_that_is_shipped_is_filled(dataset, tmp_path):
+    sheet = tmp_path / "samples.tsv"
+    sheet.write_text("\t".join(COLUMNS) + "\n")
+    done = run(dataset, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(read_samples(sheet)) == len(GOOD)
+    assert run(dataset, cwd=tmp_path).returncode == 2  # it has rows now
 
 
 def test_no_dataset_and_no_image_are_one_line(tmp_path):

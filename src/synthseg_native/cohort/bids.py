@@ -89,10 +89,10 @@ def write_sheet(rows, dataset, sheet, force=False):
     """Write the rows of `find_images` as a sample sheet, whole or not at all.
 
     Image paths are relative to the sheet where one of the two folders holds the other, else absolute.
-    Raises SynthSegError ``usage`` if the sheet exists and ``force`` is false, or cannot be written.
+    Raises SynthSegError ``usage`` if the sheet exists, has rows and ``force`` is false, or cannot be written.
     """
     sheet = Path(sheet)
-    if sheet.exists() and not force:
+    if not force and sheet.exists() and not _has_no_rows(sheet):
         raise SynthSegError("usage", f"{sheet}: exists: choose another --out, or overwrite it with --force")
     root, home = Path(dataset).resolve(), sheet.resolve().parent
     near = root.is_relative_to(home) or home.is_relative_to(root)
@@ -106,3 +106,12 @@ def write_sheet(rows, dataset, sheet, force=False):
         write_text(sheet, text.getvalue())
     except OSError as error:
         raise SynthSegError("usage", f"{sheet}: cannot be written ({error}): choose another --out") from error
+
+
+def _has_no_rows(sheet):
+    """Whether the file is a sample sheet of a header only, as config/samples.tsv is at first."""
+    try:
+        lines = [line for line in sheet.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError):
+        return False
+    return len(lines) == 1 and "participant_id" in lines[0].split("\t")
