@@ -8,7 +8,7 @@ environment.py snakemake ARGS...        Snakemake, one run per working directory
 import sys
 
 if sys.version_info < (3, 11):  # noqa: UP036  (this file must stay readable for Python 3.6, to get here)
-    sys.exit("synthseg-native: this is Python %d.%d: use Python 3.11 or newer" % sys.version_info[:2])  # noqa: UP031
+    sys.exit("synthseg-native: this is Python %d.%d: use Python 3.11 to 3.13" % sys.version_info[:2])  # noqa: UP031
 
 import fcntl
 import os
@@ -53,8 +53,8 @@ def snakemake(arguments):
     interpreter = environments.ensure("workflow")
     place = []
     directory = option(arguments, "--directory", "-d")
-    if option(arguments, "--snakefile", "-s") is None and not Path("Snakefile").exists():
-        # Called by path from elsewhere: this workflow, and its results beside it.
+    if option(arguments, "--snakefile", "-s") is None and not Path.cwd().samefile(ROOT):
+        # Called by path from elsewhere: this workflow, whatever lies there, and its results beside it.
         place = ["--snakefile", ROOT / "Snakefile"]
         if directory is None:
             directory = ROOT

@@ -1,6 +1,7 @@
 """Environments are made whole or not at all; interpreters are looked for where people have them."""
 
 import base64
+import errno
 import hashlib
 import os
 import platform
@@ -139,16 +140,41 @@ def test_uv_is_asked_last(root, path):
     [
         ("apt-get", "sudo apt-get install python3.11-venv"),
         ("brew", "brew install python@3.11"),
+        ("dnf", "make python311"),
         (None, "make python311"),
     ],
 )
 def test_nothing_found_says_what_to_install(root, path, tool, command):
+    fake_python(path / "running", "3.13")
     if tool:
         program(path / tool, "exit 1")
     with pytest.raises(environments.SetupError) as caught:
         environments.find_python("tensorflow")
     assert command in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tool", "advice"),
+    [
+        ("apt-get", "sudo apt-get install python3.13-venv"),
+        ("dnf", "sudo dnf install python3.13"),
+        ("brew", "brew install python@3.13"),
+        (None, "install one with your system's package manager"),
+    ],
+)
+def test_only_a_python_too_new_is_told_what_can_be_done(root, path, tool, advice):
+    for name in ("running", "python3", "python3.14"):
+        fake_python(path / name, "3.14")
+    if tool:
+        program(path / tool, "exit 1")
+    with pytest.raises(environments.SetupError) as caught:
+        environments.find_python("workflow")
+    assert str(caught.value) == (f"the workflow environment needs Python 3.11 to 3.13, and none was found: {advice}")
+    # make python311 runs in the environment dev, which needs such a Python itself.
+    with pytest.raises(environments.SetupError, match=r"needs Python 3\.11, and none was found") as caught:
+        environments.find_python("tensorflow")
+    assert "make" not in str(caught.value)
 
 
 def test_python_without_venv_says_what_to_install(root, path):
@@ -332,3 +358,41 @@ def test_snapshots_long_unused_go(code):
     os.utime(first, (long_ago, long_ago))
     second = environments.snapshot()
     assert folders(code) == [second.name]
+
+
+def refuse_to_write(monkeypatch):
+    """As on a read-only disk (rights alone do not stop root)."""
+
+    def refuse(*arguments, **options):
+        raise OSError(errno.EROFS, "Read-only file system", ".envs")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    monkeypatch.setattr(os, "utime", refuse)
+
+
+def test_a_read_only_project_without_a_snapshot_is_one_clear_line(code, monkeypatch):
+    refuse_to_write(monkeypatch)
+    monkeypatch.delenv("SYNTHSEG_NATIVE_CODE", raising=False)
+    with pytest.raises(environments.SetupError) as caught:
+        environments.run_snapshot()
+    said = str(caught.value)
+    assert said.startswith("the code could not be copied to .envs/: ") and "\n" not in said
+    assert said.endswith("Read-only file system: '.envs': use a copy of the project that you can write to")
+    assert "SYNTHSEG_NATIVE_CODE" not in os.environ
+    (code / "envs" / "demo.txt").write_text("")
+    with pytest.raises(environments.SetupError, match="use a copy of the project that you can write to"):
+        environments.ensure("demo", lambda line: None)
+
+
+def test_a_read_only_project_with_its_snapshot_is_enough(code, monkeypatch):
+    first = environments.snapshot()
+    refuse_to_write(monkeypatch)
+    assert environments.snapshot() == first
+
+
+def test_the_jobs_of_a_run_use_its_snapshot(code, monkeypatch):
+    monkeypatch.setenv("SYNTHSEG_NATIVE_CODE", "/the/run's")
+    assert environments.run_snapshot() == Path("/the/run's")
+    assert not (code / ".envs").exists()
+    monkeypatch.setenv("SYNTHSEG_NATIVE_CODE", "")
+    assert environments.run_snapshot() == environments.snapshot()

@@ -104,10 +104,11 @@ def test_called_by_path_from_elsewhere(project, tmp_path):
     elsewhere = tmp_path / "else where"
     elsewhere.mkdir()
     (elsewhere / "mine.yaml").write_text("word: mine\n")
+    (elsewhere / "Snakefile").write_text("raise SystemExit('a foreign workflow')")
     code, _, err = finish(start(project, "--cores", "1", "--configfile", "mine.yaml", cwd=elsewhere))
     assert code == 0, err
     assert (project / "results" / "out.txt").read_text() == "mine\n"
-    assert [p.name for p in elsewhere.iterdir()] == ["mine.yaml"]
+    assert sorted(p.name for p in elsewhere.iterdir()) == ["Snakefile", "mine.yaml"]
 
 
 @pytest.mark.slow
@@ -120,6 +121,36 @@ def test_a_directory_of_ones_own(project, tmp_path):
     assert (study / "results" / "out.txt").exists()
     assert (study / ".snakemake" / "launcher.lock").exists()
     assert not (project / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("cwd", "arguments", "place"),
+    [
+        ("project", [], []),
+        ("project", ["--directory", "study"], []),
+        ("elsewhere", [], ["--snakefile", "ROOT/Snakefile", "--directory", "ROOT"]),
+        ("elsewhere", ["--directory", "study"], ["--snakefile", "ROOT/Snakefile"]),
+        ("elsewhere", ["-d", "."], ["--snakefile", "ROOT/Snakefile"]),
+        ("elsewhere", ["--snakefile", "Snakefile"], []),
+        ("elsewhere", ["-s", "Snakefile"], []),
+    ],
+)
+def test_which_workflow_runs_and_where(project, tmp_path, monkeypatch, cwd, arguments, place):
+    """A Snakefile in the folder of the caller is run only when it is named."""
+    monkeypatch.syspath_prepend(REPOSITORY / "scripts")
+    import environment
+
+    for folder in (tmp_path / "elsewhere", tmp_path / "elsewhere" / "study"):
+        folder.mkdir()
+    (tmp_path / "elsewhere" / "Snakefile").touch()
+    monkeypatch.setattr(environment, "ROOT", project)
+    monkeypatch.setattr(environment.environments, "ensure", lambda name: f"{name} python")
+    commands = []
+    monkeypatch.setattr(environment, "execute", lambda command, env: commands.append([str(c) for c in command]))
+    monkeypatch.chdir(project if cwd == "project" else tmp_path / cwd)
+    environment.snakemake([*arguments, "-n"])
+    place = [part.replace("ROOT", str(project)) for part in place]
+    assert commands == [["workflow python", "-m", "snakemake", *place, *arguments, "-n"]]
 
 
 def test_engine_runs_in_the_folder_of_the_caller(project, tmp_path):
@@ -139,8 +170,32 @@ def test_no_python_is_one_line(project, tmp_path, answer):
         (tools / name).chmod(0o755)
     code, out, err = finish(start(project, "--version", env={"PATH": str(tools)}))
     assert code == 1 and out == ""
-    assert err.startswith("synthseg-native: no Python 3.11 or newer: install one (Debian, Ubuntu: sudo apt-get install")
+    assert err.startswith("synthseg-native: no Python 3.11 to 3.13: install one (Debian, Ubuntu: sudo apt-get install")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("versions", "chosen"),
+    [
+        ({"python3": 12, "python3.13": 13}, "python3"),
+        ({"python3": 14, "python3.13": 13, "python3.11": 11}, "python3.13"),
+        ({"python3": 14, "python3.14": 14, "python3.11": 11}, "python3.11"),
+        ({"python3": 10, "python": 12}, "python"),
+        ({"python3": 14, "python3.14": 14}, "python3"),  # environment.py looks further, and says what to install
+    ],
+)
+def test_a_python_that_the_locks_fit_comes_first(project, tmp_path, versions, chosen):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for tool in ("sh", "dirname"):
+        (tools / tool).symlink_to(shutil.which(tool))
+    for name, minor in versions.items():
+        pretend = f"import sys; sys.version_info = (3, {minor}, 0); exec(sys.argv[1])"
+        lines = ["#!/bin/sh", f"""[ "$1" = -c ] && exec "{sys.executable}" -c '{pretend}' "$2\""""]
+        (tools / name).write_text("\n".join([*lines, f'echo "{name} ${{1##*/}} $2"', ""]))
+        (tools / name).chmod(0o755)
+    code, out, err = finish(start(project, "--version", env={"PATH": str(tools)}))
+    assert (code, out, err) == (0, f"{chosen} environment.py snakemake\n", "")
 
 
 def test_old_interpreters_can_read_the_script_that_refuses_them():

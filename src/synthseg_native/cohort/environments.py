@@ -5,6 +5,7 @@ lies in `.envs/<name>-<hash>/`, is made beside its place and renamed when comple
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -94,14 +95,26 @@ def ensure(name: str, log: Callable[[str], None] = say) -> Path:
             if not _works(interpreter):
                 _build(name, log)
     except OSError as error:
-        raise SetupError(f"the {name} environment could not be made: {error}") from error
+        raise SetupError(f"the {name} environment could not be made: {error}: {_room(error)}") from error
     return interpreter
+
+
+def _room(error: OSError) -> str:
+    """What to do where a file could not be written."""
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "use a copy of the project that you can write to"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space on its disk"
+    return f"mend it, or remove {ENVS.name}/ of the project and try again"
 
 
 def _works(interpreter: Path) -> bool:
     if not interpreter.exists():  # false for a dangling link too
         return False
-    return subprocess.run([interpreter, "-I", "-c", "import pip"], capture_output=True).returncode == 0
+    try:
+        return subprocess.run([interpreter, "-I", "-c", "import pip"], capture_output=True).returncode == 0
+    except OSError:  # made for another processor
+        return False
 
 
 def _build(name: str, log: Callable[[str], None]) -> None:
@@ -210,7 +223,7 @@ def find_python(name: str) -> str:
     if without_venv:
         fix = f"sudo apt-get install {Path(without_venv).name}-venv" if shutil.which("apt-get") else "install it"
         raise SetupError(f"the {name} environment needs {wanted}; {without_venv} is there, but without venv: {fix}")
-    raise SetupError(f"the {name} environment needs {wanted}, and none was found: {_how_to_install(versions[0])}")
+    raise SetupError(f"the {name} environment needs {wanted}, and none was found: {_how_to_install(name, versions[0])}")
 
 
 def _problem(candidate: str, low: tuple[int, int], high: tuple[int, int]) -> str | None:
@@ -255,7 +268,7 @@ def _uv_python(version: str) -> str | None:
     return done.stdout.strip() or None
 
 
-def _how_to_install(version: str) -> str:
+def _how_to_install(name: str, version: str) -> str:
     package = {
         "apt-get": f"sudo apt-get install python{version}-venv",
         "dnf": f"sudo dnf install python{version}",
@@ -263,19 +276,38 @@ def _how_to_install(version: str) -> str:
         "zypper": f"sudo zypper install python{version.replace('.', '')}",
     }
     ways = [command for tool, command in package.items() if shutil.which(tool)][:1]
-    return " or ".join([*ways, f"make python{version.replace('.', '')} (no root needed; fetches one with uv)"])
+    with contextlib.suppress(SetupError):
+        if name == "tensorflow" and find_python("dev"):  # uv lies in the environment dev
+            ways.append("make python311 (no root needed; fetches one with uv)")
+    return " or ".join(ways) or "install one with your system's package manager"
 
 
 def snapshot() -> Path:
     """Copy `src/` and `scripts/` to `.envs/code-<hash>/`, once per content, and return that folder.
 
-    Steps run from the copy, so that an edit in mid-cohort cannot mix two versions of the code.
+    Steps run from the copy, so that an edit in mid-cohort cannot mix two versions of the code. A snapshot that is
+    there already needs no right to write. Raises SetupError where it cannot be made.
     """
+    try:
+        final = _snapshot()
+    except OSError as error:
+        raise SetupError(f"the code could not be copied to {ENVS.name}/: {error}: {_room(error)}") from error
+    with contextlib.suppress(OSError):
+        os.utime(final)
+    for old in ENVS.glob("code*"):
+        with contextlib.suppress(OSError):
+            if time.time() - old.stat().st_mtime > SNAPSHOTS_KEPT_S:
+                shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def _snapshot() -> Path:
     final = ENVS / f"code-{_tree_hash(ROOT)}"
     if not final.is_dir():
         ENVS.mkdir(exist_ok=True)
         beside = ENVS / f"code.tmp-{os.getpid()}"
         shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
         for file in _code_files(ROOT):
             copy = beside / file.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -287,17 +319,14 @@ def snapshot() -> Path:
             shutil.rmtree(beside, ignore_errors=True)
             if not final.is_dir():
                 raise
-    os.utime(final)
-    for old in ENVS.glob("code*"):
-        with contextlib.suppress(OSError):
-            if time.time() - old.stat().st_mtime > SNAPSHOTS_KEPT_S:
-                shutil.rmtree(old, ignore_errors=True)
     return final
 
 
 def run_snapshot() -> Path:
     """The snapshot of this run, the same for the jobs that a cluster starts: they inherit the variable."""
-    return Path(os.environ.setdefault("SYNTHSEG_NATIVE_CODE", str(snapshot())))
+    if not os.environ.get("SYNTHSEG_NATIVE_CODE"):
+        os.environ["SYNTHSEG_NATIVE_CODE"] = str(snapshot())
+    return Path(os.environ["SYNTHSEG_NATIVE_CODE"])
 
 
 def _code_files(root: Path) -> list[Path]:
