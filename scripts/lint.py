@@ -1,17 +1,34 @@
-"""What the usual linters do not see: Snakemake's own lint, profiles in step, every rule complete (make lint)."""
+"""What the usual linters do not see: Snakemake's own lint, profiles, configurations and their docs in step, every rule
+complete (make lint)."""
 
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+from synthseg_native.cohort import config as configuration  # noqa: E402
+from synthseg_native.errors import SynthSegError  # noqa: E402
+
 # Snakemake asks every rule for conda or a container; environments here are locked by hash and deployed in onstart.
 NOT_OURS = "Specify a conda environment or container for each rule."
 SHARED_KEYS = ("keep-going", "rerun-incomplete", "max-checksum-file-size")
 DIRECTIVES = ("message:", "log:", "resources:", "shell:", '"""')
+
+
+def snakemake(*arguments) -> subprocess.CompletedProcess:
+    """Snakemake on the demo's configuration, in a folder of its own: results of the user stay as they are."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(ROOT / "config", Path(folder, "config"))
+        command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", folder]
+        command += ["--configfile", "config/demo.yaml", *arguments]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
 def snakemake_lint() -> list[str]:
@@ -19,8 +36,7 @@ def snakemake_lint() -> list[str]:
 
     Its text is read: `--lint json` prints the same text in Snakemake 9.27.
     """
-    command = [sys.executable, "-m", "snakemake", "--configfile", "config/demo.yaml", "--lint"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = snakemake("--lint")
     found, where, said = [], "", done.stdout + done.stderr
     for line in said.splitlines():
         if line.startswith("Lints for "):
@@ -41,8 +57,7 @@ def edges(dot: str) -> set[tuple[str, str]]:
 
 def rule_graph() -> list[str]:
     """The picture in the README against the rules."""
-    command = [sys.executable, "-m", "snakemake", "--configfile", "config/demo.yaml", "--cores", "1", "--rulegraph"]
-    done = subprocess.run([*command, "dot", "--", "results/summary.tsv"], cwd=ROOT, capture_output=True, text=True)
+    done = snakemake("--cores", "1", "--rulegraph", "dot", "--", "results/summary.tsv")
     differing = edges(done.stdout) ^ edges((ROOT / "docs/rulegraph.dot").read_text())
     return [f"docs/rulegraph.dot: {start} -> {end} is in the rules or in the picture only" for start, end in differing]
 
@@ -70,7 +85,22 @@ def rules() -> list[str]:
     return found
 
 
+def configurations() -> list[str]:
+    """The shipped configurations against the schema, and the schema against the table in config/README.md."""
+    schema = configuration.read_schema(ROOT / "workflow/schemas/config.schema.yaml")
+    found = []
+    for path in sorted(ROOT.glob("config/*.yaml")):
+        try:
+            configuration.complete(yaml.safe_load(path.read_text()), schema, str(path.relative_to(ROOT)))
+        except SynthSegError as error:
+            found += str(error).splitlines()
+    table = (ROOT / "config/README.md").read_text().partition("## Keys")[2].partition("\n## ")[0]
+    rows, wanted = re.findall(r"^\| `.*$", table, re.M), configuration.key_table(schema)
+    found += [f"config/README.md: lacks the schema's row {row}" for row in wanted if row not in rows]
+    return found + [f"config/README.md: the schema has no such row: {row}" for row in rows if row not in wanted]
+
+
 if __name__ == "__main__":
-    findings = [*snakemake_lint(), *rule_graph(), *profiles(), *rules()]
-    print("\n".join(findings) or "snakemake, rule graph, profiles, rules: nothing to say")
+    findings = [*snakemake_lint(), *rule_graph(), *profiles(), *configurations(), *rules()]
+    print("\n".join(findings) or "snakemake, rule graph, profiles, configurations, rules: nothing to say")
     sys.exit(bool(findings))
