@@ -13,7 +13,6 @@ if not workflow.config_settings.configfiles:
 include: "workflow/rules/common.smk"
 include: "workflow/rules/environment.smk"
 include: "workflow/rules/demo.smk"
-include: "workflow/rules/model.smk"
 include: "workflow/rules/native.smk"
 include: "workflow/rules/reference.smk"
 include: "workflow/rules/compare.smk"
@@ -30,7 +29,7 @@ rule all:
 onstart:
     try:
         PLAN.deploy()
-    except environments.SetupError as error:
+    except (SynthSegError, environments.SetupError) as error:
         raise SystemExit(f"synthseg-native: {error}")
 
 

@@ -5,7 +5,7 @@ rule benchmark:
     """Run native and reference in turn on the same images, alone on the machine."""
     input:
         images=PLAN.benchmarked_images(),
-        weights=PLAN.weights(),
+        weights=PLAN.weights_input(),
     output:
         runs=f"{RESULTS}/benchmark_runs.tsv",
         table=f"{RESULTS}/benchmark.tsv",
@@ -24,7 +24,7 @@ rule benchmark:
         "Benchmark: native and reference in turn"
     shell:
         '"$PYTHON" "$CODE/scripts/benchmark.py" --settings {params.settings:q} --scan {params.scans:q}'
-        ' --python "$PYTHON_tensorflow" --model "$MODEL" --weights {input.weights:q}'
+        ' --python "$PYTHON_tensorflow" --model "$MODEL" --weights "$WEIGHTS"'
         ' --memory-mb "$MEMORY_MB" --timeout-min "$TIMEOUT_MIN"'
         ' --verification "$RESULTS/env" --work "$STATE/benchmark"'
         " --runs {output.runs:q} --out {output.table:q} 2>&1 | tee {log:q} >&2"

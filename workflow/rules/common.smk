@@ -12,15 +12,14 @@ from synthseg_native.errors import SynthSegError
 
 try:
     PLAN = Plan(config, workflow.basedir)
-except SynthSegError as error:
+    # Jobs run a copy of the code made when the run began, so that an edit in mid-cohort cannot mix versions.
+    CODE = environments.run_snapshot()
+except (SynthSegError, environments.SetupError) as error:
     raise SystemExit(
         "\n".join(f"synthseg-native: {line}" for line in str(error).splitlines())
     )
 
 RESULTS = PLAN.results
-# Jobs run a copy of the code made when the run began, so that an edit in mid-cohort cannot mix versions.
-CODE = environments.run_snapshot()
-
 PLAN.export(CODE)
 shell.executable("bash")
 

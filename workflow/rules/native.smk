@@ -5,7 +5,7 @@ rule native:
     """Segment one image with one engine."""
     input:
         image=lambda wildcards: PLAN.image(wildcards.scan, wildcards.engine),
-        weights=PLAN.weights(),
+        weights=PLAN.weights_input(),
     output:
         **PLAN.files("{engine}"),
     log:
@@ -24,7 +24,7 @@ rule native:
     shell:
         '"$PYTHON" "$CODE/scripts/native.py" --scan {wildcards.scan} --image {params.image:q}'
         ' --settings {params.settings:q} --python "$PYTHON_{wildcards.engine}"'
-        ' --model "$MODEL" --weights {input.weights:q}'
+        ' --model "$MODEL" --weights "$WEIGHTS"'
         ' --verification "$RESULTS/env" --failures "$STATE/failed" --timeout-min "$TIMEOUT_MIN"'
         " --dseg {output.dseg:q} --sidecar {output.sidecar:q} --volumes {output.volumes:q}"
         " --margin {output.margin:q} --record {output.record:q} 2>&1 | tee {log:q} >&2"

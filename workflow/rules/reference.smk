@@ -6,8 +6,7 @@ rule reference:
     """Segment one image with the reference, or take the label map that the user has."""
     input:
         image=lambda wildcards: PLAN.image(wildcards.scan),
-        weights=PLAN.weights(),
-        existing=lambda wildcards: PLAN.existing_maps(wildcards.scan),
+        weights=PLAN.weights_input(),
     output:
         **PLAN.files("reference"),
     log:
@@ -24,7 +23,7 @@ rule reference:
     shell:
         '"$PYTHON" "$CODE/scripts/reference.py" --scan {wildcards.scan} --image {params.image:q}'
         ' --settings {params.settings:q} --python "$PYTHON_tensorflow"'
-        ' --model "$MODEL" --weights {input.weights:q} --memory-mb "$MEMORY_MB"'
+        ' --model "$MODEL" --weights "$WEIGHTS" --memory-mb "$MEMORY_MB"'
         ' --failures "$STATE/failed" --timeout-min "$TIMEOUT_MIN"'
         " --dseg {output.dseg:q} --sidecar {output.sidecar:q} --volumes {output.volumes:q}"
         " --record {output.record:q} 2>&1 | tee {log:q} >&2"

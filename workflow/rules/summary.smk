@@ -16,12 +16,11 @@ rule summary:
         mem_mb=1000,
         runtime=30,
     params:
-        plan=keys.digest(PLAN.for_summary()),
-        plan_file=PLAN.plan_file,
+        plan=PLAN.plan_file,
         failed_mark=str(state.failed_mark(PLAN.state)),
         code=PLAN.step_key("summarise.py"),
     message:
         "Summarise"
     shell:
-        '"$PYTHON" "$CODE/scripts/summarise.py" --plan {params.plan_file:q} --results "$RESULTS" 2>&1'
+        '"$PYTHON" "$CODE/scripts/summarise.py" --plan {params.plan:q} --results "$RESULTS" 2>&1'
         " | tee {log:q} >&2; rm -f {params.failed_mark:q}"

@@ -5,14 +5,14 @@ Also what happens before the first job (deployment) and after the last (the summ
 
 import json
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
 
 from synthseg_native import model as models
+from synthseg_native import weights
 from synthseg_native.cohort import config as configuration
-from synthseg_native.cohort import containers, environments, keys, paths, runs, state
+from synthseg_native.cohort import containers, demo, environments, keys, paths, runs, state
 from synthseg_native.cohort.samples import openable, read_samples
 from synthseg_native.errors import SynthSegError
 
@@ -47,9 +47,12 @@ class Plan:
         self.state = f"{self.results}/{state.FOLDER}"
         self.resolution = f"{self.model.resolution:g}mm"
         self.labels = str(self.model.folder / "labels.tsv")
-        self.memory_mb = self.config["memory_mb"] or self.model.card["memory_mb"]
+        self.contents = state.Contents(Path(self.state, "contents.json"))
+        self.fetched = False  # whether the weights come from a download
+        self.weights = self._find_weights()
+        self.memory_mb = self.config["memory_mb"] or self.model.memory_mb
         self.minutes = self.config["timeout_min"]
-        self.demo_images = [scan.image for scan in self.scans.values()] if self.config["demo"] else []
+        self.demo_images = demo.image_paths() if self.config["demo"] else []
         self.compared = self._compared()
         self.benchmarked = list(self.scans)[: self.config["benchmark"]["scans"]]
         # What of the card changes a result; its title and accuracy do not.
@@ -71,6 +74,27 @@ class Plan:
             raise SynthSegError("usage", f"config: model: {why}: to try it all the same set allow_small_model: true")
         return model
 
+    def _find_weights(self) -> str:
+        """The user's weights, those beside the card, or where the download goes."""
+        named, file = self.config["weights"], self.model.card["weights"]["file"]
+        path = Path(named).expanduser() if named else self.model.folder / file
+        if not path.is_file() and not named and self.model.card["weights"].get("urls"):
+            self.fetched = True
+            folder = self.config["weights_cache"]
+            path = (Path(folder).expanduser() if folder else weights.default_cache()) / file
+        if not path.is_file() and not self.fetched:
+            wrong = "config: weights" if named else str(self.model.folder / "card.yaml")
+            raise SynthSegError("usage", f"{wrong}: {path}: no such weights file: correct the path, or leave it out")
+        return str(path)
+
+    def weights_key(self) -> str:
+        """Official weights are known by their card, wherever they lie; others by their content."""
+        return self.model.card["weights"]["sha256"][:12] if self.fetched else self.contents.digest(self.weights)
+
+    def weights_input(self) -> list[str]:
+        """Weights as a rule's input; not where they are fetched, which is deployment."""
+        return [] if self.fetched else [self.weights]
+
     def _compared(self) -> list[str]:
         """The scans that get a reference run, as reference.subjects says."""
         names, wanted = sorted(self.scans), self.reference["subjects"]
@@ -78,7 +102,8 @@ class Plan:
             return []
         if wanted == "all":
             return names
-        return sorted(random.Random(self.reference["seed"]).sample(names, min(wanted, len(names))))
+        # Each name draws its own number, so that a row more or less does not draw anew.
+        return sorted(sorted(names, key=lambda name: keys.digest(self.reference["seed"], name))[:wanted])
 
     # --- files -----------------------------------------------------------------------------------------------------
 
@@ -92,20 +117,6 @@ class Plan:
 
     def aggregates(self) -> dict[str, str]:
         return {name: f"{self.results}/{file}" for name, file in AGGREGATES.items()}
-
-    def weights(self) -> str:
-        """The user's weights, those beside the card, or where the download goes."""
-        if self.config["weights"]:
-            return str(Path(self.config["weights"]).expanduser())
-        beside = self.model.folder / self.model.card["weights"]["file"]
-        return str(beside if beside.exists() else self.cached_weights())
-
-    def cached_weights(self) -> Path:
-        return Path(self.config["weights_cache"]).expanduser() / self.model.card["weights"]["file"]
-
-    def fetches_weights(self) -> bool:
-        """Whether the weights come from a download."""
-        return bool(self.model.card["weights"].get("urls")) and self.weights() == str(self.cached_weights())
 
     def image(self, scan: str, engine: str = "reference") -> list[str]:
         """The image as a rule's input.
@@ -124,11 +135,18 @@ class Plan:
         images = [self.scans[scan].image for scan in self.benchmarked]
         return [image for image in images if made or image in self.demo_images or Path(image).exists()]
 
-    def existing_maps(self, scan: str) -> list[str]:
-        """Reference kind existing: the user's label maps that fit the pattern, inputs of the step."""
+    def _image_key(self, scan: str) -> str | None:
+        """The content of a scan's image; that of the demo's is decided by the rule that makes them."""
+        image = self.scans[scan].image
+        return None if image in self.demo_images else self.contents.digest(image)
+
+    def _existing_key(self, scan: str) -> str | None:
+        """Reference kind existing: the content of the user's label map; the last one where it vanished."""
         if self.reference["kind"] != "existing":
-            return []
-        return runs.find_existing(self.reference["pattern"], self.scans[scan])
+            return None
+        pattern = self.reference["pattern"]
+        found = [self.contents.digest(path) for path in runs.find_existing(pattern, self.scans[scan])]
+        return self.contents.remember(f"{pattern} {scan}", keys.digest(*found) if found else None)
 
     def wanted_runs(self) -> list[str]:
         """Every file that runs and comparisons make for the sheet."""
@@ -175,7 +193,7 @@ class Plan:
         return keys.digest(code, environments.lock_hash("tensorflow"))
 
     def native_settings(self, engine: str, scan: str) -> str:
-        """What a native label map depends on beside its image and weights, as JSON. Any change runs it again."""
+        """What a native label map depends on, as JSON. Any change runs it again."""
         return keys.settings_json(
             engine=engine,
             model=self.model_key,
@@ -183,17 +201,22 @@ class Plan:
             threads=self.config["threads"],
             device=self.config["device"],
             ct=self.scans[scan].ct,
+            content=self._image_key(scan),
+            weights=self.weights_key(),
             code=self.engine_code[engine],
             lock=environments.lock_hash(engine),
         )
 
     def reference_settings(self, scan: str) -> str:
-        """What a reference label map depends on beside its image and weights, as JSON."""
+        """What a reference label map depends on, as JSON. Any change runs it again."""
         return keys.settings_json(
             **{name: self.reference[name] for name in ("kind", "runtime", "image", "platform", "pattern")},
             model=self.model_key,
             threads=self.config["threads"],
             ct=self.scans[scan].ct,
+            content=self._image_key(scan),
+            weights=self.weights_key() if self.reference["kind"] == "own" else None,
+            existing=self._existing_key(scan),
             key=self.reference_key,
         )
 
@@ -241,10 +264,17 @@ class Plan:
         """Write the summary's plan, and renew its token if something is missing. For Snakemake's main process."""
         state.write_if_changed(self.plan_file, self.for_summary())
         state.renew_token(self.token, self.wanted_runs() + self.wanted_once())
+        for scan in self.scans:
+            self._image_key(scan)
+        for scan in self.compared:
+            self._existing_key(scan)
+        self.weights_key()
+        self.contents.save()
 
     @property
     def plan_file(self) -> str:
-        return f"{self.state}/plan.json"
+        """Named by its content: another call, a dry run say, cannot change the plan of a summary in progress."""
+        return f"{self.state}/plan-{keys.digest(self.for_summary())}.json"
 
     @property
     def token(self) -> str:
@@ -263,6 +293,7 @@ class Plan:
             "PYTHONPATH": f"{code}/src",
             "PYTHONDONTWRITEBYTECODE": "1",
             "MODEL": str(self.model.folder),
+            "WEIGHTS": self.weights,
             "RESULTS": self.results,
             "STATE": self.state,
             "MEMORY_MB": str(self.memory_mb),
@@ -270,28 +301,26 @@ class Plan:
         }
 
     def deploy(self) -> None:
-        """Make what the jobs need and Snakemake must not track: a renewed environment or image is no new input.
+        """Make what the jobs need and Snakemake must not track: environments, official weights, the reference's image.
 
-        A container daemon that is absent or refuses stops nothing: one line, and the reference runs fail one by one.
+        As inputs, renewed ones would make the whole cohort again. A container daemon that is absent or refuses stops
+        nothing: one line, and the reference runs fail one by one. Raises SetupError, and SynthSegError for weights.
         """
         self._announce_changes()
-        local = self.compared and (self.reference["kind"], self.reference["runtime"]) == ("own", "local")
-        unmade = not all(Path(image).exists() for image in self.demo_images)
-        needed = [*self.engines, *(["tensorflow"] if local else []), *(["demo"] if unmade else [])]
+        used = self.compared or self.benchmarked
+        local = used and (self.reference["kind"], self.reference["runtime"]) == ("own", "local")
+        needed = [*self.engines, *(["tensorflow"] if local else []), *(["demo"] if self.demo_images else [])]
         for name in dict.fromkeys(needed):
             environments.ensure(name)
-        if self.compared and self.reference["runtime"] in containers.RUNTIMES:
+        if self.fetched:
+            weights.resolve(self.model.card, self.model.folder, cache=Path(self.weights).parent)
+        for runtime in containers.RUNTIMES:
+            containers.reap(runtime)
+        if used and self.reference["kind"] == "own" and self.reference["runtime"] in containers.RUNTIMES:
             try:
-                containers.reap(self.reference["runtime"])
-                if self.reference["kind"] == "own" and any(map(self._reference_is_stale, self.compared)):
-                    containers.ensure_image(self.reference, self.root)
+                containers.ensure_image(self.reference, self.root)
             except SynthSegError as error:
                 environments.say(f"reference: {error}")
-
-    def _reference_is_stale(self, scan: str) -> bool:
-        """Whether a scan's reference run is missing or was made with another key."""
-        record = self.files("reference", scan)["record"]
-        return state.records([record]).get(record, {}).get("key", {}).get("key") != self.reference_key
 
     def _announce_changes(self) -> None:
         """One line per kind of run that changed settings make again: how many, and why."""
@@ -303,9 +332,12 @@ class Plan:
 
     def finish(self, code: Path, success: bool) -> None:
         """The end of a run: after a failure a summary all the same, and always the table for people."""
-        command = [sys.executable, f"{code}/scripts/summarise.py", "--results", self.results]
+        for old in Path(self.state).glob("plan-*.json"):
+            if str(old) != self.plan_file:
+                old.unlink(missing_ok=True)
+        command = [sys.executable, f"{code}/scripts/summarise.py", "--results", self.results, "--plan", self.plan_file]
         if not success:
             state.mark_failed(self.state)
-            subprocess.run([*command, "--plan", self.plan_file])
+            subprocess.run(command)
         if Path(self.aggregates()["summary"]).exists():
             subprocess.run([*command, "--show"])

@@ -5,6 +5,7 @@ written after a failure for a good one. So the summary has one more input, a tok
 when an expected file is missing or the last run failed, and that makes the summary stale.
 """
 
+import hashlib
 import json
 import secrets
 from pathlib import Path
@@ -53,11 +54,48 @@ def records(paths: list[str]) -> dict[str, dict]:
     return found
 
 
+class Contents:
+    """Digests of the contents of files, remembered by size and time stamp, so that a cohort is read once.
+
+    Snakemake takes a file with an old time stamp for an old file. A scan that was replaced (`cp -p`, `rsync -t`) has
+    one, so contents go into the rerun keys. Of a file that vanished the last digest stands: no reason to run again.
+    """
+
+    def __init__(self, memory: Path):
+        self.memory = Path(memory)
+        self.known = records([str(memory)]).get(str(memory), {})
+
+    def digest(self, path: str) -> str | None:
+        """12 hexadecimal digits of a file's SHA-256; of a file that is not there the last ones, or None."""
+        try:
+            stat = Path(path).stat()
+            seen = [stat.st_size, stat.st_mtime_ns]
+            known = self.known.get(path)
+            if not known or known[:2] != seen:
+                with Path(path).open("rb") as stream:
+                    self.known[path] = [*seen, hashlib.file_digest(stream, "sha256").hexdigest()[:12]]
+        except OSError:
+            pass
+        return self.known.get(path, [None])[-1]
+
+    def remember(self, name: str, value: str | None) -> str | None:
+        """Keep a value under a name; None gives the one kept before."""
+        if value is not None:
+            self.known[name] = [value]
+        return self.known.get(name, [None])[-1]
+
+    def save(self) -> None:
+        write_if_changed(self.memory, json.dumps(self.known, indent=0, sort_keys=True) + "\n")
+
+
 WHY = {
     "code": "the engine's code changed",
     "lock": "its locked environment changed",
     "model": "the model changed",
     "key": "the reference changed",
+    "weights": "the weights changed",
+    "content": "the image changed",
+    "existing": "your label map changed",
 }
 
 

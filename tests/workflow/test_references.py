@@ -1,0 +1,80 @@
+"""The kinds of reference that run nothing, and images that a cohort shares, in the real workflow."""
+
+import os
+import shutil
+
+import pytest
+from project import Project, write_image
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def project(finished, tmp_path) -> Project:
+    return finished.copy(tmp_path / "project")
+
+
+def test_label_maps_that_the_user_has(project):
+    """Kind existing: compared, anew when the user's map changes, kept when it vanishes; never run."""
+    maps = project.folder / "maps"
+    maps.mkdir()
+    for scan in ("01", "02"):
+        shutil.copy2(project.label_map(scan), maps / f"sub-{scan}_synthseg.nii.gz")
+    project.configure(reference={"kind": "existing", "pattern": "maps/{participant_id}_synthseg.nii.gz"})
+    project.run().expect("reference 01", "reference 02", "compare 01", "compare 02", "summary")
+    rows = project.summary()
+    assert [(row["verdict"], row["reference_kind"]) for row in rows] == [("identical", "existing")] * 2
+    project.run().expect()
+
+    shutil.copy2(project.label_map("02"), maps / "sub-01_synthseg.nii.gz")
+    project.run().expect("reference 01", "compare 01", "summary")
+    assert [row["verdict"] for row in project.summary()] == ["different", "identical"]
+
+    shutil.rmtree(maps)
+    project.run().expect()
+    project.label_map("02", "reference").unlink()
+    call = project.run().expect("summary", code=1)
+    assert "maps/sub-02_synthseg.nii.gz" in call.output and "Traceback" not in call.output
+
+
+def test_an_image_replaced_by_an_older_file(project):
+    """As cp -p and rsync -t do: the content decides."""
+    write_image(project.image("01"), seed=11)
+    os.utime(project.image("01"), (0, 0))
+    call = project.run().expect("native 01", "reference 01", "compare 01", "summary")
+    assert "the image changed" in call.output
+    project.run().expect()
+
+
+def test_another_device_asked_for(project):
+    project.configure(device="cpu")
+    project.run().expect("native 01", "native 02", "compare 01", "compare 02", "summary")
+
+
+def test_some_images_compared(project):
+    project.configure(reference={"kind": "own", "runtime": "local", "subjects": 1})
+    project.run().expect("summary")
+    verdicts = [row["verdict"] for row in project.summary()]
+    assert sorted(verdicts) == ["identical", "not_compared"]
+
+
+def test_a_mistake_in_the_configuration_runs_nothing(project):
+    project.configure(modle="synthseg1")
+    call = project.run().expect(code=1)
+    assert call.output.strip().splitlines()[-1] == "synthseg-native: config: modle: unknown key; did you mean model?"
+
+
+def test_official_weights_that_cannot_be_fetched(project):
+    """One line before the first job; the results of the other model stay."""
+    shutil.copytree(project.folder / "models/synthseg1", project.folder / "models/far")
+    card = project.folder / "models/far/card.yaml"
+    lines = [line for line in card.read_text().splitlines() if "https://" not in line]
+    lines.insert(lines.index("  urls:") + 1, "    - http://127.0.0.1:9/weights.h5")
+    card.write_text("\n".join(lines) + "\n")
+    project.configure(model="models/far", weights_cache="cache")
+    call = project.run()
+    assert call.code == 1 and "synthseg_1.0.h5" in call.output and "Traceback" not in call.output
+    assert not call.made
+    project.configure()
+    assert project.run("--unlock").code == 0
+    project.run().expect()
