@@ -24,7 +24,7 @@ test: ## run all tests
 test-fast: ## run the tests that take seconds and need no Docker
 	@$(DEV) -m pytest -m "not slow and not docker" tests $(ARGS)
 
-lint: ## check style, workflow, profiles
+lint: ## check style, workflow, profiles, configurations
 	@$(DEV) -m ruff check
 	@$(DEV) -m ruff format --check
 	@$(DEV) -m snakefmt --check Snakefile workflow
