@@ -42,7 +42,10 @@ class Labels:
 
 @dataclass(frozen=True)
 class Model:
-    """What a card says. resolution in mm, pad_multiple and min_size in voxels, smoothing_sigma in voxels."""
+    """What a card says. resolution in mm, pad_multiple and min_size in voxels, smoothing_sigma in voxels.
+
+    memory_mb : what one run may take
+    """
 
     name: str
     folder: Path
@@ -54,6 +57,7 @@ class Model:
     smoothing_sigma: float
     threshold: float
     research_grade: bool
+    memory_mb: int
 
 
 def find_folder(name_or_folder) -> Path:
@@ -87,15 +91,18 @@ def load(name_or_folder) -> Model:
             smoothing_sigma=float(card["posterior"]["smoothing_sigma"]),
             threshold=float(card["posterior"]["threshold"]),
             research_grade=bool(card.get("research_grade", False)),
+            memory_mb=int(card["memory_mb"]),
         )
         channels, levels = card["network"]["labels"], card["network"]["levels"]
-    except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, yaml.YAMLError) as error:
         reason = f"lacks the field {error}" if isinstance(error, KeyError) else f"{error}".splitlines()[0]
         raise SynthSegError("usage", f"{path}: not a usable model card, {reason}: correct it") from error
     if channels != len(model.labels):
         raise SynthSegError(
             "usage", f"{path}: {channels} labels, but {len(model.labels)} rows in labels.tsv: make them agree"
         )
+    if model.memory_mb < 1:
+        raise SynthSegError("usage", f"{path}: memory_mb {card['memory_mb']} is no positive number: correct it")
     if model.pad_multiple % 2 ** (levels - 1):
         raise SynthSegError(
             "usage", f"{path}: pad_multiple {model.pad_multiple} is no multiple of {2 ** (levels - 1)}: correct it"

@@ -64,6 +64,7 @@ def test_shipped_cards_load(root, name):
     assert settings.name == name
     assert settings.research_grade is (name != "compact2mm")
     assert settings.resolution == (2.0 if name == "compact2mm" else 1.0)
+    assert settings.memory_mb == (3000 if name == "compact2mm" else 20000)
 
 
 def test_models_are_found_by_name(root, tmp_path, monkeypatch, folder):
@@ -83,6 +84,10 @@ def test_models_are_found_by_name(root, tmp_path, monkeypatch, folder):
         ("card.yaml", "labels: 32", "labels: 33", "33 labels, but 32 rows"),
         ("card.yaml", "pad_multiple: 16", "pad_multiple: 12", "no multiple of 8"),
         ("card.yaml", "input: {", "input: {{", "not a usable model card"),
+        ("card.yaml", "memory_mb", "memory", "lacks the field 'memory_mb'"),
+        ("card.yaml", "memory_mb: 3000", "memory_mb: 0", "memory_mb 0 is no positive number"),
+        ("card.yaml", "memory_mb: 3000", "memory_mb: much", "not a usable model card"),
+        ("card.yaml", "memory_mb: 3000", "memory_mb: .inf", "not a usable model card"),
         ("labels.tsv", "flip_channel", "flip", "not a usable label table"),
         ("labels.tsv", "1\t2\tleft", "1\t3\tleft", "occurs twice"),
         ("labels.tsv", "1\t2\tleft", "7\t2\tleft", "must count from 0"),
