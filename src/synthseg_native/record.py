@@ -72,10 +72,13 @@ def machine() -> dict:
 
 
 def cpu_model() -> str:
-    """The CPU's name as the system gives it."""
+    """The CPU's name as the system gives it; Linux on Arm often has numbers only (its implementer and part)."""
     if platform.system() == "Darwin":
         return _sysctl("machdep.cpu.brand_string") or platform.machine()
-    return _cpuinfo().get("model name") or platform.processor() or platform.machine()
+    info = _cpuinfo()
+    if not info.get("model name") and info.get("CPU implementer"):
+        return f"ARM implementer {info['CPU implementer']} part {info.get('CPU part', 'unknown')}"
+    return info.get("model name") or platform.processor() or platform.machine()
 
 
 def emulated() -> bool:

@@ -76,6 +76,21 @@ def test_emulation_is_seen(monkeypatch, system, arch, cpuinfo, translated, expec
     assert record.emulated() is expected
 
 
+@pytest.mark.parametrize(
+    ("cpuinfo", "name"),
+    [
+        (INTEL, "Intel(R) Xeon(R) Processor"),
+        ({"CPU implementer": "0x41", "CPU part": "0xd0c"}, "ARM implementer 0x41 part 0xd0c"),
+        ({"CPU implementer": "0x61"}, "ARM implementer 0x61 part unknown"),
+        ({"CPU implementer": "0x41", "model name": "ARMv8 Processor rev 1 (v8l)"}, "ARMv8 Processor rev 1 (v8l)"),
+    ],
+)
+def test_the_cpu_has_the_name_that_linux_gives(monkeypatch, cpuinfo, name):
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    monkeypatch.setattr(record, "_cpuinfo", lambda: cpuinfo)
+    assert record.cpu_model() == name
+
+
 def test_this_machine_has_a_name():
     machine = record.machine()
     assert set(machine) == {"cpu", "system", "arch", "emulated"}
