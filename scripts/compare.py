@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from synthseg_native.cohort.paths import write_json
-from synthseg_native.compare import compare_label_maps, not_compared, verdict_text
+from synthseg_native.compare import compare_label_maps, verdict_text
 from synthseg_native.errors import SynthSegError
 
 
@@ -16,15 +16,13 @@ def main(argv=None) -> int:
     parser.add_argument("--native-record", required=True, help="its run record")
     parser.add_argument("--native-volumes", help="its volumes.tsv")
     parser.add_argument("--margin", help="its margin map")
-    parser.add_argument("--reference", help="label map of the reference run; left out: not compared")
-    parser.add_argument("--reference-record", help="its run record; needed with --reference")
+    parser.add_argument("--reference", required=True, help="label map of the reference run")
+    parser.add_argument("--reference-record", required=True, help="its run record")
     parser.add_argument("--reference-volumes", help="its volumes.tsv")
     parser.add_argument("--labels", required=True, help="the model's labels.tsv")
     parser.add_argument("--thresholds", default="{}", type=json.loads, help="JSON object; overrides the defaults")
     parser.add_argument("--out", required=True, type=Path, help="where to write the comparison")
     arguments = parser.parse_args(argv)
-    if arguments.reference and not arguments.reference_record:
-        parser.error("--reference needs --reference-record")
     try:
         result = compare(arguments)
     except SynthSegError as error:
@@ -36,26 +34,18 @@ def main(argv=None) -> int:
 
 def compare(arguments) -> dict:
     """The comparison, with what was compared: who made both maps and the hashes of their label arrays."""
-    native = read_record(arguments.native_record)
-    reference = read_record(arguments.reference_record) if arguments.reference else None
-    if native["status"] != "ok":
-        result = not_compared(f"native run failed: {native['error']['message']}")
-    elif reference is None:
-        result = not_compared("no reference asked for")
-    elif reference["status"] != "ok":
-        result = not_compared(f"reference failed: {reference['error']['message']}")
-    else:
-        result = compare_label_maps(
-            arguments.native,
-            arguments.reference,
-            arguments.labels,
-            margin_path=arguments.margin,
-            thresholds=arguments.thresholds,
-            native_volumes=arguments.native_volumes,
-            reference_volumes=arguments.reference_volumes,
-        )
-    about = (reference or {}).get("reference")
-    text = verdict_text(result["verdict"], (about or {}).get("kind"))
+    native, reference = read_record(arguments.native_record), read_record(arguments.reference_record)
+    result = compare_label_maps(
+        arguments.native,
+        arguments.reference,
+        arguments.labels,
+        margin_path=arguments.margin,
+        thresholds=arguments.thresholds,
+        native_volumes=arguments.native_volumes,
+        reference_volumes=arguments.reference_volumes,
+    )
+    about = reference["reference"]
+    text = verdict_text(result["verdict"], about["kind"])
     return {"schema": 1, "scan": native["scan"], "verdict_text": text, "reference": about, **result}
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from synthseg_native.cohort import runs
+from synthseg_native.cohort.paths import failure_of
 
 
 def main(argv=None):
@@ -38,9 +39,8 @@ def main(argv=None):
         )
 
     places = {name: getattr(args, name) for name in (*runs.NATIVE_FILES, "record")}
-    return runs.step(
-        args.scan, args.settings, places, args.failures / args.settings["engine"] / f"{args.scan}.json", run
-    )
+    failure = failure_of(args.failures, args.settings["engine"], args.scan, args.record)
+    return runs.step(args.scan, args.settings, places, failure, run)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from synthseg_native.cohort import runs
+from synthseg_native.cohort.paths import failure_of
 
 
 def main(argv=None):
@@ -30,7 +31,8 @@ def main(argv=None):
         )
 
     places = {name: getattr(args, name) for name in (*runs.REFERENCE_FILES, "record")}
-    return runs.step(args.scan, args.settings, places, args.failures / "reference" / f"{args.scan}.json", run)
+    failure = failure_of(args.failures, "reference", args.scan, args.record)
+    return runs.step(args.scan, args.settings, places, failure, run)
 
 
 if __name__ == "__main__":

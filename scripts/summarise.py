@@ -1,4 +1,4 @@
-"""Write the cohort's tables from the results of all runs, or (--show) print the summary for people."""
+"""Write the cohort's tables from the results of all runs; with --show only print the summary for people."""
 
 import argparse
 import json
@@ -12,16 +12,12 @@ from synthseg_native.errors import SynthSegError
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", required=True, type=Path, help="the results folder")
-    parser.add_argument("--plan", type=Path, help="JSON file: which images, engines, model and reference")
-    parser.add_argument("--show", action="store_true", help="print the table")
+    parser.add_argument("--plan", required=True, type=Path, help="JSON: which images, engines, model and reference")
+    parser.add_argument("--show", action="store_true", help="print the table that was written, write nothing")
     arguments = parser.parse_args(argv)
-    if not (arguments.plan or arguments.show):
-        parser.error("give --plan or --show")
     try:
-        if arguments.plan:
-            summarise(json.loads(arguments.plan.read_text(encoding="utf-8")), arguments.results)
-        if arguments.show:
-            print_table(arguments.results)
+        plan = json.loads(arguments.plan.read_text(encoding="utf-8"))
+        (print_table if arguments.show else summarise)(plan, arguments.results)
     except FileNotFoundError as error:
         print(f"summarise: {error.filename}: no such file: run the workflow first", file=sys.stderr)
         return 1

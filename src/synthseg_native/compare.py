@@ -102,11 +102,6 @@ def verdict_text(verdict: str, reference_kind: str | None) -> str:
     return f"{verdict} ({preposition} {to.get(reference_kind, reference_kind)})"
 
 
-def not_compared(reason: str) -> dict:
-    """What stands in the place of a comparison that could not be made."""
-    return {"verdict": "not_compared", "verdict_reason": reason}
-
-
 def _read_map(path):
     """A label map as an int32 array of three axes, and its affine."""
     path = Path(path)
@@ -305,7 +300,7 @@ def _volumes(result, native_path, reference_path, limits):
 
 
 def _read_volumes(path):
-    """Soft volumes {label: mm3} of a volumes.tsv, without the missing ones."""
+    """Soft volumes {label: mm3} of a volumes.tsv, without those that are missing or no number."""
     if path is None:
         return {}
     path = Path(path)
@@ -313,7 +308,8 @@ def _read_volumes(path):
         raise SynthSegError("bad_input", f"{path}: no such file: run the step that makes it")
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
-    return {int(row["index"]): float(row["soft_volume_mm3"]) for row in rows if row["soft_volume_mm3"] != "n/a"}
+    volumes = {int(row["index"]): float(row["soft_volume_mm3"].replace("n/a", "nan")) for row in rows}
+    return {label: volume for label, volume in volumes.items() if math.isfinite(volume)}
 
 
 def _difference(ours, theirs):

@@ -48,7 +48,6 @@ class Prepared:
     flipped: np.ndarray
     affine: np.ndarray
     voxel_mm: np.ndarray
-    resampled: bool
 
 
 # Reading and checking ------------------------------------------------------------------------------------------------
@@ -202,8 +201,7 @@ def sha256_of(path) -> str:
 def prepare(scan, *, resolution, pad_multiple, min_size, ct=False) -> Prepared:
     """Resample where needed, turn to RAS, clip CT, scale and pad. resolution in mm."""
     data, affine, voxel_mm = scan.data, scan.affine, scan.voxel_mm
-    resampled = needs_resampling(voxel_mm, resolution)
-    if resampled:
+    if needs_resampling(voxel_mm, resolution):
         data, affine = resample(data, affine, resolution)
         voxel_mm = np.full(3, resolution, dtype=np.float64)
     axes, flipped = ras_order(affine)
@@ -211,7 +209,7 @@ def prepare(scan, *, resolution, pad_multiple, min_size, ct=False) -> Prepared:
     if ct:
         data = np.clip(data, 0, MAX_HOUNSFIELD)
     volume, box = pad(rescale(data).astype(np.float32), pad_multiple, min_size)
-    return Prepared(volume, box, axes, flipped, affine, voxel_mm, resampled)
+    return Prepared(volume, box, axes, flipped, affine, voxel_mm)
 
 
 def needs_resampling(voxel_mm, resolution) -> bool:

@@ -113,7 +113,7 @@ def save_volumes_csv(path, image_name, labels, volumes):
 def save_volumes_tsv(path, labels, volumes, counts, voxel_mm):
     """One row per structure: soft volume (sum of posteriors) and voxel count, both also in mm3.
 
-    volumes (N,) in mm3, or None where only a label map is known; counts (N,) voxels.
+    volumes (N,) in mm3, or None where only a label map is known; counts (N,) voxels. A volume that is no number is n/a.
     """
     size = float(np.prod(voxel_mm, dtype=np.float64))
     with Path(path).open("w", encoding="utf-8", newline="") as file:
@@ -124,7 +124,7 @@ def save_volumes_tsv(path, labels, volumes, counts, voxel_mm):
                 labels.index[channel],
                 labels.names[channel],
                 labels.freesurfer_names[channel],
-                "n/a" if volumes is None else f"{volumes[channel]:.3f}",
+                "n/a" if volumes is None or not np.isfinite(volumes[channel]) else f"{volumes[channel]:.3f}",
                 counts[channel],
                 f"{counts[channel] * size:.3f}",
             ])  # fmt: skip
@@ -133,13 +133,18 @@ def save_volumes_tsv(path, labels, volumes, counts, voxel_mm):
 def sidecar(record) -> dict:
     """BIDS metadata of a label map, from its run record."""
     engine, voxel_mm = record["engine"], "x".join(f"{v:g}" for v in record["output"]["voxel_mm"])
+    method = {
+        "SegmentationMethod": f"{record['model']['name']} with {engine['name']} {engine['version']}",
+        "ResearchGrade": record["model"]["research_grade"],
+    }
+    if (record["reference"] or {}).get("kind") == "existing":  # nobody knows what made it
+        method = {"SegmentationMethod": "existing label map"}
     return {
         "Type": "Discrete",
         "SpatialReference": "orig",
         "Sources": [record["input"]["name"]],
         "Resolution": f"{voxel_mm} mm, axes as in the input image",
-        "SegmentationMethod": f"{record['model']['name']} with {engine['name']} {engine['version']}",
-        "ResearchGrade": record["model"]["research_grade"],
+        **method,
     }
 
 

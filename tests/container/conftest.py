@@ -20,9 +20,9 @@ RUN printf 'import sys\\nexec(open(sys.argv[sys.argv.index("--weights") + 1]).re
 """
 
 
-def unless_required(reason):
-    """Skip where Docker is optional, fail where it is not."""
-    if os.environ.get("REQUIRE_DOCKER") == "1":
+def unless_required(reason, variable="REQUIRE_DOCKER"):
+    """Skip where Docker (or what the variable names) is optional, fail where it is not."""
+    if os.environ.get(variable) == "1":
         pytest.fail(reason)
     pytest.skip(reason)
 

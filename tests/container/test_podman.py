@@ -10,7 +10,7 @@ import pytest
 
 from synthseg_native.cohort import containers
 
-from .conftest import PROBE
+from .conftest import PROBE, unless_required
 from .test_docker import SEGMENT, SLEEP, make_place, run, step, wait_for
 
 pytestmark = pytest.mark.docker
@@ -33,7 +33,7 @@ def place(tmp_path):
 @pytest.fixture(scope="module")
 def podman(probe_image, tmp_path_factory):
     if not shutil.which("podman"):
-        pytest.skip("no podman")
+        unless_required("podman is not installed", "REQUIRE_PODMAN")
     with pytest.MonkeyPatch.context() as patch:
         if os.getuid() == 0:
             configuration = tmp_path_factory.mktemp("podman") / "containers.conf"
@@ -45,7 +45,8 @@ def podman(probe_image, tmp_path_factory):
             ["podman", "run", "--rm", "--init", "--network=none", probe_image, "true"], capture_output=True
         )
         if done.returncode != 0:
-            pytest.skip(f"podman cannot run a container here: {done.stderr.decode().strip()[-300:]}")
+            said = done.stderr.decode().strip()[-300:]
+            unless_required(f"podman cannot run a container here: {said}", "REQUIRE_PODMAN")
         yield containers.runtime("podman")
 
 

@@ -53,6 +53,13 @@ def test_own_image_in_docker_is_shut_in(tmp_path):
     assert "--memory" not in containers.command(job(tmp_path), LINUX)
 
 
+def test_of_kind_own_the_image_is_the_one_that_was_built():
+    own = {"kind": "own", "key": "0123456789ab", "image": "/x/r.sif"}
+    for runtime in ("docker", "podman"):
+        assert containers.image_of({**own, "runtime": runtime}) == "synthseg-native-reference:0123456789ab"
+    assert containers.image_of({**own, "runtime": "apptainer"}) == "/x/r.sif"
+
+
 @pytest.mark.parametrize(("model", "extra"), [("synthseg1", ["--v1"]), ("synthseg2", [])])
 def test_upstream_image(tmp_path, model, extra):
     line = containers.command(job(tmp_path, model, kind="upstream", ct=True), MAC)
@@ -185,7 +192,19 @@ def test_a_runtime_that_is_not_installed(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SynthSegError, match="docker: not installed"):
         containers.runtime("docker")
-    assert containers.reap("docker") == []  # nothing to clear away, and no reason to stop
+    monkeypatch.setattr(containers, "_ask", None)  # it is not even asked
+    for name in containers.RUNTIMES:
+        assert containers.reap(name) == []  # nothing to clear away, and no reason to stop
+
+
+def test_reaping_is_silent_where_no_daemon_answers_in_time(monkeypatch, tmp_path, capfd):
+    fake_runtime(tmp_path, monkeypatch, "sys.exit('Cannot connect to the Docker daemon at unix:///d.sock.')")
+    assert containers.reap("docker") == []
+    fake_runtime(tmp_path, monkeypatch, "import time; time.sleep(60)")
+    ask, limits = containers._ask, []
+    monkeypatch.setattr(containers, "_ask", lambda name, words, limit: limits.append(limit) or ask(name, words, 0.5))
+    assert containers.reap("docker") == [] and limits == [10]
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_user_that_the_daemon_refuses(monkeypatch, tmp_path):

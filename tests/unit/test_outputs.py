@@ -121,8 +121,9 @@ def test_volumes_tsv(tmp_path, table):
         "1",
         "8.000",
     ]
-    outputs.save_volumes_tsv(tmp_path / "v.tsv", table, None, counts, [2, 2, 2])
-    assert (tmp_path / "v.tsv").read_text().splitlines()[1].split("\t")[3] == "n/a"
+    for missing in (None, np.full(32, np.nan)):
+        outputs.save_volumes_tsv(tmp_path / "v.tsv", table, missing, counts, [2, 2, 2])
+        assert (tmp_path / "v.tsv").read_text().splitlines()[1].split("\t")[3] == "n/a"
 
 
 def test_soft_volumes_are_float64_mm3():
@@ -185,6 +186,7 @@ def test_sidecar_never_lets_a_small_model_pass_for_synthseg():
         "output": {"voxel_mm": [2.0, 2.0, 2.0]},
         "engine": {"name": "tensorflow", "version": "2.15.1"},
         "model": {"name": "compact2mm", "research_grade": False},
+        "reference": None,
     }
     result = outputs.sidecar(record)
     assert result["ResearchGrade"] is False

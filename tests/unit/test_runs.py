@@ -13,11 +13,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from synthseg_native import errors, record
-from synthseg_native.cohort import runs
+from synthseg_native import errors, image, record
+from synthseg_native.cohort import paths, runs
 
 ROOT = Path(__file__).parents[2]
 SCAN = "sub-01/ses-a/anat/sub-01_ses-a_acq-fast_run-2_T1w"
+RUN = f"{Path(SCAN).name}_seg-compact2mm_res-2mm"
 LABELS = np.zeros((12, 13, 14), np.int32)
 LABELS[2:6, 2:6, 2:6] = 17
 LABELS[7:9, 7:9, 7:9] = 53
@@ -54,16 +55,19 @@ if mode == "slow":
     time.sleep(2)
 if mode == "nothing":
     sys.exit()
+value, size = "nan" if mode == "nan" else "63.2", float("nan") if mode == "odd" else 1
 import nibabel as nib, numpy as np
 labels = np.zeros((12, 13, 14), np.int32); labels[2:6, 2:6, 2:6] = 17; labels[7:9, 7:9, 7:9] = 53
 nib.save(nib.Nifti1Image(labels, np.eye(4)), args["--o"])
 if "--vol" in args:
-    Path(args["--vol"]).write_text("subject,left hippocampus,right hippocampus\\r\\nx,63.2,7.9\\r\\n")
+    Path(args["--vol"]).write_text("subject,left hippocampus,right hippocampus\\r\\nx," + value + ",7.9\\r\\n")
+    if mode == "odd":
+        Path(args["--vol"]).write_text("subject,left hippocampus\\r\\nx\\r\\n")
 if "--margin" in args:
     nib.save(nib.Nifti1Image(np.ones((12, 13, 14), np.uint16), np.eye(4)), args["--margin"])
     Path(args["--volumes-tsv"]).write_text("index\\n17\\n")
     record(engine={{"name": "tensorflow", "version": "9.9"}}, model={{"name": "compact2mm", "research_grade": False}},
-           input={{"name": "scan.nii.gz"}}, output={{"labels_sha256": "0", "voxel_mm": [1, 1, 1]}},
+           input={{"name": "scan.nii.gz"}}, output={{"labels_sha256": "0", "voxel_mm": [size, 1, 1]}},
            seconds={{"network": 1.5}}, device="cpu", started="never", wall_s=-1)
 """
 
@@ -83,7 +87,7 @@ def place(tmp_path, monkeypatch):
 def arguments(place, kind, image="scan.nii.gz", settings=(), options=()):
     """The command line of scripts/native.py or scripts/reference.py, and where its results go."""
     names = runs.NATIVE_FILES if kind == "native" else runs.REFERENCE_FILES
-    places = {name: place / "results" / kind / file for name, file in {**names, "record": "run.json"}.items()}
+    places = {name: place / "results" / kind / file for name, file in {**names, "record": f"{RUN}_run.json"}.items()}
     common = {"engine": "tensorflow", "precision": "float32", "threads": 1, "device": "cpu"}
     both = {**(common if kind == "native" else {"kind": "own", "runtime": "local", "threads": 1}), **dict(settings)}
     line = [sys.executable, ROOT / f"scripts/{kind}.py", "--scan", SCAN, "--image", place / image]
@@ -105,7 +109,8 @@ def call(place, kind, mode="ok", **kwargs):
 
 
 def failed(place, kind):
-    path = place / "failed" / ("tensorflow" if kind == "native" else "reference") / f"{SCAN}.json"
+    engine = "tensorflow" if kind == "native" else "reference"
+    path = (place / "failed" / engine / SCAN).with_name(f"{RUN}.json")
     return json.loads(path.read_text()) if path.exists() else None
 
 
@@ -186,6 +191,44 @@ def test_a_failure_has_a_code_one_line_and_no_results(place, kind, mode, code, t
 
     done, places = call(place, kind)  # repaired
     assert done.returncode == 0 and failed(place, kind) is None and places["dseg"].exists()
+
+
+@pytest.mark.parametrize(("kind", "says"), [("native", "ValueError: "), ("reference", "ValueError: zip() ")])
+def test_an_unexpected_exception_becomes_a_record_and_a_line(place, kind, says):
+    done, places = call(place, kind, "odd")
+    assert done.returncode == 1 and done.stderr.startswith(f"{SCAN}: {says}") and done.stderr.count("\n") == 1
+    assert "Traceback" in done.stdout and "runs.py" in done.stdout
+    found = failed(place, kind)
+    assert (found["status"], found["error"]["code"], found["scan"]) == ("failed", "internal", SCAN)
+    assert found["error"]["message"] == done.stderr.strip() and found["key"]["threads"] == 1 and found["finished"]
+    assert not any(path.exists() for path in places.values()) and nothing_left(place)
+
+
+def test_a_soft_volume_that_is_no_number_is_missing(place):
+    done, places = call(place, "reference", "nan")
+    assert done.returncode == 0
+    rows = [line.split("\t") for line in places["volumes"].read_text().splitlines()]
+    assert ["17", "left hippocampus", "Left-Hippocampus", "n/a", "64", "64.000"] in rows
+    assert ["53", "right hippocampus", "Right-Hippocampus", "7.900", "8", "8.000"] in rows
+
+
+def test_a_flat_image_is_refused_by_the_reference_in_the_engines_words(place):
+    nib.save(nib.Nifti1Image(np.ones((20, 20), np.float32), np.eye(4)), place / "flat.nii.gz")
+    with pytest.raises(errors.SynthSegError) as caught:
+        image.read(place / "flat.nii.gz")
+    done, _ = call(place, "reference", image="flat.nii.gz")
+    assert (done.returncode, done.stderr) == (3, f"{caught.value.message}\n")
+    assert failed(place, "reference")["error"]["code"] == "bad_input"
+
+
+def test_failures_of_another_model_and_resolution_stay_apart(tmp_path):
+    given = [("tensorflow", SCAN, model, size) for model in ("synthseg1", "compact2mm") for size in ("1mm", "2mm")]
+    found = {str(paths.failure_record(tmp_path, *run)) for run in given}
+    assert len(found) == 4
+    expected = f"{tmp_path}/.state/failed/tensorflow/{SCAN}_seg-compact2mm_res-2mm.json"
+    assert expected in found  # the steps derive the same from the name of the run record:
+    record = paths.paths(tmp_path, "tensorflow", SCAN, "compact2mm", "2mm")["record"]
+    assert str(paths.failure_of(tmp_path / ".state/failed", "tensorflow", SCAN, record)) == expected
 
 
 @pytest.mark.parametrize("kind", ["native", "reference"])
@@ -286,6 +329,8 @@ def test_a_kill_counts_as_memory_only_where_the_kernel_says_so(monkeypatch):
     monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**18}[name])
     assert runs.failure(-9, {**kill, "oom_kills": None}, "", "x.nii").code == "oom"
     assert runs.failure(-9, {**kill, "oom_kills": None, "peak_rss_mib": 100.0}, "", "x.nii").code == "killed"
+    monkeypatch.setattr(runs.verify, "memory_bytes", lambda: 0)  # a system that does not tell
+    assert runs.failure(-9, {**kill, "oom_kills": None}, "", "x.nii").code == "killed"
 
 
 def test_the_device_is_this_machines_verified_one(tmp_path, monkeypatch):
@@ -320,12 +365,15 @@ def test_takes_the_label_map_that_the_user_has(place):
     nib.save(nib.MGHImage(LABELS.astype(np.float32), affine), path)
     done, places = existing(place, "fs/{participant_id}/{session_id}/{acq}_{run}_{suffix}.mgz")
     assert done.returncode == 0, done.stderr
-    image = nib.load(places["dseg"])
-    assert image.get_data_dtype() == np.int32 and np.array_equal(np.asarray(image.dataobj), LABELS)
-    assert np.allclose(image.affine, affine)
+    labels = nib.load(places["dseg"])
+    assert labels.get_data_dtype() == np.int32 and np.array_equal(np.asarray(labels.dataobj), LABELS)
+    assert np.allclose(labels.affine, affine)
     made = json.loads(places["record"].read_text())
     assert (made["wall_s"], made["threads"], made["seconds"]["total"]) == (None, None, None)
     assert made["reference"]["kind"] == "existing" and made["reference"]["runtime"] == "none"
+    assert set(made["model"].values()) == {None}
+    about = json.loads(places["sidecar"].read_text())  # nobody knows which model made it
+    assert about["SegmentationMethod"] == "existing label map" and "ResearchGrade" not in about
     assert ["17", "left hippocampus", "Left-Hippocampus", "n/a", "64", "128.000"] in [
         line.split("\t") for line in places["volumes"].read_text().splitlines()
     ]

@@ -109,9 +109,17 @@ class Cohort:
             lines.append(f"{name}\t{10 * k:.3f}\t{count}\t{8 * count:.3f}")
         write_text(files["volumes"], "\n".join(lines) + "\n")
 
-    def fail(self, number, engine="tensorflow", code="bad_input", message="it broke", finished="2026-11-22T11:00:00"):
+    def fail(
+        self,
+        number,
+        engine="tensorflow",
+        code="bad_input",
+        message="it broke",
+        finished="2026-11-22T11:00:00",
+        model=None,
+    ):
         error = {"code": code, "message": message, "transient": code != "bad_input"}
-        path = failure_record(self.results, engine, self.scan(number))
+        path = failure_record(self.results, engine, self.scan(number), model or self.model, "2mm")
         write_json(path, {"status": "failed", "error": error, "reference": None, "finished": finished})
 
     def compare(self, number, native="aa", reference="aa"):
@@ -253,6 +261,12 @@ def test_a_comparison_of_other_label_maps_is_not_shown(cohort):
     assert third["verdict"] == "identical"
 
 
+def test_the_failure_of_another_model_does_not_touch_this_ones_result(cohort):
+    cohort.good(1, 2, 3)
+    cohort.fail(1, model="synthseg2")
+    assert [row["status"] for row in cohort.rows()] == ["ok"] * 3
+
+
 def test_failed_tsv_is_a_sample_sheet(cohort):
     cohort.good(1)
     cohort.fail(2, message="two\nlines\tand a tab")
@@ -330,7 +344,9 @@ def test_volumes_without_soft_values_stay_out_of_sums(cohort):
     cohort.good(1)
     path = cohort.files(1)["volumes"]
     path.write_text(re.sub(r"\t10\.000\t", "\tn/a\t", path.read_text()))
-    assert cohort.rows()[0]["brain_mm3"] == "n/a"
+    for missing in ("n/a", "nan"):
+        path.write_text(path.read_text().replace("\tn/a\t", f"\t{missing}\t"))
+        assert cohort.rows()[0]["brain_mm3"] == "n/a"
     assert len((cohort.results / "volumes_synthseg.csv").read_text().splitlines()) == 1
     assert read_tsv(cohort.results / "volumes.tsv")["soft_volume_mm3"][0] == "n/a"
 
@@ -347,6 +363,16 @@ def test_each_derivative_describes_itself(cohort):
     assert reference["GeneratedBy"][0]["Container"] == {"Type": "docker", "Tag": "sha256:1f"}
     table = read_tsv(cohort.results / "reference" / "dseg.tsv")
     assert table["index"].tolist()[:3] == ["0", "2", "3"] and table["color"][1] == "#f5f5f5"
+
+
+def test_existing_label_maps_are_not_said_to_be_the_models(cohort):
+    cohort.plan["reference"] = {"kind": "existing", "runtime": "none"}
+    cohort.run(1, "reference")
+    record = json.loads(cohort.files(1, "reference")["record"].read_text())
+    write_json(cohort.files(1, "reference")["record"], {**record, "reference": cohort.plan["reference"]})
+    cohort.rows()
+    text = (cohort.results / "reference" / "dataset_description.json").read_text()
+    assert json.loads(text)["Name"] == "Existing label maps" and "compact2mm" not in text
 
 
 def test_no_absolute_path_in_the_summary(cohort, tmp_path):
@@ -377,7 +403,7 @@ def test_table_for_people(cohort, capsys):
     reference = "all reference 5 13.7 n/a n/a n/a n/a 1 M4 own docker true"
     table = "\n".join("\t".join(line.split()) for line in (header, values, reference)) + "\n"
     write_text(cohort.results / "benchmark.tsv", table)
-    print_table(cohort.results)
+    print_table({**cohort.plan, "benchmark": True}, cohort.results)
     out = capsys.readouterr().out
     lines = out.splitlines()
     assert " ".join(lines[1].split()) == "sub-01_T1w ok identical (to the own reference) 0 12.5 1000"
@@ -387,6 +413,8 @@ def test_table_for_people(cohort, capsys):
     quoted = "Benchmark: tensorflow 10.0 s (median of 5); the own reference (docker, emulated) takes 1.36 times as long"
     assert f"{quoted} (5 pairs, 95 % interval 1.31 to 1.42), 1 thread, M4" in lines
     assert out.count("Benchmark:") == 1 and "summary.tsv has everything" in out and "not for research" in out
+    print_table(cohort.plan, cohort.results)  # the table of a benchmark that is no longer asked for
+    assert "Benchmark:" not in capsys.readouterr().out
 
 
 def run_script(*arguments):
@@ -398,9 +426,13 @@ def test_script(cohort, tmp_path):
     cohort.good(1, 2, 3)
     plan = tmp_path / "plan.json"
     plan.write_text(json.dumps(cohort.plan))
+    done = run_script("--results", cohort.results, "--plan", plan)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    (cohort.results / "failed.tsv").unlink()
     done = run_script("--results", cohort.results, "--plan", plan, "--show")
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.count("identical (to the own reference)") == 3
-    done = run_script("--results", tmp_path / "elsewhere", "--show")
+    assert not (cohort.results / "failed.tsv").exists(), "showing writes nothing"
+    done = run_script("--results", tmp_path / "elsewhere", "--plan", plan, "--show")
     assert done.returncode == 1 and "summary.tsv: no such file: run the workflow first" in done.stderr
 
 

@@ -32,7 +32,7 @@ UPSTREAM_PLATFORM = "linux/amd64"
 UPSTREAM_MODELS = {"synthseg1": ["--v1"], "synthseg2": []}
 BASE_IMAGE = "python:3.11-slim-bookworm"
 REFERENCE = Path(measure.__file__).with_name("reference.py")
-LABEL_WORKDIR, LABEL_RUN, LABEL_PID = (f"synthseg-native.{name}" for name in ("workdir", "run", "pid"))
+LABEL_WORKDIR, LABEL_RUN = (f"synthseg-native.{name}" for name in ("workdir", "run"))
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 _REFUSED = re.compile(r"permission denied.*(connect|socket|daemon)|connect: permission denied", re.I)
@@ -68,11 +68,14 @@ def image_tag(key):
 
 
 def image_of(settings):
-    """The image of a reference run, from its settings (kind, runtime, image, key)."""
+    """The image of a reference run, from its settings (kind, runtime, image, key).
+
+    Of kind own it is the one that was built; only Apptainer, which builds nothing, may be given a file as `image`.
+    """
     apptainer = settings["runtime"] == "apptainer"
     if settings["kind"] == "own":
         tag = image_tag(settings["key"])
-        return settings.get("image") or (f"docker-daemon:{tag}" if apptainer else tag)
+        return (settings.get("image") or f"docker-daemon:{tag}") if apptainer else tag
     image = settings.get("image") or UPSTREAM_IMAGE
     bare = apptainer and not image.endswith(".sif") and ":/" not in image
     return f"docker://{image}" if bare else image
@@ -147,13 +150,15 @@ def has_image(name, image):
     return True
 
 
-def _ask(name, arguments):
+def _ask(name, arguments, limit=120):
     try:
-        done = subprocess.run([name, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            [name, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit
+        )
     except FileNotFoundError:
         raise SynthSegError("daemon", f"{name}: not installed: install it, or set reference.runtime to local") from None
     except subprocess.TimeoutExpired:
-        raise SynthSegError("daemon", f"{name}: no answer within 2 minutes: restart it and call again") from None
+        raise SynthSegError("daemon", f"{name}: no answer within {limit} s: restart it and call again") from None
     if done.returncode != 0:
         raise problem(name, done.stderr or done.stdout)
     return done.stdout.strip()
@@ -208,7 +213,6 @@ def inner_command(job):
     words += ["--", "python"]
     same = ["--i", scan, "--o", "/out/dseg.nii.gz", "--vol", "/out/volumes.csv", "--threads", str(settings["threads"])]
     same += ["--ct"] if settings.get("ct") else []
-    same += ["--fast"] if settings.get("mode") == "fast" else []
     if settings["kind"] == "upstream":
         if job.model not in UPSTREAM_MODELS:
             only = " and ".join(UPSTREAM_MODELS)
@@ -246,7 +250,6 @@ def command(job, engine):
     user = f"{os.getuid()}:{os.getgid()}"
     line = [engine.name, "run", "--rm", "--init", "--pull=never", "--cidfile", str(job.cidfile)]
     line += ["--label", f"{LABEL_WORKDIR}={workdir_label()}", "--label", f"{LABEL_RUN}={job.run}"]
-    line += ["--label", f"{LABEL_PID}={os.getpid()}"]
     line += ["--network", "none", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL"]
     # Without the second, SELinux would keep the container from its mounts.
     line += ["--security-opt", "no-new-privileges", "--security-opt", "label=disable"]
@@ -416,10 +419,13 @@ def workdir_label(workdir=None):
     return hashlib.sha256(str(Path(workdir or ".").resolve()).encode()).hexdigest()[:16]
 
 
-def remove(name, label, value):
-    """Kill and remove every container with a label; return their IDs. Silent where the runtime does not answer."""
+def remove(name, label, value, limit=120):
+    """Kill and remove every container with a label; return their IDs. Silent where the runtime does not answer.
+
+    limit: seconds that it has to answer.
+    """
     try:
-        found = _ask(name, ["ps", "--all", "--quiet", "--filter", f"label={label}={value}"]).split()
+        found = _ask(name, ["ps", "--all", "--quiet", "--filter", f"label={label}={value}"], limit).split()
         if found:
             _ask(name, ["rm", "--force", *found])
     except SynthSegError:
@@ -430,9 +436,12 @@ def remove(name, label, value):
 def reap(name, workdir=None):
     """Remove what killed runs of a working directory (default: the current one) left; return the containers' IDs.
 
-    For the start of a workflow, when no run of that directory can be alive.
+    For the start of a workflow, when no run of that directory can be alive. Quick and silent where the runtime is not
+    installed or does not answer.
     """
-    return remove(name, LABEL_WORKDIR, workdir_label(workdir)) if name in ("docker", "podman") else []
+    if name not in ("docker", "podman") or not shutil.which(name):
+        return []
+    return remove(name, LABEL_WORKDIR, workdir_label(workdir), limit=10)
 
 
 def stop(job):

@@ -18,9 +18,24 @@ def paths(results, engine: str, scan: str, model: str, resolution: str) -> dict[
     return {key: Path(f"{start}_{suffix}") for key, suffix in suffixes.items()}
 
 
-def failure_record(results, engine: str, scan: str) -> Path:
+def failure_record(results, engine: str, scan: str, model: str, resolution: str) -> Path:
     """Where the record of a failed run lies; there is none after a success."""
-    return Path(results, ".state", "failed", engine, f"{scan}.json")
+    record = paths(results, engine, scan, model, resolution)["record"]
+    return failure_of(Path(results, ".state", "failed"), engine, scan, record)
+
+
+def failure_of(failures, engine: str, scan: str, record) -> Path:
+    """The same from the folder of the failures and the path of the run record, whose name has model and resolution."""
+    name = Path(record).name.removesuffix("_run.json").removesuffix(".json")
+    return Path(failures, engine, scan).with_name(f"{name}.json")
+
+
+def read_json(path):
+    """The contents of a JSON file; None where it is missing or damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def write_text(path, text: str) -> None:

@@ -7,7 +7,6 @@ failed; only a good one is published, by renaming.
 import contextlib
 import csv
 import errno
-import json
 import os
 import re
 import shutil
@@ -16,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 import zlib
 from glob import glob
 from pathlib import Path
@@ -27,7 +27,7 @@ from synthseg_native import image as images
 from synthseg_native import measure, model, outputs, verify
 from synthseg_native import record as record_of
 from synthseg_native.cohort import containers, environments
-from synthseg_native.cohort.paths import write_json, write_text
+from synthseg_native.cohort.paths import read_json, write_json, write_text
 from synthseg_native.errors import EXIT_CODES, SynthSegError
 
 SOURCE = Path(__file__).resolve().parents[2]  # the folder that holds the package: the child runs the same code
@@ -36,6 +36,7 @@ REFERENCE = SOURCE / "synthseg_native" / "reference.py"
 NATIVE_FILES = {"dseg": "dseg.nii.gz", "sidecar": "dseg.json", "volumes": "volumes.tsv", "margin": "margin.nii.gz"}
 REFERENCE_FILES = {name: file for name, file in NATIVE_FILES.items() if name != "margin"}
 RECORD = "run.json"
+LOG = "log.txt"
 # What the engine knows of its run. Time and memory are measure.py's: it also sees the interpreter start and end.
 ENGINE_SAYS = ("engine", "model", "mode", "precision", "device", "threads", "input", "output", "machine", "seconds")
 STALE_DAYS = 7  # after which the work folder of a process on another machine counts as left behind
@@ -59,8 +60,7 @@ class Stopped(BaseException):
 def _new(kind, scan, settings):
     """An empty record with what the workflow knows before the run."""
     new = record_of.new(kind, [])
-    new.update(scan=scan, key=settings, threads=settings.get("threads"), mode=settings.get("mode", "default"))
-    new.update(precision=settings.get("precision", "float32"))
+    new.update(scan=scan, key=settings, threads=settings.get("threads"), precision=settings.get("precision", "float32"))
     new["engine"]["name"] = settings.get("engine", "reference")
     return new
 
@@ -83,6 +83,14 @@ def _system_error(error, place):
     return SynthSegError("disk" if full else "internal", text)
 
 
+def _unexpected(error, scan, work):
+    """Any other exception as a SynthSegError; its traceback goes to the log of the run."""
+    with contextlib.suppress(OSError), (Path(work) / LOG).open("a", encoding="utf-8") as stream:
+        traceback.print_exception(error, file=stream)
+    text = " ".join(str(error).split())[:500]
+    return SynthSegError("internal", f"{scan}: {type(error).__name__}: {text}: please report this")
+
+
 def _attempt(record, work, run, scan):
     """Call `run`, which fills the record; turn what it raises into the record's error. Return the record."""
     try:
@@ -97,6 +105,8 @@ def _attempt(record, work, run, scan):
         record_of.fail(record, SynthSegError("oom", f"{scan}: {MEMORY_HINT}"))
     except OSError as error:
         record_of.fail(record, _system_error(error, scan))
+    except Exception as error:
+        record_of.fail(record, _unexpected(error, scan, work))
     record["finished"] = record["finished"] or record_of.now()
     return record
 
@@ -145,7 +155,7 @@ def _measured(record, command, work, threads, timeout):
     record["command"] = [str(part) for part in command]
     wrapper = [sys.executable, MEASURE, "--out", work / "measure.json", "--with-parent"]
     wrapper += [] if timeout is None else ["--timeout", timeout]
-    status = call([*wrapper, "--", *command], work / "log.txt", _child_environment(threads))
+    status = call([*wrapper, "--", *command], work / LOG, _child_environment(threads))
     return status, take_measurement(record, work)
 
 
@@ -156,14 +166,6 @@ def take_measurement(record, work):
         if measured.get(name) is not None:
             record[name] = measured[name]
     return measured
-
-
-def read_json(path):
-    """The contents of a JSON file; None where it is missing or damaged."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def failure(status, measured, log, image, timeout=None):
@@ -199,8 +201,8 @@ def _memory_was_short(measured):
     """Whether a SIGKILL was the kernel's: it counts those on Linux; elsewhere only a process of most of the memory."""
     if measured.get("oom_kills") is not None:
         return measured["oom_kills"] > 0
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20
-    return (measured.get("peak_rss_mib") or 0) > 0.6 * total
+    total = verify.memory_bytes() / 2**20
+    return 0 < 0.6 * total < (measured.get("peak_rss_mib") or 0)
 
 
 def _signal_name(number):
@@ -269,7 +271,7 @@ def _need_outputs(work, files):
 
 def _log(work):
     with contextlib.suppress(OSError):
-        return (work / "log.txt").read_text(encoding="utf-8", errors="replace")
+        return (work / LOG).read_text(encoding="utf-8", errors="replace")
     return ""
 
 
@@ -282,7 +284,7 @@ def _device(settings, python, verification, work):
     if found is None:  # another machine than the one that ran verify_env: a cluster's node
         command = [python, SOURCE.parent / "scripts" / "verify_env.py", "--environment", engine]
         command += ["--out", folder / f"{engine}-{verify.fingerprint(engine)[:8]}.json"]
-        call(command, work / "log.txt", _child_environment(settings["threads"]))
+        call(command, work / LOG, _child_environment(settings["threads"]))
         found = verify.ensure_verified(engine, folder)
     decision = found["decision"] if found else {"device": "cpu", "reason": "this machine could not be verified"}
     if decision["device"] is None:
@@ -311,11 +313,11 @@ def run_reference(scan, image, settings, python, model_dir, weights, work, timeo
     def run():
         _need_file(image)
         card = model.load(model_dir)
-        record["model"].update(name=card.name, research_grade=card.research_grade)
-        record["input"] = images.describe(image, _load(image, "give a NIfTI or MGH image"))
+        record["input"] = images.read(image).description  # the engine's own check: the same line for the same fault
         if kind == "existing":
             _take_existing(record, settings, scan, work)
         else:
+            record["model"].update(name=card.name, research_grade=card.research_grade)
             if kind == "own":
                 record["model"]["weights_sha256"] = images.sha256_of(weights)
             run_it = _run_local if runtime == "local" else _run_container
@@ -365,7 +367,7 @@ def _run_container(record, job, python):
     limit = None if job.timeout is None else job.timeout + 300
     try:
         # In the work folder, because podman leaves a file "oom" where it was called.
-        status = call(command, job.work / "log.txt", limit=limit, on_stop=lambda: containers.stop(job), folder=job.work)
+        status = call(command, job.work / LOG, limit=limit, on_stop=lambda: containers.stop(job), folder=job.work)
     except subprocess.TimeoutExpired:
         raise SynthSegError("daemon", f"{name}: does not answer any more: restart it and call again") from None
     measured, log = take_measurement(record, job.work), _log(job.work)
@@ -487,6 +489,8 @@ def step(scan, settings, places, failure_path, run):
             record_of.fail(record, SynthSegError("killed", f"{scan}: stopped by {reason}: call again"))
         except OSError as error:
             record_of.fail(record, _system_error(error, root))
+        except Exception as error:
+            record_of.fail(record, _unexpected(error, scan, work or root))
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is left to do is short
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if work is not None and _owner(root) != work.name:
@@ -499,7 +503,11 @@ def step(scan, settings, places, failure_path, run):
             return 0
         error = record["error"]
         with contextlib.suppress(OSError):
-            write_json(failure_path, record)
+            try:
+                write_json(failure_path, record)
+            except (TypeError, ValueError):  # something in it is no JSON: the error must not be lost with it
+                bare = _new(record["kind"], scan, settings)
+                write_json(failure_path, {**bare, "error": error, "finished": record["finished"]})
         if error["code"] == "internal" and work is not None:
             print(_log(work), end="", flush=True)
         print(error["message"], file=sys.stderr, flush=True)

@@ -2,13 +2,13 @@
 
 import csv
 import io
-import json
+import math
 import os
 import re
 from pathlib import Path
 
 from synthseg_native import __version__
-from synthseg_native.cohort.paths import failure_record, paths, write_json, write_text
+from synthseg_native.cohort.paths import failure_record, paths, read_json, write_json, write_text
 from synthseg_native.cohort.tables import MISSING, read_tsv, write_tsv
 from synthseg_native.compare import verdict_text
 from synthseg_native.model import CSF, read_labels
@@ -110,9 +110,10 @@ class _Run:
 
     def __init__(self, results, engine, scan, plan):
         self.engine, self.scan = engine, scan
-        self.files = paths(results, engine, scan, plan["model"]["name"], plan["resolution"])
+        of_model = plan["model"]["name"], plan["resolution"]
+        self.files = paths(results, engine, scan, *of_model)
         record = read_json(self.files["record"]) if self.files["dseg"].is_file() else None
-        failure = read_json(failure_record(results, engine, scan))
+        failure = read_json(failure_record(results, engine, scan, *of_model))
         if failure and record and (failure.get("finished") or "") < (record.get("finished") or ""):
             failure = None  # of an attempt before the success
         self.status = "failed" if failure else "ok" if record else "missing"
@@ -314,10 +315,13 @@ def _describe_derivative(folder, engine, plan, runs, labels):
         if about["runtime"] not in ("none", "local"):
             made_by["Container"] = {"Type": about["runtime"], "Tag": about.get("id") or "unknown"}
     grade = "" if plan["model"]["research_grade"] else " (not for research)"
+    name = f"Brain structures by {model}{grade}, {engine}"
+    if engine == REFERENCE and about["kind"] == "existing":  # nobody knows what made them
+        name = made_by["Description"] = "Existing label maps"
     write_json(
         folder / "dataset_description.json",
         {
-            "Name": f"Brain structures by {model}{grade}, {engine}",
+            "Name": name,
             "BIDSVersion": BIDS_VERSION,
             "DatasetType": "derivative",
             "GeneratedBy": [made_by],
@@ -347,16 +351,9 @@ def _read_volumes(path):
     for row in rows:
         row["index"] = int(row["index"])
         for name, kind in (("soft_volume_mm3", float), ("n_voxels", int), ("voxel_volume_mm3", float)):
-            row[name] = None if row[name] == MISSING else kind(row[name])
+            number = kind(row[name]) if row[name] != MISSING else None
+            row[name] = number if number is not None and math.isfinite(number) else None
     return rows
-
-
-def read_json(path):
-    """The contents of a JSON file; None where it is missing or damaged."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def _times(values):
@@ -371,8 +368,11 @@ def _without_folders(text):
 # --- for people ---------------------------------------------------------------------------------------------------
 
 
-def print_table(results) -> None:
-    """Print what came out: a row per image, the failures, the benchmark's ratio, where the files are."""
+def print_table(plan: dict, results) -> None:
+    """Print what came out: a row per image, the failures, the benchmark's ratio, where the files are.
+
+    plan: as for `summarise`; here benchmark, whether a benchmark belongs to it (an older one may still lie there).
+    """
     results = Path(results)
     rows = read_tsv(results / "summary.tsv").to_dict("records")
     engines = {row["engine"] for row in rows}
@@ -399,7 +399,7 @@ def print_table(results) -> None:
     for row in rows:
         if row["verdict"] == "different":
             print(f"\n{_name(row)} differs: {row['verdict_reason']}")
-    if (results / "benchmark.tsv").is_file():
+    if plan["benchmark"] and (results / "benchmark.tsv").is_file():
         print()
         for row in read_tsv(results / "benchmark.tsv").to_dict("records"):
             if row["scan"] == "all" and row["engine"] != REFERENCE:

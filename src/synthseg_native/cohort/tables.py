@@ -1,5 +1,7 @@
 """Tab-separated tables as BIDS wants them: n/a for what is missing, no quoting needed to read them."""
 
+import math
+
 import pandas as pd
 
 from synthseg_native.cohort.paths import write_text
@@ -9,7 +11,7 @@ MISSING = "n/a"
 
 def as_text(value) -> str:
     """One cell: n/a for what is missing, true/false, at most 6 decimals, text on one line."""
-    if value is None or value == "":
+    if value is None or value == "" or (isinstance(value, float) and not math.isfinite(value)):
         return MISSING
     if isinstance(value, bool):
         return str(value).lower()
