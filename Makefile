@@ -3,6 +3,10 @@
 RUN = sh scripts/launch.sh run
 DEV = $(RUN) dev --
 LOCKS = workflow tensorflow demo dev
+# Tests in the order in which two processes are busy about equally long; TESTS= and JOBS= change what runs and how many.
+TESTS = tests/workflow tests/golden tests/container tests/unit
+JOBS = 2
+PARALLEL = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 # What goes to pytest as well, e.g. make test ARGS="-k golden"
 ARGS =
 
@@ -19,10 +23,10 @@ demo-docker: ## the same with the reference in its Docker container
 
 test: ## run all tests
 	@sh scripts/launch.sh ensure dev tensorflow demo
-	@$(DEV) -m pytest tests $(ARGS)
+	@$(DEV) -m pytest $(PARALLEL) $(TESTS) $(ARGS)
 
 test-fast: ## run the tests that take seconds and need no Docker
-	@$(DEV) -m pytest -m "not slow and not docker" tests $(ARGS)
+	@$(DEV) -m pytest $(PARALLEL) -m "not slow and not docker" $(TESTS) $(ARGS)
 
 lint: ## check style, workflow, profiles, configurations
 	@$(DEV) -m ruff check
