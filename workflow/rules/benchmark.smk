@@ -16,7 +16,9 @@ rule benchmark:
         mem_mb=PLAN.memory_mb,
         runtime=PLAN.minutes
         * 2
-        * (PLAN.config["benchmark"]["repeats"] + PLAN.config["benchmark"]["warmups"]),
+        * (PLAN.config["benchmark"]["repeats"] + PLAN.config["benchmark"]["warmups"])
+        + 10,
+        slurm_extra="--exclusive",
     params:
         settings=PLAN.benchmark_settings(),
         scans=[f"{scan}={PLAN.scans[scan].image}" for scan in PLAN.benchmarked],

@@ -13,7 +13,7 @@ rule native:
     threads: PLAN.config["threads"]
     resources:
         mem_mb=PLAN.memory_mb,
-        runtime=PLAN.minutes,
+        runtime=PLAN.minutes + 10,  # the step ends by itself first, and says why
     params:
         image=lambda wildcards: PLAN.scans[wildcards.scan].image,
         settings=lambda wildcards: PLAN.native_settings(

@@ -14,7 +14,7 @@ rule reference:
     threads: PLAN.config["threads"]
     resources:
         mem_mb=PLAN.memory_mb,
-        runtime=PLAN.minutes,
+        runtime=PLAN.minutes + 10,  # the step ends by itself first, and says why
     params:
         image=lambda wildcards: PLAN.scans[wildcards.scan].image,
         settings=lambda wildcards: PLAN.reference_settings(wildcards.scan),
