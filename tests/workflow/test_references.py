@@ -34,7 +34,7 @@ def test_label_maps_that_the_user_has(project):
     project.run().expect()
     project.label_map("02", "reference").unlink()
     call = project.run().expect("summary", code=1)
-    assert "no file for sub-02" in call.output and "Traceback" not in call.output
+    assert "no file fits sub-02" in call.output and "Traceback" not in call.output
 
 
 def test_an_image_replaced_by_an_older_file(project):
