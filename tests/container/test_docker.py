@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -223,8 +225,9 @@ def second_daemon(docker, probe_image, tmp_path):
     """A daemon of our own, to be killed: its process and its address. It has the probe image."""
     if os.getuid() != 0:
         pytest.skip("only root can start a second daemon")
-    address = f"unix://{tmp_path}/d.sock"
-    line = ["dockerd", "--host", address, "--data-root", tmp_path / "data", "--exec-root", tmp_path / "exec"]
+    sockets = Path(tempfile.mkdtemp(prefix="sn-"))  # tmp_path can be too long: a socket's path holds 107 characters
+    address = f"unix://{sockets}/d.sock"
+    line = ["dockerd", "--host", address, "--data-root", tmp_path / "data", "--exec-root", sockets / "exec"]
     line += ["--pidfile", tmp_path / "pid", "--iptables=false", "--ip6tables=false", "--bridge=none"]
     with (tmp_path / "dockerd.log").open("wb") as log:
         daemon = subprocess.Popen([str(part) for part in line], stdout=log, stderr=log, start_new_session=True)
@@ -243,12 +246,13 @@ def second_daemon(docker, probe_image, tmp_path):
                 words = path.read_bytes().decode(errors="replace")
             except OSError:
                 continue
-            if str(tmp_path / "exec") in words and int(path.parent.name) != daemon.pid:
+            if str(sockets) in words and int(path.parent.name) != daemon.pid:
                 os.kill(int(path.parent.name), signal.SIGKILL)
         daemon.kill()
         daemon.wait()
-        mounts = f"{tmp_path}/exec/netns/* {tmp_path}/data/overlay2/*/merged {tmp_path}/data"
+        mounts = f"{sockets}/exec/netns/* {tmp_path}/data/overlay2/*/merged {tmp_path}/data"
         subprocess.run(f"umount -l {mounts}", shell=True, capture_output=True)
+        shutil.rmtree(sockets, ignore_errors=True)
 
 
 @pytest.mark.slow
