@@ -60,6 +60,7 @@ def test_mistakes_in_one_line(schema, change, said):
         ({"kind": "existing"}, "synthseg1", "reference.pattern: not set"),
         ({"kind": "upstream", "runtime": "local"}, "synthseg1", "reference.runtime: kind upstream needs"),
         ({"kind": "upstream", "runtime": "docker"}, "compact2mm", "synthseg1 and synthseg2, not compact2mm"),
+        ({"runtime": "docker", "image": "mine:1"}, "synthseg1", "reference.image: kind own builds its image"),
     ],
 )
 def test_references_that_cannot_work(schema, reference, model, said):

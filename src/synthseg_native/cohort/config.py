@@ -62,6 +62,8 @@ def complete_reference(reference: dict, model_name: str) -> dict:
     elif kind == "upstream" and runtime != "none" and model_name not in containers.UPSTREAM_MODELS:
         known = " and ".join(containers.UPSTREAM_MODELS)
         problem = f"kind: the upstream image runs {known}, not {model_name}: use kind own"
+    elif kind == "own" and reference["image"] and runtime != "apptainer":
+        problem = "image: kind own builds its image (reference.base_image names its base): leave it out"
     if problem:
         raise SynthSegError("usage", f"config: reference.{problem}")
     base = reference["base_image"] or os.environ.get("SYNTHSEG_BASE_IMAGE") or containers.BASE_IMAGE
