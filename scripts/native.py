@@ -1,7 +1,5 @@
 """Segment one image with one engine: results whole or not at all, a record of the failure otherwise."""
 
-import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -10,33 +8,13 @@ from synthseg_native.cohort.paths import failure_of
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--scan", required=True, help="composed name, sub-01/anat/sub-01_T1w")
-    parser.add_argument("--image", required=True, type=Path)
-    parser.add_argument("--settings", required=True, type=json.loads, metavar="JSON", help="rerun key of the run")
-    parser.add_argument("--python", required=True, help="interpreter of the engine's environment")
-    parser.add_argument("--model", required=True, type=Path, metavar="DIR")
-    parser.add_argument("--weights", required=True, type=Path, metavar="H5")
+    parser = runs.step_parser(__doc__, runs.NATIVE_FILES)
     parser.add_argument("--verification", required=True, type=Path, metavar="DIR", help="verified environments")
-    parser.add_argument("--failures", required=True, type=Path, metavar="DIR", help="for the record of a failure")
-    parser.add_argument("--timeout-min", type=float, metavar="MINUTES")
-    for name in (*runs.NATIVE_FILES, "record"):
-        parser.add_argument(f"--{name}", required=True, type=Path, metavar="OUT")
     args = parser.parse_args(argv)
 
     def run(work):
-        timeout = None if args.timeout_min is None else 60 * args.timeout_min
-        return runs.run_native(
-            args.scan,
-            args.image,
-            args.settings,
-            args.python,
-            args.model,
-            args.weights,
-            args.verification,
-            work,
-            timeout,
-        )
+        given = args.scan, args.image, args.settings, args.python, args.model, args.weights
+        return runs.run_native(*given, args.verification, work, args.timeout)
 
     places = {name: getattr(args, name) for name in (*runs.NATIVE_FILES, "record")}
     failure = failure_of(args.failures, args.settings["engine"], args.scan, args.record)

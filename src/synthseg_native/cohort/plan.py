@@ -3,6 +3,7 @@
 Also what happens before the first job (deployment) and after the last (the summary of a failed run, the table).
 """
 
+import functools
 import json
 import os
 import subprocess
@@ -58,6 +59,7 @@ class Plan:
         # What of the card changes a result; its title and accuracy do not.
         computed_from = {name: self.model.card[name] for name in ("network", "input", "posterior")}
         self.model_key = keys.digest(keys.settings_json(**computed_from), keys.file_digest(self.labels))
+        self.locks = {engine: environments.lock_hash(engine) for engine in self.engines}
         self.engine_code = {engine: self._engine_code(engine) for engine in self.engines}
         self.reference_key = self._reference_key()
 
@@ -186,7 +188,7 @@ class Plan:
     def _reference_key(self) -> str | None:
         """The reference's own code: of its image, or of reference.py and its environment."""
         if self.reference["kind"] != "own":
-            return None  # a foreign image is told by its name, best with a digest; an existing label map is an input
+            return None  # a foreign image is told by its name, best with a digest; an existing label map by its content
         if self.reference["runtime"] in containers.RUNTIMES:
             return containers.image_key(self.reference["base_image"], self.reference["platform"])
         code = keys.code_digest(self.root / "src", self.root / PACKAGE / "reference.py")
@@ -204,7 +206,7 @@ class Plan:
             content=self._image_key(scan),
             weights=self.weights_key(),
             code=self.engine_code[engine],
-            lock=environments.lock_hash(engine),
+            lock=self.locks[engine],
         )
 
     def reference_settings(self, scan: str) -> str:
@@ -234,9 +236,11 @@ class Plan:
 
     # --- before, and after -------------------------------------------------------------------------------------------
 
+    @functools.cached_property
     def for_summary(self) -> str:
         """What the summary is about, as JSON, for scripts/summarise.py."""
         reference = {name: self.reference[name] for name in ("kind", "runtime")} if self.compared else None
+        compared = set(self.compared)
         scans = [
             {
                 "scan": name,
@@ -244,7 +248,7 @@ class Plan:
                 "entities": scan.entities,
                 "sheet": scan.sheet,
                 "row": scan.row,
-                "reference": name in self.compared,
+                "reference": name in compared,
             }
             for name, scan in self.scans.items()
         ]
@@ -262,7 +266,7 @@ class Plan:
 
     def prepare(self) -> None:
         """Write the summary's plan, and renew its token if something is missing. For Snakemake's main process."""
-        state.write_if_changed(self.plan_file, self.for_summary())
+        state.write_if_changed(self.plan_file, self.for_summary)
         state.renew_token(self.token, self.wanted_runs() + self.wanted_once())
         for scan in self.scans:
             self._image_key(scan)
@@ -274,7 +278,7 @@ class Plan:
     @property
     def plan_file(self) -> str:
         """Named by its content: another call, a dry run say, cannot change the plan of a summary in progress."""
-        return f"{self.state}/plan-{keys.digest(self.for_summary())}.json"
+        return f"{self.state}/plan-{keys.digest(self.for_summary)}.json"
 
     @property
     def token(self) -> str:

@@ -4,9 +4,11 @@ A run happens in a work folder beside its outputs. It always gives a run record 
 failed; only a good one is published, by renaming.
 """
 
+import argparse
 import contextlib
 import csv
 import errno
+import json
 import os
 import re
 import shutil
@@ -449,6 +451,26 @@ def _take_existing(record, settings, scan, work):
 
 
 # --- the step: a work folder, and results whole or not at all --------------------------------------------------------
+
+
+def step_parser(description, files):
+    """The command line that the steps of native and reference runs share.
+
+    files: names of the outputs beside the record. `--timeout-min` becomes `timeout`, in seconds.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--scan", required=True, help="composed name, sub-01/anat/sub-01_T1w")
+    parser.add_argument("--image", required=True, type=Path)
+    parser.add_argument("--settings", required=True, type=json.loads, metavar="JSON", help="rerun key of the run")
+    parser.add_argument("--python", required=True, help="interpreter that runs the network")
+    parser.add_argument("--model", required=True, type=Path, metavar="DIR")
+    parser.add_argument("--weights", required=True, type=Path, metavar="H5")
+    parser.add_argument("--failures", required=True, type=Path, metavar="DIR", help="for the record of a failure")
+    minutes = {"dest": "timeout", "type": lambda text: 60 * float(text), "metavar": "MINUTES"}
+    parser.add_argument("--timeout-min", **minutes, help="limit of the run")
+    for name in (*files, "record"):
+        parser.add_argument(f"--{name}", required=True, type=Path, metavar="OUT")
+    return parser
 
 
 def step(scan, settings, places, failure_path, run):
