@@ -73,7 +73,7 @@ def main(argv=None) -> int:
 
 def run(arguments, notes, clock):
     """Segment one image; fills the record. The runtime of the network is imported after the image was checked."""
-    from . import engines, image, model, network, outputs, posterior, weights
+    from . import engines, image, model, network, outputs, posterior, scan, weights
 
     notes.update(precision=arguments.precision, threads=arguments.threads)
     if arguments.threads < 1:
@@ -86,21 +86,21 @@ def run(arguments, notes, clock):
     notes["model"].update(name=settings.name, research_grade=settings.research_grade)
 
     with clock("read"):
-        scan = image.read(arguments.i)
-        notes["input"] = scan.description
+        found = scan.read(arguments.i)
+        notes["input"] = found.description
         prepared = image.prepare(
-            scan,
+            found,
             resolution=settings.resolution,
             pad_multiple=settings.pad_multiple,
             min_size=settings.min_size,
             ct=arguments.ct,
         )
-        header = scan.header
-        del scan
+        header = found.header
+        del found
 
     with clock("start"):
         file = weights.resolve(settings.card, settings.folder, weights=arguments.weights)
-        notes["model"]["weights_sha256"] = image.sha256_of(file)
+        notes["model"]["weights_sha256"] = scan.sha256_of(file)
         table = network.table_of(settings)
         engine = module.build(
             table,

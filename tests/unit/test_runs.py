@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from synthseg_native import errors, image, record
+from synthseg_native import errors, record, scan
 from synthseg_native.cohort import paths, runs
 
 ROOT = Path(__file__).parents[2]
@@ -215,7 +215,7 @@ def test_a_soft_volume_that_is_no_number_is_missing(place):
 def test_a_flat_image_is_refused_by_the_reference_in_the_engines_words(place):
     nib.save(nib.Nifti1Image(np.ones((20, 20), np.float32), np.eye(4)), place / "flat.nii.gz")
     with pytest.raises(errors.SynthSegError) as caught:
-        image.read(place / "flat.nii.gz")
+        scan.read(place / "flat.nii.gz")
     done, _ = call(place, "reference", image="flat.nii.gz")
     assert (done.returncode, done.stderr) == (3, f"{caught.value.message}\n")
     assert failed(place, "reference")["error"]["code"] == "bad_input"

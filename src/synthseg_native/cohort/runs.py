@@ -25,9 +25,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from synthseg_native import image as images
 from synthseg_native import measure, model, outputs, verify
 from synthseg_native import record as record_of
+from synthseg_native import scan as scans
 from synthseg_native.cohort import containers, environments
 from synthseg_native.cohort.paths import read_json, write_json, write_text
 from synthseg_native.errors import EXIT_CODES, SynthSegError
@@ -315,13 +315,13 @@ def run_reference(scan, image, settings, python, model_dir, weights, work, timeo
     def run():
         _need_file(image)
         card = model.load(model_dir)
-        record["input"] = images.read(image).description  # the engine's own check: the same line for the same fault
+        record["input"] = scans.read(image).description  # the engine's own check: the same line for the same fault
         if kind == "existing":
             _take_existing(record, settings, scan, work)
         else:
             record["model"].update(name=card.name, research_grade=card.research_grade)
             if kind == "own":
-                record["model"]["weights_sha256"] = images.sha256_of(weights)
+                record["model"]["weights_sha256"] = scans.sha256_of(weights)
             run_it = _run_local if runtime == "local" else _run_container
             job = containers.Job(settings, image, Path(model_dir), Path(weights), work, card.name, timeout, memory_mb)
             run_it(record, job, python)
@@ -446,7 +446,7 @@ def _take_existing(record, settings, scan, work):
     outputs.save_labels(work / "dseg.nii.gz", data, image.affine, None)
     record["engine"].update(name="existing label map", version=None, package_version=None)
     record.update(threads=None, device=None, device_reason=None, mode=None, precision=None)
-    record["reference"].update(runtime="none", id=f"sha256:{images.sha256_of(path)}")
+    record["reference"].update(runtime="none", id=f"sha256:{scans.sha256_of(path)}")
     record["machine"] = dict.fromkeys(record["machine"])
 
 
