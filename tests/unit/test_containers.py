@@ -73,6 +73,15 @@ def test_upstream_image(tmp_path, model, extra):
     assert pinned in containers.command(job(tmp_path, model, kind="upstream", image=pinned), MAC)
 
 
+@pytest.mark.parametrize("kind", ["own", "upstream"])
+def test_mode_and_crop_reach_the_container(tmp_path, kind):
+    line = containers.command(job(tmp_path, "synthseg1", kind=kind, mode="fast", crop=[160, 192, 160]), LINUX)
+    at = line.index("--crop")
+    assert line[at - 1 : at + 4] == ["--fast", "--crop", "160", "192", "160"] and "--ct" not in line
+    line = containers.command(job(tmp_path, "synthseg1", kind=kind, mode="default", crop=None), LINUX)
+    assert not {"--fast", "--crop"} & set(line)
+
+
 def test_upstream_has_no_small_model(tmp_path):
     with pytest.raises(SynthSegError, match="not compact2mm: use kind own") as caught:
         containers.command(job(tmp_path, kind="upstream"), LINUX)

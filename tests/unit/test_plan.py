@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 
@@ -99,6 +100,93 @@ def test_a_missing_image_is_an_input_only_where_its_label_map_is_there(make, tmp
     assert plan.image(scan_of("01"), "reference") == []
     assert str(dseg.relative_to(tmp_path)) in plan.wanted_runs()
     assert plan.files("tensorflow", scan_of("01"))["record"] not in plan.wanted_runs(), "it cannot be made again"
+
+
+def test_a_picture_of_a_vanished_image_is_asked_for_only_where_it_is_there(make, tmp_path):
+    plan = make(("01",))
+    picture = plan.picture("tensorflow", scan_of("01"))
+    assert picture.endswith("sub-01_T1w_seg-compact2mm_res-2mm_qc.png") and picture in plan.wanted_runs()
+    for path in plan.files("tensorflow", scan_of("01")).values():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    (tmp_path / "images/01.nii").unlink()
+    assert picture not in plan.wanted_runs(), "it cannot be drawn again"
+    (tmp_path / picture).touch()
+    assert picture in plan.wanted_runs()
+
+
+def test_both_label_maps_have_their_names(make):
+    files = make().files("tensorflow", "sub-01/anat/sub-01_T1w")
+    start = "results/tensorflow/sub-01/anat/sub-01_T1w_seg-compact2mm_res-"
+    assert (files["dseg"], files["sidecar"]) == (f"{start}2mm_dseg.nii.gz", f"{start}2mm_dseg.json")
+    assert (files["dseg_native"], files["sidecar_native"]) == (f"{start}native_dseg.nii.gz", f"{start}native_dseg.json")
+    assert set(make().files("reference")) == {"dseg", "sidecar", "volumes", "record"}
+
+
+def test_mode_and_crop_run_both_again_interpolation_the_native_run_alone(make):
+    def settings(**config):
+        plan = make(("01",), **config)
+        both = plan.native_settings("tensorflow", scan_of("01")), plan.reference_settings(scan_of("01"))
+        return [json.loads(text) for text in both]
+
+    native, reference = settings()
+    for change in ({"mode": "fast"}, {"crop": 96}, {"crop": [96, 96, 64]}):
+        again = settings(**change)
+        assert again[0] != native and again[1] != reference
+    nearest = settings(interpolation="nearest")
+    assert nearest[0] != native and nearest[1] == reference
+    assert settings(crop=96) == settings(crop=[96, 96, 96])
+    existing = {"kind": "existing", "pattern": "maps/{scan}.nii"}
+    assert settings(reference=existing)[1] == settings(reference=existing, mode="fast", crop=96, threads=2)[1]
+
+
+def test_what_a_row_accepts_is_part_of_both_runs(make, tmp_path):
+    plan = make(("01",))
+    sheet = tmp_path / "samples.tsv"
+    sheet.write_text("participant_id\timage\taccept\n01\timages/01.nii\tno_orientation\n")
+    accepting = Plan({"samples": "samples.tsv", "model": "compact2mm", "allow_small_model": True}, plan.root)
+    for settings in (
+        lambda plan: plan.native_settings("tensorflow", scan_of("01")),
+        lambda plan: plan.reference_settings(scan_of("01")),
+    ):
+        assert json.loads(settings(plan))["accept"] == []
+        assert json.loads(settings(accepting))["accept"] == ["no_orientation"]
+
+
+def test_another_drawing_is_no_reason_to_run_a_network(make, root, tmp_path):
+    shutil.copytree(root / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in ("scripts", "workflow", "models"):
+        shutil.copytree(root / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    make()
+    config = {"samples": "samples.tsv", "model": "compact2mm", "allow_small_model": True}
+
+    def digests():
+        plan = Plan(config, tmp_path)
+        return plan.engine_code, plan.step_key("picture.py")
+
+    before = digests()
+    drawing = tmp_path / "src/synthseg_native/picture.py"
+    drawing.write_text(drawing.read_text() + "\n_CHANGED = True\n")
+    after = digests()
+    assert after[0] == before[0] and after[1] != before[1]
+    quality = tmp_path / "src/synthseg_native/quality.py"
+    quality.write_text(quality.read_text() + "\n_CHANGED = True\n")
+    assert digests()[0] != before[0], "its numbers are in the run record"
+
+
+def test_a_path_with_braces_is_no_input_and_known_by_its_content(make, tmp_path):
+    """Snakemake would take them for a wildcard."""
+    image = tmp_path / "images/{scan}.nii"
+    root, name = make(("01",)).root, scan_of("01")
+    (tmp_path / "samples.tsv").write_text("participant_id\timage\n01\timages/{scan}.nii\n")
+    seen = set()
+    for content in ("one", "other"):
+        image.write_text(content)
+        config = {"samples": "samples.tsv", "model": "compact2mm", "allow_small_model": True, "benchmark": {"scans": 1}}
+        plan = Plan(config, root)
+        assert plan.image(name, "tensorflow") == plan.image(name) == plan.benchmarked_images() == []
+        seen.add(json.loads(plan.native_settings("tensorflow", name))["content"])
+    assert len(seen) == 2 and None not in seen
 
 
 def test_a_row_more_does_not_draw_anew(make):

@@ -59,6 +59,8 @@ value, size = "nan" if mode == "nan" else "63.2", float("nan") if mode == "odd" 
 import nibabel as nib, numpy as np
 labels = np.zeros((12, 13, 14), np.int32); labels[2:6, 2:6, 2:6] = 17; labels[7:9, 7:9, 7:9] = 53
 nib.save(nib.Nifti1Image(labels, np.eye(4)), args["--o"])
+if "--native-grid" in args:
+    nib.save(nib.Nifti1Image(labels[::2], np.diag([2.0, 1, 1, 1])), args["--native-grid"])
 if "--vol" in args:
     Path(args["--vol"]).write_text("subject,left hippocampus,right hippocampus\\r\\nx," + value + ",7.9\\r\\n")
     if mode == "odd":
@@ -66,8 +68,10 @@ if "--vol" in args:
 if "--margin" in args:
     nib.save(nib.Nifti1Image(np.ones((12, 13, 14), np.uint16), np.eye(4)), args["--margin"])
     Path(args["--volumes-tsv"]).write_text("index\\n17\\n")
+    native_grid = {{"shape": [6, 13, 14], "voxel_mm": [2, 1, 1], "interpolation": args["--interpolation"]}}
     record(engine={{"name": "tensorflow", "version": "9.9"}}, model={{"name": "compact2mm", "research_grade": False}},
-           input={{"name": "scan.nii.gz"}}, output={{"labels_sha256": "0", "voxel_mm": [size, 1, 1]}},
+           input={{"name": "scan.nii.gz"}},
+           output={{"labels_sha256": "0", "voxel_mm": [size, 1, 1], "native_grid": native_grid}},
            seconds={{"network": 1.5}}, device="cpu", started="never", wall_s=-1)
 """
 
@@ -95,7 +99,7 @@ def arguments(place, kind, image="scan.nii.gz", settings=(), options=()):
     line += ["--weights", ROOT / "models/compact2mm/compact2mm.h5", "--failures", place / "failed", *options]
     line += ["--verification", place / "env"] if kind == "native" else []
     for name, path in places.items():
-        line += [f"--{name}", path]
+        line += [f"--{name.replace('_', '-')}", path]
     return [str(part) for part in line], places
 
 
@@ -152,6 +156,45 @@ def test_a_good_run_publishes_everything_and_one_record_schema(place, kind):
     assert made["key"]["threads"] == 1 and made["input"]["name"] == "scan.nii.gz"
 
 
+def test_a_native_run_makes_both_label_maps_and_says_what_they_are(place):
+    done, places = call(place, "native", settings={"interpolation": "nearest"})
+    assert done.returncode == 0
+    assert nib.load(places["dseg"]).shape == (12, 13, 14) and nib.load(places["dseg_native"]).shape == (6, 13, 14)
+    about = {name: json.loads(places[name].read_text()) for name in ("sidecar", "sidecar_native")}
+    assert about["sidecar"]["Resolution"] != about["sidecar_native"]["Resolution"]
+    assert "1x1x1 mm" in about["sidecar"]["Resolution"] and "2x1x1 mm" in about["sidecar_native"]["Resolution"]
+    assert json.loads(places["record"].read_text())["output"]["native_grid"]["interpolation"] == "nearest"
+
+
+@pytest.mark.parametrize("kind", ["native", "reference"])
+def test_mode_crop_and_ct_become_flags(place, kind):
+    settings = {"mode": "fast", "crop": [96, 64, 80], "ct": True}
+    _, places = call(place, kind, settings=settings)
+    made = json.loads(places["record"].read_text())
+    line = " ".join(made["command"])
+    assert "--ct --fast --crop 96 64 80" in line and made["mode"] == "fast"
+    _, places = call(place, kind)
+    made = json.loads(places["record"].read_text())
+    assert not {"--ct", "--fast", "--crop", "--accept"} & set(made["command"]) and made["mode"] == "default"
+
+
+@pytest.mark.parametrize("kind", ["native", "reference"])
+def test_a_header_fault_is_taken_where_the_sheet_says_so(place, kind):
+    image = nib.load(place / "scan.nii.gz")
+    image.header.set_sform(None, code=0)
+    image.header.set_qform(None, code=0)
+    nib.save(nib.Nifti1Image(image.get_fdata(), None, image.header), place / "bare.nii.gz")
+    done, places = call(place, kind, image="bare.nii.gz", settings={"accept": ["no_orientation", "sheared"]})
+    assert done.returncode == 0, done.stderr
+    made = json.loads(places["record"].read_text())
+    if kind == "native":
+        assert "--accept no_orientation,sheared" in " ".join(made["command"])
+    else:
+        assert "no_orientation" in made["input"]["header_flags"]
+        done, _ = call(place, kind, image="bare.nii.gz")
+        assert done.returncode == 3 and "accept" in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_the_reference_gets_the_volumes_and_facts_of_a_native_run(place):
     _, places = call(place, "reference")
     made = json.loads(places["record"].read_text())
@@ -159,10 +202,11 @@ def test_the_reference_gets_the_volumes_and_facts_of_a_native_run(place):
     assert made["output"]["shape"] == [12, 13, 14] and len(made["output"]["labels_sha256"]) == 64
     assert made["input"]["orientation"] == "RAS" and made["model"]["research_grade"] is False
     rows = [line.split("\t") for line in places["volumes"].read_text().splitlines()]
-    assert rows[0] == ["index", "name", "freesurfer_name", "soft_volume_mm3", "n_voxels", "voxel_volume_mm3"]
+    measures = ["soft_volume_mm3", "n_voxels", "voxel_volume_mm3", "mean_posterior", "at_fov_edge"]
+    assert rows[0] == ["index", "name", "freesurfer_name", *measures]
     assert len(rows) == 32
-    assert ["17", "left hippocampus", "Left-Hippocampus", "63.200", "64", "64.000"] in rows
-    assert ["53", "right hippocampus", "Right-Hippocampus", "7.900", "8", "8.000"] in rows
+    assert ["17", "left hippocampus", "Left-Hippocampus", "63.200", "64", "64.000", "n/a", "n/a"] in rows
+    assert ["53", "right hippocampus", "Right-Hippocampus", "7.900", "8", "8.000", "n/a", "n/a"] in rows
 
 
 @pytest.mark.parametrize("kind", ["native", "reference"])
@@ -208,8 +252,8 @@ def test_a_soft_volume_that_is_no_number_is_missing(place):
     done, places = call(place, "reference", "nan")
     assert done.returncode == 0
     rows = [line.split("\t") for line in places["volumes"].read_text().splitlines()]
-    assert ["17", "left hippocampus", "Left-Hippocampus", "n/a", "64", "64.000"] in rows
-    assert ["53", "right hippocampus", "Right-Hippocampus", "7.900", "8", "8.000"] in rows
+    assert ["17", "left hippocampus", "Left-Hippocampus", "n/a", "64", "64.000", "n/a", "n/a"] in rows
+    assert ["53", "right hippocampus", "Right-Hippocampus", "7.900", "8", "8.000", "n/a", "n/a"] in rows
 
 
 def test_a_flat_image_is_refused_by_the_reference_in_the_engines_words(place):
@@ -374,7 +418,7 @@ def test_takes_the_label_map_that_the_user_has(place):
     assert set(made["model"].values()) == {None}
     about = json.loads(places["sidecar"].read_text())  # nobody knows which model made it
     assert about["SegmentationMethod"] == "existing label map" and "ResearchGrade" not in about
-    assert ["17", "left hippocampus", "Left-Hippocampus", "n/a", "64", "128.000"] in [
+    assert ["17", "left hippocampus", "Left-Hippocampus", "n/a", "64", "128.000", "n/a", "n/a"] in [
         line.split("\t") for line in places["volumes"].read_text().splitlines()
     ]
 

@@ -31,8 +31,10 @@ def test_write_if_changed_leaves_an_equal_file_alone(tmp_path):
 
 
 def test_changed_settings_say_how_many_and_why(tmp_path):
-    for name, threads, code in (("a", 1, "x"), ("b", 1, "x"), ("c", 2, "x"), ("d", 2, "y")):
-        (tmp_path / name).write_text(json.dumps({"key": {"threads": threads, "code": code}}))
-    today = json.dumps({"threads": 2, "code": "x"})
-    counts = state.changed_settings({str(tmp_path / name): today for name in "abcde"})
-    assert counts == {"threads: 1 to 2": 2, "the engine's code changed": 1}
+    for name, threads, code, crop in (
+        ("a", 1, "x", None), ("b", 1, "x", None), ("c", 2, "x", None), ("d", 2, "y", None), ("e", 2, "x", [96, 96, 96])
+    ):  # fmt: skip
+        (tmp_path / name).write_text(json.dumps({"key": {"threads": threads, "code": code, "crop": crop}}))
+    today = json.dumps({"threads": 2, "code": "x", "crop": None})
+    counts = state.changed_settings({str(tmp_path / name): today for name in "abcdef"})
+    assert counts == {"threads: 1 to 2": 2, "the engine's code changed": 1, "crop: [96, 96, 96] to none": 1}

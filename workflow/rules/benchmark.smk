@@ -21,7 +21,9 @@ rule benchmark:
         slurm_extra="--exclusive",
     params:
         settings=PLAN.benchmark_settings(),
-        scans=[f"{scan}={PLAN.scans[scan].image}" for scan in PLAN.benchmarked],
+        scans=lambda wildcards: [
+            f"{scan}={PLAN.scans[scan].image}" for scan in PLAN.benchmarked
+        ],
     message:
         "Benchmark: native and reference in turn"
     shell:

@@ -1,4 +1,5 @@
-# The native runs. Needs: an image, the weights. Makes: label map, sidecar, volumes, margin map and run record.
+# The native runs. Needs: an image, the weights. Makes: label maps on the network's and on the image's own grid, their
+# sidecars, volumes, margin map and run record.
 
 
 rule native:
@@ -27,4 +28,5 @@ rule native:
         ' --model "$MODEL" --weights "$WEIGHTS"'
         ' --verification "$RESULTS/env" --failures "$STATE/failed" --timeout-min "$TIMEOUT_MIN"'
         " --dseg {output.dseg:q} --sidecar {output.sidecar:q} --volumes {output.volumes:q}"
-        " --margin {output.margin:q} --record {output.record:q} 2>&1 | tee {log:q} >&2"
+        " --margin {output.margin:q} --dseg-native {output.dseg_native:q}"
+        " --sidecar-native {output.sidecar_native:q} --record {output.record:q} 2>&1 | tee {log:q} >&2"

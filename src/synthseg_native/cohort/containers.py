@@ -212,7 +212,7 @@ def inner_command(job):
     words += [] if job.timeout is None else ["--timeout", f"{job.timeout:g}"]
     words += ["--", "python"]
     same = ["--i", scan, "--o", "/out/dseg.nii.gz", "--vol", "/out/volumes.csv", "--threads", str(settings["threads"])]
-    same += ["--ct"] if settings.get("ct") else []
+    same += keys.flags(settings)
     if settings["kind"] == "upstream":
         if job.model not in UPSTREAM_MODELS:
             only = " and ".join(UPSTREAM_MODELS)

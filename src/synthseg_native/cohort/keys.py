@@ -1,4 +1,4 @@
-"""Rerun keys: short hashes of what a result depends on, beside its input files."""
+"""Rerun keys: settings of a run, and short hashes of what a result depends on beside its input files."""
 
 import ast
 import hashlib
@@ -25,6 +25,16 @@ def file_digest(*paths) -> str:
 def settings_json(**settings) -> str:
     """Settings as one line of JSON with sorted keys: equal settings, equal text."""
     return json.dumps(settings, sort_keys=True, separators=(",", ":"))
+
+
+def flags(settings: dict) -> list[str]:
+    """The flags that settings of a run stand for; the engine, reference.py and upstream spell these the same.
+
+    ct: bool; mode: "default" or "fast"; crop: None or three sizes in voxels of the network's grid (RAS). Each may lack.
+    """
+    found = ["--ct"] if settings.get("ct") else []
+    found += ["--fast"] if settings.get("mode") == "fast" else []
+    return found + (["--crop", *map(str, settings["crop"])] if settings.get("crop") else [])
 
 
 def code_digest(source: Path, *entries: Path, without=()) -> str:

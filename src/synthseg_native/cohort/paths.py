@@ -8,14 +8,26 @@ from pathlib import Path
 def paths(results, engine: str, scan: str, model: str, resolution: str) -> dict[str, Path]:
     """The files of one run of `engine` ("reference" is one) on one scan.
 
-    `scan` is the composed name, as "sub-01/anat/sub-01_T1w"; `resolution` is "1mm" or "2mm". Keys: dseg, sidecar,
-    volumes, record; for a native engine margin and compare too.
+    `scan` is the composed name, as "sub-01/anat/sub-01_T1w"; `resolution` is "1mm" or "2mm", of the network's grid.
+    Keys: dseg, sidecar, volumes, record; for a native engine also margin, dseg_native and sidecar_native (the label map
+    on the input's own grid), and what is made from them: compare and picture.
     """
-    start = f"{Path(results, engine, scan)}_seg-{model}_res-{resolution}"
-    suffixes = {"dseg": "dseg.nii.gz", "sidecar": "dseg.json", "volumes": "volumes.tsv", "record": "run.json"}
+    start, res = f"{Path(results, engine, scan)}_seg-{model}", f"res-{resolution}"
+    endings = {
+        "dseg": f"{res}_dseg.nii.gz",
+        "sidecar": f"{res}_dseg.json",
+        "volumes": f"{res}_volumes.tsv",
+        "record": f"{res}_run.json",
+    }
     if engine != "reference":
-        suffixes |= {"margin": "margin.nii.gz", "compare": "compare.json"}
-    return {key: Path(f"{start}_{suffix}") for key, suffix in suffixes.items()}
+        endings |= {
+            "margin": f"{res}_margin.nii.gz",
+            "dseg_native": "res-native_dseg.nii.gz",
+            "sidecar_native": "res-native_dseg.json",
+            "compare": f"{res}_compare.json",
+            "picture": f"{res}_qc.png",
+        }
+    return {key: Path(f"{start}_{ending}") for key, ending in endings.items()}
 
 
 def failure_record(results, engine: str, scan: str, model: str, resolution: str) -> Path:

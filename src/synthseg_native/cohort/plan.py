@@ -51,6 +51,8 @@ class Plan:
         self.contents = state.Contents(Path(self.state, "contents.json"))
         self.fetched = False  # whether the weights come from a download
         self.weights = self._find_weights()
+        crop = self.config["crop"]
+        self.crop = [crop] * 3 if isinstance(crop, int) else crop
         self.memory_mb = self.config["memory_mb"] or self.model.memory_mb
         self.minutes = self.config["timeout_min"]
         self.demo_images = demo.image_paths() if self.config["demo"] else []
@@ -110,12 +112,18 @@ class Plan:
     # --- files -----------------------------------------------------------------------------------------------------
 
     def files(self, engine: str, scan: str = "{scan}") -> dict[str, str]:
-        """A run's own results: dseg, sidecar, volumes, record, and of an engine margin."""
-        found = paths.paths(self.results, engine, scan, self.model.name, self.resolution)
-        return {name: str(path) for name, path in found.items() if name != "compare"}
+        """A run's own results: dseg, sidecar, volumes, record, and of an engine margin, dseg_native, sidecar_native."""
+        names = (*(runs.REFERENCE_FILES if engine == "reference" else runs.NATIVE_FILES), "record")
+        return {name: self._path(engine, scan, name) for name in names}
 
     def comparison(self, engine: str, scan: str = "{scan}") -> str:
-        return str(paths.paths(self.results, engine, scan, self.model.name, self.resolution)["compare"])
+        return self._path(engine, scan, "compare")
+
+    def picture(self, engine: str, scan: str = "{scan}") -> str:
+        return self._path(engine, scan, "picture")
+
+    def _path(self, engine: str, scan: str, name: str) -> str:
+        return str(paths.paths(self.results, engine, scan, self.model.name, self.resolution)[name])
 
     def aggregates(self) -> dict[str, str]:
         return {name: f"{self.results}/{file}" for name, file in AGGREGATES.items()}
@@ -126,15 +134,18 @@ class Plan:
         A path that is not there stops Snakemake before any job starts. So: the path where the image exists or can be
         made, and where its label map exists (an image that vanished must not cost a good result); else nothing, and
         the step says what is missing. Engine and reference each go by their own label map.
+
+        Snakemake would take braces in a path for a wildcard: such an image is no input. Its content, which is among the
+        settings of its runs, decides all the same.
         """
         image = self.scans[scan].image
         there = image in self.demo_images or Path(image).exists() or Path(self.files(engine, scan)["dseg"]).exists()
-        return [image] if there else []
+        return [image] if there and "{" not in image else []
 
     def benchmarked_images(self) -> list[str]:
         """The same for the benchmark, whose result is its table."""
         made = Path(self.results, "benchmark.tsv").exists()
-        images = [self.scans[scan].image for scan in self.benchmarked]
+        images = [image for scan in self.benchmarked if "{" not in (image := self.scans[scan].image)]
         return [image for image in images if made or image in self.demo_images or Path(image).exists()]
 
     def _image_key(self, scan: str) -> str | None:
@@ -151,15 +162,16 @@ class Plan:
         return self.contents.remember(f"{pattern} {scan}", keys.digest(*found) if found else None)
 
     def wanted_runs(self) -> list[str]:
-        """Every file that runs and comparisons make for the sheet."""
+        """Every file that runs, pictures and comparisons make for the sheet."""
         pairs = [(engine, scan) for engine in self.engines for scan in self.scans]
         pairs += [("reference", scan) for scan in self.compared]
         files = [path for engine, scan in pairs for path in self._lasting(engine, scan)]
         return files + [self.comparison(engine, scan) for engine in self.engines for scan in self.compared]
 
     def _lasting(self, engine: str, scan: str) -> list[str]:
-        """A run's results that can be asked for: where its image vanished, those that are there."""
+        """A run's results, and its picture, that can be asked for: where its image vanished, those that are there."""
         files, image = list(self.files(engine, scan).values()), self.scans[scan].image
+        files += [] if engine == "reference" else [self.picture(engine, scan)]
         there = [path for path in files if Path(path).exists()]
         return there if there and image not in self.demo_images and not Path(image).exists() else files
 
@@ -176,13 +188,19 @@ class Plan:
         return keys.code_digest(self.root / "src", self.root / "scripts" / script)
 
     def _engine_code(self, engine: str) -> str:
-        """The code of an engine: the modules that the command line imports, without the other engines."""
+        """The code of an engine: the modules that the command line imports.
+
+        Without the other engines, and without the picture, which the workflow draws by itself.
+        """
         engines = sorted(path.stem for path in (self.root / PACKAGE / "engines").glob("[!_]*.py"))
         return keys.code_digest(
             self.root / "src",
             self.root / PACKAGE / "cli.py",
             self.root / PACKAGE / f"engines/{engine}.py",
-            without=[f"synthseg_native.engines.{other}" for other in engines if other != engine],
+            without=[
+                "synthseg_native.picture",
+                *(f"synthseg_native.engines.{other}" for other in engines if other != engine),
+            ],
         )
 
     def _reference_key(self) -> str | None:
@@ -202,7 +220,11 @@ class Plan:
             precision=self.config["precision"],
             threads=self.config["threads"],
             device=self.config["device"],
+            mode=self.config["mode"],
+            crop=self.crop,
+            interpolation=self.config["interpolation"],
             ct=self.scans[scan].ct,
+            accept=self.scans[scan].accept,
             content=self._image_key(scan),
             weights=self.weights_key(),
             code=self.engine_code[engine],
@@ -211,11 +233,13 @@ class Plan:
 
     def reference_settings(self, scan: str) -> str:
         """What a reference label map depends on, as JSON. Any change runs it again."""
+        how = {"threads": self.config["threads"], "mode": self.config["mode"], "crop": self.crop}
         return keys.settings_json(
             **{name: self.reference[name] for name in ("kind", "runtime", "image", "platform", "pattern")},
+            **(how if self.reference["kind"] != "existing" else {}),
             model=self.model_key,
-            threads=self.config["threads"],
             ct=self.scans[scan].ct,
+            accept=self.scans[scan].accept,
             content=self._image_key(scan),
             weights=self.weights_key() if self.reference["kind"] == "own" else None,
             existing=self._existing_key(scan),

@@ -28,15 +28,20 @@ import numpy as np
 from synthseg_native import measure, model, outputs, verify
 from synthseg_native import record as record_of
 from synthseg_native import scan as scans
-from synthseg_native.cohort import containers, environments
+from synthseg_native.cohort import containers, environments, keys
 from synthseg_native.cohort.paths import read_json, write_json, write_text
 from synthseg_native.errors import EXIT_CODES, SynthSegError
 
 SOURCE = Path(__file__).resolve().parents[2]  # the folder that holds the package: the child runs the same code
 MEASURE = Path(measure.__file__)
 REFERENCE = SOURCE / "synthseg_native" / "reference.py"
-NATIVE_FILES = {"dseg": "dseg.nii.gz", "sidecar": "dseg.json", "volumes": "volumes.tsv", "margin": "margin.nii.gz"}
-REFERENCE_FILES = {name: file for name, file in NATIVE_FILES.items() if name != "margin"}
+REFERENCE_FILES = {"dseg": "dseg.nii.gz", "sidecar": "dseg.json", "volumes": "volumes.tsv"}
+NATIVE_FILES = {
+    **REFERENCE_FILES,
+    "margin": "margin.nii.gz",
+    "dseg_native": "dseg_native.nii.gz",
+    "sidecar_native": "dseg_native.json",
+}
 RECORD = "run.json"
 LOG = "log.txt"
 # What the engine knows of its run. Time and memory are measure.py's: it also sees the interpreter start and end.
@@ -63,6 +68,7 @@ def _new(kind, scan, settings):
     """An empty record with what the workflow knows before the run."""
     new = record_of.new(kind, [])
     new.update(scan=scan, key=settings, threads=settings.get("threads"), precision=settings.get("precision", "float32"))
+    new["mode"] = settings.get("mode", "default")
     new["engine"]["name"] = settings.get("engine", "reference")
     return new
 
@@ -220,10 +226,10 @@ def _signal_name(number):
 def run_native(scan, image, settings, python, model_dir, weights, verification, work, timeout=None):
     """Segment one image with an engine; return the run record.
 
-    settings: dict with engine, precision, threads, device ("auto": as this machine's verification decides), ct and
-    whatever else belongs to the rerun key. python: the interpreter of the engine's environment. verification: folder
-    of the verifications. work: folder that is emptied and gets dseg.nii.gz, dseg.json, volumes.tsv, margin.nii.gz.
-    timeout: seconds.
+    settings: dict with engine, precision, threads, device ("auto": as this machine's verification decides), what
+    keys.flags takes, interpolation ("posterior" or "nearest", of the label map on the image's own grid), accept (header
+    faults to take) and whatever else belongs to the rerun key. python: the interpreter of the engine's environment.
+    verification: folder of the verifications. work: folder that is emptied and gets NATIVE_FILES. timeout: seconds.
     Failures are in the record (status "failed"), not raised.
     """
     image, work = Path(image), Path(work)
@@ -233,18 +239,15 @@ def run_native(scan, image, settings, python, model_dir, weights, verification, 
         _need_file(image)
         device, reason = _device(settings, python, verification, work)
         engine_record = work / "engine.json"
-        command = [python, "-m", "synthseg_native", "--i", image, "--o", work / "dseg.nii.gz"]
-        command += [
-            "--volumes-tsv",
-            work / "volumes.tsv",
-            "--margin",
-            work / "margin.nii.gz",
-            "--record",
-            engine_record,
-        ]
+        command = [python, "-m", "synthseg_native", "--i", image]
+        made = {"--o": "dseg", "--native-grid": "dseg_native", "--volumes-tsv": "volumes", "--margin": "margin"}
+        for flag, name in made.items():
+            command += [flag, work / NATIVE_FILES[name]]
+        command += ["--record", engine_record, "--interpolation", settings.get("interpolation", "posterior")]
         command += ["--engine", settings["engine"], "--model", model_dir, "--weights", weights]
         command += ["--threads", settings["threads"], "--precision", settings["precision"], "--device", device]
-        command += ["--ct"] if settings.get("ct") else []
+        command += keys.flags(settings)
+        command += ["--accept", ",".join(settings["accept"])] if settings.get("accept") else []
         status, measured = _measured(record, command, work, settings["threads"], timeout)
         told = read_json(engine_record) or {}
         _merge(record, {name: told[name] for name in ENGINE_SAYS if name in told})
@@ -254,8 +257,9 @@ def run_native(scan, image, settings, python, model_dir, weights, verification, 
             if error.get("code") in EXIT_CODES and error["code"] != "internal":
                 raise SynthSegError(error["code"], error["message"])
             raise failure(status, measured, _log(work), image, timeout)
-        _need_outputs(work, [file for name, file in NATIVE_FILES.items() if name != "sidecar"] + ["engine.json"])
-        outputs.save_json(work / "dseg.json", outputs.sidecar(record))
+        _need_outputs(work, [*(NATIVE_FILES[name] for name in made.values()), engine_record.name])
+        for name, grid in (("sidecar", "network"), ("sidecar_native", "native")):
+            outputs.save_json(work / NATIVE_FILES[name], outputs.sidecar(record, grid=grid))
 
     return _attempt(record, work, run, scan)
 
@@ -301,9 +305,9 @@ def run_reference(scan, image, settings, python, model_dir, weights, work, timeo
     """Run the reference on one image, or take the label map that the user has; return the run record.
 
     settings: dict with kind (own, upstream, existing), runtime (local, docker, podman, apptainer), image and platform
-    (upstream), key (own: of its image), pattern (existing), threads, ct. python: interpreter for runtime local.
-    work: folder that is emptied and gets dseg.nii.gz, dseg.json, volumes.tsv. timeout: seconds; memory_mb: limit of a
-    container.
+    (upstream), key (own: of its image), pattern (existing), threads, what keys.flags takes, accept (header faults to
+    take). python: interpreter for runtime local. work: folder that is emptied and gets REFERENCE_FILES. timeout:
+    seconds; memory_mb: limit of a container.
     Failures are in the record (status "failed"), not raised.
     """
     image, work = Path(image), Path(work)
@@ -315,7 +319,8 @@ def run_reference(scan, image, settings, python, model_dir, weights, work, timeo
     def run():
         _need_file(image)
         card = model.load(model_dir)
-        record["input"] = scans.read(image).description  # the engine's own check: the same line for the same fault
+        # The engine's own check: the same line for the same fault.
+        record["input"] = scans.read(image, accept=settings.get("accept", ())).description
         if kind == "existing":
             _take_existing(record, settings, scan, work)
         else:
@@ -344,7 +349,7 @@ def _run_local(record, job, python):
         )
     command = [python, REFERENCE, "--i", job.scan, "--o", job.work / "dseg.nii.gz", "--vol", job.work / "volumes.csv"]
     command += ["--model", job.model_dir, "--weights", job.weights, "--threads", job.settings["threads"]]
-    command += ["--ct"] if job.settings.get("ct") else []
+    command += keys.flags(job.settings)
     status, measured = _measured(record, command, job.work, job.settings["threads"], job.timeout)
     if status != 0:
         raise failure(status, measured, _log(job.work), job.scan, job.timeout)
@@ -401,7 +406,7 @@ def _finish_reference(record, labels, work):
         volumes = dict(zip(header[1:], row[1:], strict=True))
         soft = [float(volumes.get(name, "nan")) for name in labels.names]
     counts = [int(np.count_nonzero(values == index)) for index in labels.index]
-    outputs.save_volumes_tsv(work / "volumes.tsv", labels, soft, counts, voxel_mm)
+    outputs.save_volumes_tsv(work / "volumes.tsv", outputs.volume_rows(labels, soft, counts, voxel_mm))
     outputs.save_json(work / "dseg.json", outputs.sidecar(record))
 
 
@@ -469,7 +474,7 @@ def step_parser(description, files):
     minutes = {"dest": "timeout", "type": lambda text: 60 * float(text), "metavar": "MINUTES"}
     parser.add_argument("--timeout-min", **minutes, help="limit of the run")
     for name in (*files, "record"):
-        parser.add_argument(f"--{name}", required=True, type=Path, metavar="OUT")
+        parser.add_argument(f"--{name.replace('_', '-')}", required=True, type=Path, metavar="OUT")
     return parser
 
 
@@ -477,8 +482,8 @@ def step(scan, settings, places, failure_path, run):
     """Do one run and publish it; return the exit status of the step.
 
     scan, settings: for the record of a run that never began. places: {name: path} with dseg, sidecar, volumes,
-    record, and margin for a native run. failure_path: where the record of a failed run goes; removed after a success.
-    run(work) makes the run record.
+    record, and of a native run the others of NATIVE_FILES. failure_path: where the record of a failed run goes;
+    removed after a success. run(work) makes the run record.
 
     If another process has started on the same outputs since, this one leaves them to it. SIGTERM and SIGINT end
     the run, its processes and its work folder.

@@ -99,6 +99,10 @@ WHY = {
 }
 
 
+def _said(value):
+    return "none" if value is None or value == [] else value
+
+
 def changed_settings(current: dict[str, str]) -> dict[str, int]:
     """Count results made with other settings than today's: {reason: how many}.
 
@@ -109,6 +113,8 @@ def changed_settings(current: dict[str, str]) -> dict[str, int]:
         old, new = record.get("key") or {}, json.loads(current[path])
         names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
         if names:
-            why = ", ".join(WHY.get(name, f"{name}: {old.get(name)} to {new.get(name)}") for name in names)
+            why = ", ".join(
+                WHY.get(name, f"{name}: {_said(old.get(name))} to {_said(new.get(name))}") for name in names
+            )
             counts[why] = counts.get(why, 0) + 1
     return counts
