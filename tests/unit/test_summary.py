@@ -13,8 +13,9 @@ from synthseg_native.cohort import benchmark
 from synthseg_native.cohort.paths import failure_record, paths, write_json, write_text
 from synthseg_native.cohort.samples import read_samples
 from synthseg_native.cohort.summary import COLUMNS, print_table, summarise
-from synthseg_native.cohort.tables import read_tsv
+from synthseg_native.cohort.tables import read_tsv, write_tsv
 from synthseg_native.model import read_labels
+from synthseg_native.outputs import VOLUME_COLUMNS
 
 ROOT = Path(__file__).parents[2]
 MODELS = {"compact2mm": ROOT / "models" / "compact2mm", "synthseg2": ROOT / "models" / "synthseg2"}
@@ -70,8 +71,11 @@ class Cohort:
     def files(self, number, engine="tensorflow"):
         return paths(self.results, engine, self.scan(number), self.model, "2mm")
 
-    def run(self, number, engine="tensorflow", finished="2026-11-22T10:00:00.000+00:00", labels_sha256="aa"):
-        """A good run: label k has the soft volume 10 k and k voxels of 8 mm3; the last label has none."""
+    def run(self, number, engine="tensorflow", finished="2026-11-22T10:00:00.000+00:00", labels_sha256="aa", **output):
+        """A good run: label k has the soft volume 10 k and k voxels of 8 mm3; the last label has none.
+
+        output: further entries of the record's output, as qc.
+        """
         files = self.files(number, engine)
         reference = {"kind": "own", "runtime": "docker", "id": "sha256:1f", "emulated": True}
         record = {
@@ -93,7 +97,7 @@ class Cohort:
                 "obliquity_deg": 6.0,
                 "header_flags": ["qform_sform_differ", "scaled"],
             },
-            "output": {"labels_sha256": labels_sha256, "shape": [36, 32, 60], "voxel_mm": [2.0, 2.0, 2.0]},
+            "output": {"labels_sha256": labels_sha256, "shape": [36, 32, 60], "voxel_mm": [2.0, 2.0, 2.0]} | output,
             "wall_s": 12.5 if engine != "reference" else 20.0,
             "peak_rss_mib": 1000.4,
             "reference": reference if engine == "reference" else None,
@@ -102,11 +106,13 @@ class Cohort:
         write_json(files["record"], record)
         write_text(files["dseg"], "")
         last = len(self.labels) - 1
-        lines = ["index\tname\tfreesurfer_name\tsoft_volume_mm3\tn_voxels\tvoxel_volume_mm3"]
+        lines = ["\t".join(VOLUME_COLUMNS)]
+        known = "n/a\tn/a" if engine == "reference" else None  # the last two columns: only of native runs
         for k in range(1, len(self.labels)):
             count = k if k != last else 0
             name = f"{self.labels.index[k]}\t{self.labels.names[k]}\t{self.labels.freesurfer_names[k]}"
-            lines.append(f"{name}\t{10 * k:.3f}\t{count}\t{8 * count:.3f}")
+            of_native = f"{'0.9000' if count else 'n/a'}\t{str(k == 1).lower()}"
+            lines.append(f"{name}\t{10 * k:.3f}\t{count}\t{8 * count:.3f}\t{known or of_native}")
         write_text(files["volumes"], "\n".join(lines) + "\n")
 
     def fail(
@@ -190,6 +196,39 @@ def test_a_good_row(cohort):
     }
     assert {name: first[name] for name in expected} == expected
     assert (second["session_id"], second["run"]) == ("ses-a", "1")
+
+
+def test_quality_flags_and_what_is_at_the_edge(cohort):
+    cohort.run(1, qc={"flags": ["low_confidence", "asymmetric"], "labels_at_fov_edge": [3, 16]})
+    cohort.run(2, qc={"flags": [], "labels_at_fov_edge": []})
+    cohort.run(3)  # a record of before there were any
+    rows = cohort.rows()
+    assert [row["qc_flags"] for row in rows] == ["low_confidence,asymmetric", "none", "n/a"]
+    assert [row["labels_at_fov_edge"] for row in rows] == ["left cerebral cortex,brain-stem", "none", "n/a"]
+
+
+def test_files_that_are_not_there_are_not_named(cohort):
+    cohort.good(1)
+    write_text(cohort.files(1)["dseg_native"], "")
+    first, second, _ = cohort.rows()
+    assert first["label_map_native"] == "tensorflow/sub-01/anat/sub-01_T1w_seg-compact2mm_res-native_dseg.nii.gz"
+    assert (first["picture"], second["label_map"]) == ("n/a", "n/a")
+    write_text(cohort.files(1)["picture"], "")
+    assert cohort.rows()[0]["picture"] == "tensorflow/sub-01/anat/sub-01_T1w_seg-compact2mm_res-2mm_qc.png"
+
+
+def test_odd_scans_are_named_for_people_but_not_hundreds_of_them(cohort, capsys):
+    for number in (1, 2, 3):
+        cohort.run(number, qc={"flags": ["low_confidence", "asymmetric"][:number], "labels_at_fov_edge": []})
+    cohort.rows()
+    print_table(cohort.plan, cohort.results)
+    said = capsys.readouterr().out
+    assert "Worth a look:\n  sub-01_T1w: low_confidence\n  sub-02_ses-a_run-1_T1w: low_confidence, asymmetric\n" in said
+    table = read_tsv(cohort.results / "summary.tsv")
+    write_tsv(cohort.results / "summary.tsv", list(table), table.to_dict("records") * 4)
+    print_table(cohort.plan, cohort.results)
+    said = capsys.readouterr().out
+    assert said.count(": low_confidence") == 10 and "\n  and 2 more\n" in said
 
 
 def test_columns_are_the_design_s_and_every_one_is_explained(cohort):
@@ -288,6 +327,13 @@ def test_an_image_named_relative_to_the_working_directory_is_found_from_failed_t
     assert read_tsv("results/failed.tsv")["image"][0] == "../data/1.nii"
 
 
+def test_failed_tsv_keeps_a_strange_path(cohort):
+    strange = Path(cohort.plan["scans"][0]["image"]).with_name('  J\u00fcrgen\'s  "best" {scan} #1.nii')
+    cohort.plan["scans"][0]["image"] = str(strange)
+    cohort.rows()
+    assert Path(read_samples(cohort.results / "failed.tsv")[0].image).resolve() == strange.resolve()
+
+
 def test_failed_tsv_has_its_header_only_when_nothing_failed(cohort):
     cohort.good(1, 2, 3)
     cohort.rows()
@@ -312,6 +358,10 @@ def test_volumes_long_and_wide(cohort):
     row = long[(long["name"] == "left cerebral cortex") & (long["engine"] == "reference")].iloc[0]
     assert (row["participant_id"], row["index"], row["soft_volume_mm3"]) == ("sub-01", "3", "20.0")
     assert (row["n_voxels"], row["voxel_volume_mm3"]) == ("2", "16.0")
+    assert (row["mean_posterior"], row["at_fov_edge"]) == ("n/a", "n/a"), "nobody knows a reference's posteriors"
+    native = long[(long["participant_id"] == "sub-02") & (long["engine"] == "tensorflow")]
+    assert native["mean_posterior"].tolist() == ["0.9"] * 30 + ["n/a"]
+    assert native["at_fov_edge"].tolist() == ["true"] + ["false"] * 30
     wide = read_tsv(cohort.results / "volumes_wide.tsv")
     assert wide["engine"].tolist() == ["tensorflow", "reference", "tensorflow"] and wide["run"].tolist()[2] == "1"
     assert wide["Left-Cerebral-Cortex_soft_volume_mm3"].tolist() == ["20.0"] * 3 and wide.shape[1] == 5 + 1 + 31

@@ -12,6 +12,7 @@ from synthseg_native.cohort.paths import failure_record, paths, read_json, write
 from synthseg_native.cohort.tables import MISSING, read_tsv, write_tsv
 from synthseg_native.compare import verdict_text
 from synthseg_native.model import CSF, read_labels
+from synthseg_native.outputs import VOLUME_COLUMNS
 
 REFERENCE = "reference"
 BIDS_VERSION = "1.10.0"
@@ -27,10 +28,10 @@ COLUMNS = {
     "status": ("", "Native run: ok, failed, or missing (has not run)"),
     "error_code": ("", "Why it failed: bad_input (the image must change) or a passing cause (oom, disk, timeout, ...)"),
     "error": ("", "One line of text; 'reference: ...' where only the reference failed"),
-    "qc_flags": ("", "Quality flags (not computed yet)"),
+    "qc_flags": ("", "What is odd about the segmentation, comma-separated, as docs/results.md lists; none: nothing"),
     "model": ("", "Network that made the label map"),
     "research_grade": ("", "false: the model is for trying the software only"),
-    "mode": ("", "Mode of the pipeline, as default or fast"),
+    "mode": ("", "Mode of the pipeline: default, or fast (no mirror image averaged in, no topology step)"),
     "engine": ("", "Engine that ran the network"),
     "engine_version": ("", "Version of the engine's runtime"),
     "precision": ("", "Number format of the network"),
@@ -63,20 +64,25 @@ COLUMNS = {
     "input_orientation": ("", "Axis directions of the image, as RAS"),
     "obliquity_deg": ("degrees", "Largest angle between an axis of the image and its nearest anatomical axis"),
     "header_flags": ("", "What is odd about the image's header; none: nothing"),
-    "output_voxel_mm": ("mm", "Voxel size of the label map"),
+    "output_voxel_mm": ("mm", "Voxel size of the label map on the network's grid"),
     "brain_mm3": ("mm3", "Sum of the soft volumes of all labels, ventricles included, label 24 (csf) left out"),
     "total_intracranial_mm3": ("mm3", "Sum of the soft volumes of all labels; only models with label 24 (csf)"),
     "n_labels_missing": ("labels", "Labels of the model without a voxel in the label map"),
-    "labels_at_fov_edge": ("", "Labels cut by the edge of the image (not computed yet)"),
+    "labels_at_fov_edge": ("", "Names of labels that touch the edge of the image, comma-separated; none: no label"),
     "mean_confidence": ("", "Mean posterior of the labels given, over the foreground"),
     "input_sha256": ("", "Hash of the image file"),
     "weights_sha256": ("", "Hash of the weights file"),
     "labels_sha256": ("", "Hash of the native label array (shape and values)"),
     "reference_labels_sha256": ("", "Hash of the reference's label array"),
-    "label_map": ("", "Native label map, relative to the results folder"),
-    "run_record": ("", "Its run record, relative to the results folder"),
+    "label_map": ("", "Native label map on the network's grid, relative to the results folder"),
+    "label_map_native": ("", "The same on the image's own grid"),
+    "picture": ("", "Its picture: outlines on the image"),
+    "run_record": ("", "Its run record"),
 }
+MOST_SHOWN = 10  # scans that the table for people names as worth a look
 ENTITIES = ("participant_id", "session_id", "acq", "run", "suffix")
+FILES = {"label_map": "dseg", "label_map_native": "dseg_native", "picture": "picture", "run_record": "record"}
+NUMBERS = {"soft_volume_mm3": float, "n_voxels": int, "voxel_volume_mm3": float, "mean_posterior": float}
 COMPARED = tuple(COLUMNS)[tuple(COLUMNS).index("geometry_equal") : tuple(COLUMNS).index("native_wall_s")]
 
 
@@ -132,6 +138,11 @@ class _Run:
             value = value.get(key) if isinstance(value, dict) else None
         return value
 
+    def place(self, name, results):
+        """The path of one of its files below the results folder; None where the run or the file is not there."""
+        there = self.status == "ok" and self.files[name].is_file()
+        return self.files[name].relative_to(results).as_posix() if there else None
+
 
 def _row(plan, results, scan, engine, runs, labels):
     """One row of summary.tsv, values not yet text."""
@@ -144,13 +155,14 @@ def _row(plan, results, scan, engine, runs, labels):
     csf = [row["soft_volume_mm3"] for row in native.volumes if row["index"] == CSF]
     brain = sum(soft) if soft and None not in soft else None
     total = brain + csf[0] if brain is not None and csf and csf[0] is not None else None
-    header_flags = native.get("input", "header_flags")
-    files = {name: native.files[name].relative_to(results).as_posix() for name in ("dseg", "record")}
+    names = dict(zip(labels.index.tolist(), labels.names, strict=True))
+    at_edge = native.get("output", "qc", "labels_at_fov_edge")
     return {
         **_entities(scan),
         "status": native.status,
         "error_code": error_code,
         "error": error and _without_folders(error),
+        "qc_flags": _listed(native.get("output", "qc", "flags")),
         "model": plan["model"]["name"],
         "research_grade": plan["model"]["research_grade"],
         "mode": native.get("mode"),
@@ -169,18 +181,18 @@ def _row(plan, results, scan, engine, runs, labels):
         "input_voxel_mm": _times(native.get("input", "voxel_mm")),
         "input_orientation": native.get("input", "orientation"),
         "obliquity_deg": native.get("input", "obliquity_deg"),
-        "header_flags": header_flags if header_flags is None else ",".join(header_flags) or "none",
+        "header_flags": _listed(native.get("input", "header_flags")),
         "output_voxel_mm": _times(native.get("output", "voxel_mm")),
         "brain_mm3": brain,
         "total_intracranial_mm3": total,
         "n_labels_missing": sum(row["n_voxels"] == 0 for row in native.volumes) if native.volumes else None,
+        "labels_at_fov_edge": _listed(at_edge and [names[value] for value in at_edge]),
         "mean_confidence": native.get("output", "mean_confidence"),
         "input_sha256": native.get("input", "sha256"),
         "weights_sha256": native.get("model", "weights_sha256"),
         "labels_sha256": native.get("output", "labels_sha256"),
         "reference_labels_sha256": reference and reference.get("output", "labels_sha256"),
-        "label_map": files["dseg"] if native.status == "ok" else None,
-        "run_record": files["record"] if native.status == "ok" else None,
+        **{column: native.place(name, results) for column, name in FILES.items()},
         **{f"sheet_{name}": value for name, value in scan["sheet"].items()},
     }
 
@@ -243,13 +255,12 @@ def _failed(plan, results, rows):
 
 
 def _volumes_long(plan, runs):
-    measures = ("index", "name", "freesurfer_name", "soft_volume_mm3", "n_voxels", "voxel_volume_mm3")
     rows = [
         {**entities, "engine": run.engine, **volume}
         for entities, run in _good_runs(plan, runs)
         for volume in run.volumes
     ]
-    return [*ENTITIES, "engine", *measures], rows
+    return [*ENTITIES, "engine", *VOLUME_COLUMNS], rows
 
 
 def _volumes_wide(plan, runs, labels):
@@ -350,10 +361,14 @@ def _read_volumes(path):
         rows = list(csv.DictReader(file, delimiter="\t"))
     for row in rows:
         row["index"] = int(row["index"])
-        for name, kind in (("soft_volume_mm3", float), ("n_voxels", int), ("voxel_volume_mm3", float)):
-            number = kind(row[name]) if row[name] != MISSING else None
+        for name, kind in NUMBERS.items():
+            number = kind(row[name]) if row.get(name, MISSING) != MISSING else None
             row[name] = number if number is not None and math.isfinite(number) else None
     return rows
+
+
+def _listed(words):
+    return None if words is None else ",".join(words) or "none"
 
 
 def _times(values):
@@ -369,7 +384,7 @@ def _without_folders(text):
 
 
 def print_table(plan: dict, results) -> None:
-    """Print what came out: a row per image, the failures, the benchmark's ratio, where the files are.
+    """Print what came out: rows, failures, what is worth a look, the benchmark's ratio, where the files are.
 
     plan: as for `summarise`; here benchmark, whether a benchmark belongs to it (an older one may still lie there).
     """
@@ -396,6 +411,12 @@ def print_table(plan: dict, results) -> None:
         print(f"\nFailed ({results / 'failed.tsv'} is a sample sheet of these):")
         for row in failed:
             print(f"  {_name(row)}: {row['error']}")
+    if odd := [row for row in rows if row["qc_flags"] not in (MISSING, "none")]:
+        print("\nWorth a look:")
+        for row in odd[:MOST_SHOWN]:
+            print(f"  {_name(row)}: {row['qc_flags'].replace(',', ', ')}")
+        if len(odd) > MOST_SHOWN:
+            print(f"  and {len(odd) - MOST_SHOWN} more")
     for row in rows:
         if row["verdict"] == "different":
             print(f"\n{_name(row)} differs: {row['verdict_reason']}")
@@ -406,7 +427,7 @@ def print_table(plan: dict, results) -> None:
                 print(benchmark_line(row))
     if any(row["research_grade"] == "false" for row in rows):
         print("\nThe model is for trying the software only, not for research.")
-    print(f"\n{results / 'summary.tsv'} has everything, {results / 'volumes.tsv'} the volumes.")
+    print(f"\n{results / 'summary.tsv'} has everything and names each picture, {results / 'volumes.tsv'} the volumes.")
 
 
 def benchmark_line(row: dict) -> str:

@@ -1,6 +1,7 @@
 """Tab-separated tables as BIDS wants them: n/a for what is missing, no quoting needed to read them."""
 
 import math
+import re
 
 import pandas as pd
 
@@ -17,7 +18,7 @@ def as_text(value) -> str:
         return str(value).lower()
     if isinstance(value, float):
         return repr(round(value, 6))
-    return " ".join(str(value).split())
+    return re.sub(r"[\t\r\n]+", " ", str(value)).strip()
 
 
 def write_tsv(path, columns, rows) -> None:
