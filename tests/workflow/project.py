@@ -23,15 +23,20 @@ CONFIG = {
 }
 
 
-def write_image(path: Path, seed: int = 0) -> None:
+def write_image(path: Path, seed: int = 0, oriented: bool = True) -> None:
     """A small head, so that a run is quick, in a file above Snakemake's 1 MB checksum limit.
 
     Every third voxel of the golden template on a grid that calls itself 2 mm, with noise that the seed decides.
+    oriented: whether the header says where the axes point.
     """
     template = nibabel.load(ROOT / "tests/golden/t1_image.nii.gz")
     data = np.asanyarray(template.dataobj)[::3, ::3, ::3][1:65, 7:71, :64].astype(np.float64)
     data += np.random.default_rng(seed).normal(0, 4, data.shape)
-    nibabel.save(nibabel.Nifti1Image(data, np.diag([2.0, 2.0, 2.0, 1.0])), path)
+    image = nibabel.Nifti1Image(data, np.diag([2.0, 2.0, 2.0, 1.0]))
+    if not oriented:
+        image.set_sform(None, code=0)
+        image.set_qform(None, code=0)
+    nibabel.save(image, path)
     assert path.stat().st_size > 1_000_000
 
 
@@ -70,11 +75,13 @@ class Project:
     def configure(self, **changes) -> None:
         (self.folder / "config.json").write_text(json.dumps(CONFIG | changes))
 
-    def sheet(self, scans, **further) -> None:
-        columns = ["participant_id", "image", *further]
-        rows = [[f"sub-{scan}", f"images/sub-{scan}.nii", *further.values()] for scan in scans]
-        text = "".join("\t".join(map(str, row)) + "\n" for row in [columns, *rows])
-        (self.folder / "samples.tsv").write_text(text)
+    def sheet(self, scans, more=(), **further) -> None:
+        """Rows for the project's own images; more: rows as dicts of cells."""
+        rows = [{"participant_id": f"sub-{scan}", "image": f"images/sub-{scan}.nii", **further} for scan in scans]
+        rows += more
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        cells = [columns, *([row.get(name, "") for name in columns] for row in rows)]
+        (self.folder / "samples.tsv").write_text("".join("\t".join(map(str, line)) + "\n" for line in cells))
 
     def image(self, scan: str) -> Path:
         return self.folder / "images" / f"sub-{scan}.nii"
@@ -92,8 +99,14 @@ class Project:
     def record(self, scan: str, engine: str = "tensorflow") -> Path:
         return self._result(scan, engine, "run.json")
 
-    def _result(self, scan: str, engine: str, ending: str) -> Path:
-        name = f"sub-{scan}_T1w_seg-compact2mm_res-2mm_{ending}"
+    def native_label_map(self, scan: str) -> Path:
+        return self._result(scan, "tensorflow", "dseg.nii.gz", "native")
+
+    def picture(self, scan: str) -> Path:
+        return self._result(scan, "tensorflow", "qc.png")
+
+    def _result(self, scan: str, engine: str, ending: str, grid: str = "2mm") -> Path:
+        name = f"sub-{scan}_T1w_seg-compact2mm_res-{grid}_{ending}"
         return self.folder / "results" / engine / f"sub-{scan}" / "anat" / name
 
     def command(self, *arguments) -> list[str]:
@@ -126,7 +139,7 @@ class Project:
         return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in results if path.is_file()}
 
     def _name(self, path: Path) -> str | None:
-        """The job that makes a file: "native 01", "reference 01", "compare 01", or the aggregate's file name."""
+        """The job that makes a file: "native 01", "reference 01", "picture 01", "compare 01", or an aggregate's name."""
         parts = path.relative_to(self.folder / "results").parts
         described = len(parts) == 2 and parts[0] != "env"  # a derivative's dataset_description.json and the like
         if parts[0] in ("logs", ".state") or described:
@@ -136,8 +149,9 @@ class Project:
         if parts[0] == "env":
             return "verify_env"
         scan = parts[1].removeprefix("sub-")
-        if path.name.endswith("_compare.json"):
-            return f"compare {scan}"
+        for ending, rule in (("_compare.json", "compare"), ("_qc.png", "picture")):
+            if path.name.endswith(ending):
+                return f"{rule} {scan}"
         return f"{'reference' if parts[0] == 'reference' else 'native'} {scan}"
 
     def summary(self) -> list[dict]:
@@ -152,6 +166,8 @@ class Call:
         self.code, self.output, self.made = code, output, made
 
     def expect(self, *made: str, code: int = 0) -> "Call":
+        """Made anew was this and no more; with a native run always its picture."""
         assert self.code == code, self.output
-        assert self.made == set(made), f"made {sorted(self.made)}, expected {sorted(made)}\n{self.output}"
+        wanted = {*made, *(job.replace("native", "picture") for job in made if job.startswith("native"))}
+        assert self.made == wanted, f"made {sorted(self.made)}, expected {sorted(wanted)}\n{self.output}"
         return self

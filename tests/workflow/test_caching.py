@@ -17,6 +17,8 @@ import psutil
 import pytest
 from project import Project, write_image
 
+from synthseg_native.cohort.samples import read_samples
+
 pytestmark = pytest.mark.slow
 
 
@@ -99,7 +101,7 @@ def test_environments_deleted(project):
 
 
 def test_comments_and_docstrings(project):
-    for name in ("engines/tensorflow.py", "reference.py", "compare.py", "cohort/summary.py"):
+    for name in ("engines/tensorflow.py", "reference.py", "compare.py", "picture.py", "cohort/summary.py"):
         path = project.folder / "src/synthseg_native" / name
         path.write_text('"""Another docstring."""\n# A comment.\n' + path.read_text().split('"""', 2)[2])
     project.run().expect()
@@ -112,9 +114,12 @@ def test_one_image_changed(project):
 
 
 def test_label_map_deleted(project):
+    """On either grid; a picture is drawn again by itself."""
     project.label_map("01").unlink()
-    project.run().expect("native 01", "compare 01", "summary")
-    project.run().expect()
+    project.native_label_map("02").unlink()
+    project.run().expect("native 01", "native 02", "compare 01", "compare 02", "summary")
+    project.picture("01").unlink()
+    project.run().expect("picture 01", "summary")
 
 
 def test_reference_label_map_deleted(project):
@@ -153,6 +158,16 @@ def test_other_weights(project, everything):
     assert {row["verdict"] for row in project.summary()} == {"identical"}
 
 
+def test_fast_mode_and_crop(project, everything):
+    """Both runs do the same other thing, and the verdict is as good."""
+    before = project.label_map("01").read_bytes()
+    project.configure(mode="fast", crop=32)
+    call = project.run().expect(*everything("native", "reference"))
+    assert "crop: none to [32, 32, 32], mode: default to fast" in call.output
+    assert {(row["verdict"], row["mode"]) for row in project.summary()} == {("identical", "fast")}
+    assert project.label_map("01").read_bytes() != before
+
+
 def test_threads_changed(project, everything):
     project.configure(threads=2)
     call = project.run().expect(*everything("native", "reference"))
@@ -184,9 +199,11 @@ def test_reference_changed(project, everything):
     project.run().expect(*everything("reference"))
 
 
-def test_thresholds_changed(project, everything):
+def test_thresholds_and_drawing_changed(project, everything):
+    """What comes after the networks: no network runs."""
     project.configure(equivalence={"max_margin": 0.002})
-    project.run().expect(*everything())
+    add_statement(project.folder / "src/synthseg_native/picture.py")
+    project.run().expect(*everything("picture"))
 
 
 def test_benchmark_settings_changed(project):
@@ -230,6 +247,24 @@ def test_failed_image(project):
     assert "native 01" in project.run().made
     assert {row["status"] for row in project.summary()} == {"ok"}
     project.run().expect()
+
+
+def test_image_of_unknown_orientation_and_strange_name(project):
+    """Refused alone, in a line that says how to take it; taken once the sheet says so."""
+    odd = {"participant_id": "03", "image": 'images/J\u00fcrgen\'s "best" scan $HOME {scan}.nii'}
+    write_image(project.folder / odd["image"], seed=3, oriented=False)
+    project.sheet(["01", "02"], more=[odd])
+    call = project.run().expect("summary", code=1)
+    said = next(line for line in call.output.splitlines() if odd["image"] in line)
+    assert "accept" in said and "no_orientation" in said and "Traceback" not in call.output
+    assert [row["status"] for row in project.summary()] == ["ok", "ok", "failed"]
+    again = read_samples(project.folder / "results/failed.tsv")
+    assert [Path(scan.image).resolve() for scan in again] == [(project.folder / odd["image"]).resolve()]
+
+    project.sheet(["01", "02"], more=[odd | {"accept": "no_orientation"}])
+    project.run().expect("native 03", "reference 03", "compare 03", "summary")
+    row = project.summary()[2]
+    assert (row["verdict"], "no_orientation" in row["header_flags"]) == ("identical", True)
 
 
 def test_image_missing_from_the_start(project):
