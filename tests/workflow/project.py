@@ -139,7 +139,7 @@ class Project:
         return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in results if path.is_file()}
 
     def _name(self, path: Path) -> str | None:
-        """The job that makes a file: "native 01", "reference 01", "picture 01", "compare 01", or an aggregate's name."""
+        """The job that makes a file: "native 01", "reference 01", "picture 01", "compare 01", or an aggregate."""
         parts = path.relative_to(self.folder / "results").parts
         described = len(parts) == 2 and parts[0] != "env"  # a derivative's dataset_description.json and the like
         if parts[0] in ("logs", ".state") or described:
