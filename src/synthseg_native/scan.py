@@ -1,29 +1,59 @@
 """Reading a scan and checking it: what a header says, what is odd about it, what is refused.
 
-Positions are in mm (RAS+), affines map voxel indices to them.
+Positions are in mm (RAS+), affines map voxel indices to them. The table of conditions is docs/input.md.
 """
 
+import difflib
+import errno
 import gzip
 import hashlib
+import stat
+import warnings
 import zlib
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.openers import ImageOpener
 
 from .errors import SynthSegError
+from .image import ras_order, voxel_sizes
 
 EXTENSIONS = (".nii", ".nii.gz", ".mgz", ".mgh")
-MAX_VOXELS = 2**31
+MAX_VOXELS = 2**30
+MAX_BYTES = 8 * MAX_VOXELS
+MAX_AXIS = 2**15 - 1  # what NIfTI-1 can hold
 MIN_SLICES = 11  # upstream takes a last axis up to 10 for channels; here every axis is held to that
+FEW_SLICES = 16
 FIELD_OF_VIEW_MM = (10, 1000)
+FARTHEST_MM = 1e6  # beyond it the float32 of a header no longer tells one voxel from the next
+DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
+
+FLAGS = {
+    "no_orientation": "nothing in the header tells left from right",
+    "sform_qform_differ": "sform and qform differ by more than 1 mm within the image; the sform was taken",
+    "sform_qform_mirrored": "sform and qform disagree about left and right; the sform was taken",
+    "sheared": "the axes are not at right angles (gantry tilt); volumes are shear_volume_factor too large",
+    "voxel_size_differs": "voxel sizes in the header and in the affine differ by more than 1 %",
+    "negative_voxel_size": "a negative voxel size in the header; its sign was dropped",
+    "units_not_mm": "the header names units other than mm; the values were taken as mm",
+    "oblique": "an axis is more than 30 degrees away from right, front or top",
+    "ambiguous_axes": "near 45 degrees: which axis is called left-right, front-back or up-down is a toss-up",
+    "few_slices": f"an axis of fewer than {FEW_SLICES} voxels",
+    "trailing_axes_of_length_1": "axes of length 1 behind the third were dropped",
+    "constant_image": "all voxels have one value",
+}
+ACCEPTABLE = ("no_orientation", "sform_qform_mirrored", "voxel_size_differs", "negative_voxel_size")
 
 
 @dataclass
 class Scan:
-    """A checked scan: data (X, Y, Z) float64, affine (4, 4), header as read, voxel sizes by the header (mm), facts."""
+    """A checked scan.
+
+    data : (X, Y, Z) float64 · affine : (4, 4) · header : as nibabel repairs it, without NIfTI extensions
+    voxel_mm : (3,) voxel sizes by the header · description : facts for the record, the key ``input`` of its schema
+    """
 
     data: np.ndarray
     affine: np.ndarray
@@ -32,143 +62,316 @@ class Scan:
     description: dict
 
 
-def read(path) -> Scan:
+class _Refused(Exception):
+    """What is wrong, and what to do."""
+
+
+def check_accept(flags, where="--accept"):
+    """Raise SynthSegError("usage") for a flag that cannot be accepted, naming the nearest that can."""
+    for flag in flags:
+        if flag not in ACCEPTABLE:
+            near = difflib.get_close_matches(flag, ACCEPTABLE, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(ACCEPTABLE)}"
+            raise SynthSegError("usage", f"{where} {flag}: no such flag: {hint}")
+
+
+def read(path, accept=()) -> Scan:
     """Read a 3-D image and refuse what cannot be segmented, by its header before any voxel is read.
 
-    Raises SynthSegError("bad_input"), one line ``path: what: what to do``.
+    accept : flags of ACCEPTABLE, header faults in spite of which the image is taken.
+    Raises SynthSegError, one line ``path: what: what to do``: "bad_input" for what is wrong with the file, "usage" for
+    an unknown flag, "disk" for a drive that fails; and MemoryError.
     """
+    check_accept(accept)
     path = Path(path)
-
-    def bad(what, remedy, cause=None):
-        raise SynthSegError("bad_input", f"{path}: {what}: {remedy}") from cause
-
-    if not path.exists():
-        bad("no such file", "correct the path")
-    if path.is_dir() or not path.name.lower().endswith(EXTENSIONS):
-        bad("not an image file", f"give one of {' '.join(EXTENSIONS)}")
-    if path.stat().st_size == 0:
-        bad("the file is empty", "copy or convert it again")
-
-    damaged = (EOFError, zlib.error, gzip.BadGzipFile)
     try:
-        _check_gzip(path)
-    except damaged as error:
-        bad("the file is cut off or damaged", "copy or convert it again", error)
-    except PermissionError as error:
-        bad("may not be read", "change its permissions", error)
-    try:
-        with nib.imageglobals.LoggingOutputSuppressor():  # its repairs are reported here, as errors or flags
-            image = nib.load(path)
-            raw = _raw_voxel_sizes(path, image)
-    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, ValueError, OSError) as error:
-        bad("not an image that can be read", "convert it to NIfTI, for example with dcm2niix", error)
+        return _read(path, accept)
+    except _Refused as error:
+        what, remedy = error.args
+    except DAMAGED:
+        what, remedy = "the file is cut off or damaged", "copy or convert it again"
+    except (FileNotFoundError, NotADirectoryError):
+        what, remedy = "no such file", "correct the path"
+    except PermissionError:
+        what, remedy = "may not be read", "change its permissions"
+    except OSError as error:
+        what, remedy = f"cannot be read ({error.strerror or error})", "correct the path"
+        if error.errno == errno.ENOMEM:
+            raise MemoryError(str(error)) from error
+        if error.errno not in (errno.ELOOP, errno.ENAMETOOLONG):
+            raise SynthSegError("disk", f"{path}: {what}: check the drive and call again") from error
+    raise SynthSegError("bad_input", f"{path}: {what}: {remedy}")
 
-    dtype = image.get_data_dtype()
-    if dtype.fields:
-        bad("a colour (RGB) image", "give a grey-scale image")
-    if dtype.kind == "c":
-        bad("complex values", "give the magnitude image")
-    shape = tuple(int(n) for n in image.shape)
-    squeezed = len(shape) > 3
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) > 3:
-        bad(f"{int(np.prod(shape[3:], dtype=object))} frames", "give one 3-D image, for example one frame or the mean")
-    if len(shape) < 3:
-        bad(f"a {len(shape)}-D image", "give a 3-D image")
-    size = " x ".join(str(n) for n in shape)
-    if np.prod(shape, dtype=object) > MAX_VOXELS:
-        bad(f"the header claims {size} voxels", "correct it or convert the image again")
-    if min(shape) < MIN_SLICES:
-        bad(f"{size} voxels, too few slices", f"give an image with at least {MIN_SLICES} in every direction")
 
-    if not np.all(np.isfinite(raw)) or np.any(raw == 0):
-        bad("a voxel size of zero in the header" if np.all(np.isfinite(raw)) else "voxel sizes that are no numbers",
-            "correct the header")  # fmt: skip
-    affine = np.asarray(image.affine, dtype=np.float64)
-    lengths = np.sqrt(np.sum(affine[:3, :3] ** 2, axis=0))
-    if not np.all(np.isfinite(affine)) or abs(np.linalg.det(affine[:3, :3])) <= 1e-3 * np.prod(lengths):
-        bad("the affine is singular", "correct the header (sform, qform)")
-    voxel_mm = np.array(image.header.get_zooms()[:3])
+def _read(path, accept) -> Scan:
+    length = _length(path)
+    header, raw_voxel_mm, no_orientation = _header(path)
+    shape, squeezed = _shape(header)
+
+    if not np.all(np.isfinite(raw_voxel_mm)):
+        raise _Refused("voxel sizes that are no numbers", "correct the header")
+    if np.any(raw_voxel_mm == 0):
+        raise _Refused("a voxel size of zero in the header", "correct the header")
+    voxel_mm = np.abs(header.get_zooms()[:3])
+    affine = _affine(header)
+    lengths = voxel_sizes(affine)
     for extent in (*(lengths * shape), *(voxel_mm * shape)):
         if not FIELD_OF_VIEW_MM[0] <= extent <= FIELD_OF_VIEW_MM[1]:
-            bad(f"an axis of {extent:.4g} mm", "correct the voxel sizes in the header (they must be in mm)")
+            raise _Refused(f"an axis of {extent:.4g} mm", "correct the voxel sizes in the header (they must be in mm)")
 
-    try:
-        data = image.get_fdata(caching="unchanged").reshape(shape)
-    except (*damaged, OSError, ValueError) as error:
-        bad("the file is cut off or damaged", "copy or convert it again", error)
-    strange = data.size - np.count_nonzero(np.isfinite(data))
-    if strange:
-        bad(f"{strange} voxels are NaN or infinite", "replace them, for example by 0")
-    if not data.any():
-        bad("all voxels are zero", "give an image with contents")
-
-    description = describe(path, image, raw)
-    if squeezed:
-        description["header_flags"].append("trailing_axes_of_length_1")
-    if data.min() == data.max():
-        description["header_flags"].append("constant_image")
-    return Scan(data, affine, image.header, voxel_mm, description)
-
-
-def _check_gzip(path):
-    """Decompress to the end: only there stands the checksum, and readers of a header or of voxels stop before."""
-    if path.name.lower().endswith("gz"):
-        with gzip.open(path) as file:
-            while file.read(1 << 22):
-                pass
-
-
-def _raw_voxel_sizes(path, image) -> np.ndarray:
-    """Voxel sizes as the file states them; nibabel turns zeros into ones and drops signs."""
-    if not isinstance(image.header, nib.Nifti1Header):
-        return np.asarray(image.header["delta"], dtype=np.float64)
-    with ImageOpener(path) as file:
-        header = type(image.header).from_fileobj(file, check=False)
-    return np.asarray(header["pixdim"][1 : 1 + min(3, len(image.shape))], dtype=np.float64)
-
-
-def describe(path, image, raw=None) -> dict:
-    """Facts about an image for the record: the key ``input`` of its schema. The name only, no folders.
-
-    header_flags: no_orientation (neither sform nor qform is set), sform_qform_differ (by more than 1 mm within the
-    image), sheared (axes not at right angles), voxel_size_differs (header and affine, by more than 1 %),
-    negative_voxel_size, units_not_mm.
-    """
-    path = Path(path)
-    header, affine = image.header, np.asarray(image.affine, dtype=np.float64)
-    directions = affine[:3, :3] / np.sqrt(np.sum(affine[:3, :3] ** 2, axis=0))
-    zooms = np.array(header.get_zooms()[:3], dtype=np.float64)
-    flags = []
+    # A word for each fault that stops a run unless it is accepted: what is wrong, and how to mend it.
+    flags, faults = set(), {}
+    if no_orientation:
+        faults["no_orientation"] = no_orientation
+    if np.any(raw_voxel_mm < 0):
+        faults["negative_voxel_size"] = ("a negative voxel size in the header", "make it positive")
+    difference = np.abs(lengths / voxel_mm - 1).max()
+    if difference > 0.01:
+        flags.add("voxel_size_differs")
+    if difference > 0.05:
+        what = f"voxels of {_by(voxel_mm)} mm by the header, of {_by(lengths)} mm by the affine"
+        faults["voxel_size_differs"] = (what, "correct the wrong one")
     if isinstance(header, nib.Nifti1Header):
-        sform, qform = header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]
-        if sform is None and qform is None:
-            flags.append("no_orientation")
-        elif sform is not None and qform is not None:
-            corners = np.array(np.meshgrid(*[(0, n - 1) for n in image.shape[:3]])).reshape(3, -1)
-            moved = (sform - qform)[:3, :3] @ corners + (sform - qform)[:3, 3:]
-            if np.sqrt(np.sum(moved**2, axis=0)).max() > 1:
-                flags.append("sform_qform_differ")
-        if header.get_xyzt_units()[0] in ("meter", "micron"):
-            flags.append("units_not_mm")
-    if np.abs(directions.T @ directions - np.eye(3)).max() > 1e-3:
-        flags.append("sheared")
-    if np.any(np.abs(np.sqrt(np.sum(affine[:3, :3] ** 2, axis=0)) / zooms - 1) > 0.01):
-        flags.append("voxel_size_differs")
-    if raw is not None and np.any(raw < 0):
-        flags.append("negative_voxel_size")
-    return {
+        if header["xyzt_units"] & 7 not in (0, 2):  # unknown, mm
+            flags.add("units_not_mm")
+        if header["sform_code"] and header["qform_code"]:
+            flags |= _compare_forms(header, shape)
+    if "sform_qform_mirrored" in flags:
+        what = "sform and qform disagree about left and right"
+        faults["sform_qform_mirrored"] = (what, "correct the wrong one")
+    flags |= faults.keys()
+    open_faults = [fault for fault in faults if fault not in accept]
+    if open_faults:
+        what, remedies = ("; ".join(dict.fromkeys(faults[fault][i] for fault in open_faults)) for i in range(2))
+        take = f"or take it as it is with --accept {','.join(open_faults)} (sheet: column accept)"
+        raise _Refused(what, f"{remedies}, {take}")
+
+    if min(shape) < FEW_SLICES:
+        flags.add("few_slices")
+    if squeezed:
+        flags.add("trailing_axes_of_length_1")
+    directions = affine.copy()
+    directions[:3, :3] /= lengths
+    cosines = np.abs(directions[:3, :3])
+    obliquity = np.degrees(np.arccos(np.minimum(cosines.max(axis=1), 1))).max()
+    if obliquity > 30:
+        flags.add("oblique")
+    if np.abs(directions[:3, :3].T @ directions[:3, :3] - np.eye(3)).max() > 1e-3:
+        flags.add("sheared")
+    # The axes are chosen after resampling to isotropic voxels, or on the image as it is where it counts as such.
+    for used in (directions, affine) if np.ptp(voxel_mm) <= 0.1 else (directions,):
+        if _ambiguous(used):
+            flags.add("ambiguous_axes")
+        if _mirrored(used):
+            raise _Refused("so sheared that left and right would be swapped", "resample it to axes at right angles")
+
+    data = _voxels(path, header, shape, length)
+    if data.min() == data.max():
+        flags.add("constant_image")
+    description = {
         "name": path.name,
         "sha256": sha256_of(path),
-        "shape": [int(n) for n in image.shape],
-        "voxel_mm": [round(float(z), 6) for z in zooms],
-        "orientation": "".join(nib.aff2axcodes(affine)),
-        "obliquity_deg": round(float(np.degrees(nib.affines.obliquity(affine).max())), 3),
-        "header_flags": flags,
+        "shape": [int(n) for n in header.get_data_shape()],
+        "voxel_mm": [round(float(size), 6) for size in voxel_mm],
+        "orientation": _orientation(directions),
+        "obliquity_deg": round(float(obliquity), 3),
+        "shear_volume_factor": round(float(1 / abs(np.linalg.det(directions))), 4),
+        "header_flags": [flag for flag in FLAGS if flag in flags],
     }
+    if not isinstance(header, nib.Nifti1Header):
+        header["delta"] = voxel_mm  # a NIfTI header made of it takes no negative sizes
+    return Scan(data, affine, header, voxel_mm, description)
+
+
+# The file ------------------------------------------------------------------------------------------------------------
+
+
+def _open(path):
+    return gzip.open(path) if path.name.lower().endswith("gz") else path.open("rb")
+
+
+def _length(path) -> int:
+    """Bytes of the image, uncompressed; a compressed one longer than MAX_BYTES is not read to its end.
+
+    The checksum stands at the end of a compressed file, and readers of a header or of voxels stop before.
+    """
+    try:
+        about = path.stat()
+    except ValueError:  # a zero byte in the path
+        raise FileNotFoundError from None
+    if stat.S_ISDIR(about.st_mode) or not path.name.lower().endswith(EXTENSIONS):
+        raise _Refused("not an image file", f"give one of {' '.join(EXTENSIONS)}")
+    if not stat.S_ISREG(about.st_mode):  # reading a pipe could wait for ever
+        raise _Refused("not an ordinary file", "save the image in one")
+    if about.st_size == 0:
+        raise _Refused("the file is empty", "copy or convert it again")
+    if not path.name.lower().endswith("gz"):
+        return about.st_size
+    length = 0
+    with _open(path) as file:
+        while length <= MAX_BYTES and (chunk := len(file.read(1 << 22))):
+            length += chunk
+    return length
+
+
+@contextmanager
+def _quiet():
+    """nibabel's and numpy's remarks are reported here, as errors or flags."""
+    with nib.imageglobals.LoggingOutputSuppressor(), warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _header(path):
+    """The header, checked and repaired by nibabel; voxel sizes (3,) as the file states them; where it has no
+    orientation, what to say.
+
+    Header objects are made of bytes: nibabel's readers of files believe sizes that a header claims.
+    """
+    with _open(path) as file:
+        block = file.read(nib.Nifti2Header.sizeof_hdr)
+    if path.name.lower().endswith((".mgz", ".mgh")):
+        kind, size = nib.MGHImage.header_class, nib.freesurfer.mghformat.DATA_OFFSET
+    else:
+        second = 540 in (int.from_bytes(block[:4], order) for order in ("little", "big"))
+        kind = nib.Nifti2Header if second else nib.Nifti1Header
+        size = kind.sizeof_hdr
+    if len(block) < size:
+        raise EOFError
+    try:
+        with _quiet():
+            raw, header = (kind(block[:size], check=check) for check in (False, True))
+            header.get_data_dtype(), header.get_slope_inter()
+    except (nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError, ValueError, LookupError) as error:
+        raise _Refused("not an image that can be read", "convert it to NIfTI, for example with dcm2niix") from error
+
+    if not isinstance(header, nib.Nifti1Header):
+        set_flag = int.from_bytes(block[28:30], "big")
+        unset = "goodRASFlag is not set, so left and right and the voxel sizes are unknown"
+        return header, raw["delta"].astype(float), None if set_flag else (unset, "set the geometry with mri_convert")
+    if raw["magic"].item() != kind.single_magic or not kind.single_vox_offset <= raw["vox_offset"] <= MAX_BYTES:
+        raise _Refused("not a NIfTI file with header and voxels in one", "convert it, for example with dcm2niix")
+    unset = "neither sform nor qform is set, so left and right are unknown"
+    oriented = header["sform_code"] or header["qform_code"]
+    return header, raw["pixdim"][1:4].astype(float), None if oriented else (unset, "set the sform or the qform")
+
+
+def _shape(header):
+    """Three axes, and whether there were more, of length 1; refuses what is no 3-D image of real numbers."""
+    dtype = header.get_data_dtype()
+    if dtype.fields:
+        raise _Refused("a colour (RGB) image", "give a grey-scale image")
+    if dtype.kind == "c":
+        raise _Refused("complex values", "give the magnitude image")
+    stored = shape = tuple(int(n) for n in header.get_data_shape())
+    size = " x ".join(str(n) for n in shape)
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if any(n < 1 for n in shape):
+        raise _Refused(f"the header claims {size} voxels", "correct it or convert the image again")
+    if len(shape) > 3:
+        frames = int(np.prod(shape[3:], dtype=object))
+        raise _Refused(f"{frames} frames", "give one 3-D image, for example one frame or the mean")
+    if len(shape) < 3:
+        raise _Refused(f"a {len(shape)}-D image", "give a 3-D image")
+    n_voxels = int(np.prod(shape, dtype=object))
+    if n_voxels > MAX_VOXELS or n_voxels * dtype.itemsize > MAX_BYTES or max(shape) > MAX_AXIS:
+        raise _Refused(f"the header claims {size} voxels", "correct it or convert the image again")
+    if min(shape) < MIN_SLICES:
+        raise _Refused(f"{size} voxels, too few slices", f"give an image with at least {MIN_SLICES} in every direction")
+    return shape, shape != stored
+
+
+def _voxels(path, header, shape, length) -> np.ndarray:
+    """Values (X, Y, Z) float64 with slope and intercept applied, all of them numbers and not all of them zero."""
+    offset = int(header.get_data_offset())
+    needed = offset + int(np.prod(shape, dtype=object)) * header.get_data_dtype().itemsize
+    if length < needed:
+        raise _Refused(
+            f"the file is cut off: {length} bytes, and the header wants {needed}", "copy or convert it again"
+        )
+    try:
+        with _quiet():
+            data = np.asarray(nib.arrayproxy.ArrayProxy(str(path), header), dtype=np.float64).reshape(shape)
+            low, high = data.min(), data.max()
+    except ValueError as error:
+        raise _Refused("the file is cut off or damaged", "copy or convert it again") from error
+    if not (np.isfinite(low) and np.isfinite(high)):
+        strange = sum(plane.size - np.count_nonzero(np.isfinite(plane)) for plane in data)
+        raise _Refused(f"{strange} voxels are NaN or infinite", "replace them, for example by 0")
+    if high / 2 - low / 2 > np.finfo(np.float64).max / 2:
+        raise _Refused(f"values from {low:.3g} to {high:.3g}, too large to compute with", "correct them")
+    if low == high == 0:
+        raise _Refused("all voxels are zero", "give an image with contents")
+    return data
 
 
 def sha256_of(path) -> str:
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# Where it lies -------------------------------------------------------------------------------------------------------
+
+
+def _affine(header) -> np.ndarray:
+    """The affine (4, 4) that nibabel and upstream take: sform, else qform, else none of them but voxel sizes."""
+    try:
+        with _quiet():
+            affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+    except ValueError as error:
+        raise _Refused("the qform is no rotation", "correct the header") from error
+    if not np.abs(affine).max() <= FARTHEST_MM:
+        raise _Refused("an affine that is no position in mm", "correct the header (sform, qform)")
+    with np.errstate(all="ignore"):
+        volume = abs(np.linalg.det(affine[:3, :3] / voxel_sizes(affine)))
+    if not volume > 1e-3:
+        raise _Refused("the affine is singular", "correct the header (sform, qform)")
+    return affine
+
+
+def _compare_forms(header, shape) -> set:
+    """Flags where sform and qform, both set, contradict each other. A qform that is no rotation contradicts."""
+    sform = header.get_sform()
+    try:
+        with _quiet():
+            qform = header.get_qform()
+    except ValueError:
+        return {"sform_qform_differ"}
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1)
+    with np.errstate(all="ignore"):
+        moved = (sform - qform)[:3, :3] @ corners + (sform - qform)[:3, 3:]
+        flags = set() if np.sqrt(np.sum(moved**2, axis=0)).max() <= 1 else {"sform_qform_differ"}
+        if np.linalg.det(sform[:3, :3]) * np.linalg.det(qform[:3, :3]) < 0:
+            flags.add("sform_qform_mirrored")
+    return flags
+
+
+def _ambiguous(affine) -> bool:
+    """Whether another choice of axes than that of `image.ras_order` has nearly, or more than, its weight."""
+    weight = np.abs(np.linalg.inv(affine)[:3, :3])
+    axes, _ = ras_order(affine)
+    chosen = weight[axes, np.arange(3)]
+    weight[axes, np.arange(3)] = 0
+    return bool(np.any(weight.max(axis=0) > 0.9 * chosen))
+
+
+def _mirrored(affine) -> bool:
+    """Whether turning to RAS by `image.ras_order` would make a mirror image.
+
+    No rotation does. Shear can: the axes are chosen by the inverse of the affine, their directions by the affine.
+    """
+    axes, flipped = ras_order(affine)
+    turned = affine[:3, axes] * np.where(flipped, -1, 1)
+    return bool(np.linalg.det(turned) < 0)
+
+
+def _orientation(affine) -> str:
+    """Where each voxel axis points, "RAS" and the like, by the choice of `image.ras_order`."""
+    axes, flipped = ras_order(affine)
+    codes = np.where(flipped, list("LPI"), list("RAS"))
+    return "".join(codes[np.argsort(axes)])
+
+
+def _by(sizes) -> str:
+    return " x ".join(f"{size:.4g}" for size in sizes)

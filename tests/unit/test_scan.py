@@ -1,266 +1,313 @@
-"""Reading and checking."""
+"""Reading, and what headers say about where a scan lies. What is refused as bad input: test_bad_input.py."""
 
 import gzip
-import shutil
+import re
+import resource
 
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
+from small_scans import MGH, patch, ramp, save
 
+from synthseg_native import image, outputs, scan
 from synthseg_native.errors import SynthSegError
-from synthseg_native.scan import read
+from synthseg_native.scan import ACCEPTABLE, FLAGS, read
 
 
-def ramp(shape=(12, 14, 16), dtype=np.float32):
-    return np.arange(np.prod(shape), dtype=dtype).reshape(shape)
+def affine_of(turn, offset=(0, 0, 0)):
+    return nib.affines.from_matvec(turn, offset)
 
 
-def save(path, data=None, affine=None, **header):
-    scan = nib.Nifti1Image(ramp() if data is None else data, np.eye(4) if affine is None else affine)
-    for key, value in header.items():
-        scan.header[key] = value
-    nib.save(scan, path)
-    return path
+def turned(degrees, axes="z"):
+    return affine_of(Rotation.from_euler(axes, degrees, degrees=True).as_matrix())
 
 
-def raw_header(path, offset, values, dtype):
-    """Overwrite header bytes: nibabel itself would not write such a file."""
-    content = bytearray(path.read_bytes())
-    values = np.atleast_1d(np.asarray(values, dtype)).tobytes()
-    content[offset : offset + len(values)] = values
-    path.write_bytes(content)
-    return path
-
-
-# Bad input -----------------------------------------------------------------------------------------------------------
-
-
-def missing(folder):
-    return folder / "scan.nii.gz"
-
-
-def empty(folder):
-    (folder / "scan.nii.gz").touch()
-    return folder / "scan.nii.gz"
-
-
-def is_folder(folder):
-    (folder / "scan.nii.gz").mkdir()
-    return folder / "scan.nii.gz"
-
-
-def other_extension(folder):
-    (folder / "scan.dcm").write_bytes(b"DICM" * 100)
-    return folder / "scan.dcm"
-
-
-def truncated_gzip(folder):
-    whole = save(folder / "whole.nii.gz", np.random.default_rng(0).random((20, 20, 20)))
-    (folder / "scan.nii.gz").write_bytes(whole.read_bytes()[:5000])
-    return folder / "scan.nii.gz"
-
-
-def truncated_gzip_header(folder):
-    whole = save(folder / "whole.nii.gz")
-    (folder / "scan.nii.gz").write_bytes(whole.read_bytes()[:40])
-    return folder / "scan.nii.gz"
-
-
-def truncated_plain(folder):
-    whole = save(folder / "whole.nii")
-    (folder / "scan.nii").write_bytes(whole.read_bytes()[:3000])
-    return folder / "scan.nii"
-
-
-def corrupted_gzip(folder):
-    path = save(folder / "scan.nii.gz", np.random.default_rng(0).random((20, 20, 20)))
-    content = bytearray(path.read_bytes())
-    content[1000:1200] = bytes(200)
-    path.write_bytes(content)
-    return path
-
-
-def text(folder):
-    (folder / "scan.nii").write_text("not an image\n" * 100)
-    return folder / "scan.nii"
-
-
-def plain_named_gz(folder):
-    save(folder / "whole.nii")
-    shutil.copy(folder / "whole.nii", folder / "scan.nii.gz")
-    return folder / "scan.nii.gz"
-
-
-def flat(folder):
-    return save(folder / "scan.nii.gz", ramp((30, 30)))
-
-
-def frames(folder):
-    return save(folder / "scan.nii.gz", ramp((12, 12, 12, 5)))
-
-
-def few_slices(folder):
-    return save(folder / "scan.nii.gz", ramp((40, 40, 10)))
-
-
-def few_sagittal_slices(folder):
-    return save(folder / "scan.nii.gz", ramp((3, 40, 40)))
-
-
-def rgb(folder):
-    colour = np.zeros((12, 12, 12), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
-    return save(folder / "scan.nii.gz", colour)
-
-
-def complex_values(folder):
-    return save(folder / "scan.nii.gz", ramp().astype(np.complex64))
-
-
-def zeros(folder):
-    return save(folder / "scan.nii.gz", np.zeros((12, 12, 12), np.uint8))
-
-
-def nans(folder):
-    data = ramp()
-    data[3, 4, 5:7] = np.nan, np.inf
-    return save(folder / "scan.nii.gz", data)
-
-
-def zero_voxel_size(folder):
-    return raw_header(save(folder / "scan.nii"), 80, 0.0, "<f4")  # pixdim[1]
-
-
-def nan_voxel_size(folder):
-    return raw_header(save(folder / "scan.nii"), 84, np.nan, "<f4")  # pixdim[2]
-
-
-def singular(folder):
-    path = save(folder / "scan.nii")
-    return raw_header(path, 296, [1, 0, 0, 0], "<f4")  # srow_y becomes srow_x
-
-
-def nan_affine(folder):
-    return raw_header(save(folder / "scan.nii"), 280, np.nan, "<f4")  # srow_x[0]
-
-
-def too_large(folder):
-    return raw_header(save(folder / "scan.nii"), 40, [3, 2000, 2000, 2000, 1], "<i2")  # dim
-
-
-def in_metres(folder):
-    return save(folder / "scan.nii.gz", affine=np.diag([1e-3, 1e-3, 1e-3, 1]))
-
-
-BAD = {
-    missing: "no such file",
-    empty: "empty",
-    is_folder: "not an image file",
-    other_extension: "not an image file",
-    truncated_gzip: "cut off",
-    truncated_gzip_header: "cut off",
-    truncated_plain: "cut off",
-    corrupted_gzip: "damaged",
-    text: "not an image that can be read",
-    plain_named_gz: "damaged",
-    flat: "2-D",
-    frames: "5 frames",
-    few_slices: "40 x 40 x 10 voxels, too few slices",
-    few_sagittal_slices: "too few slices",
-    rgb: "RGB",
-    complex_values: "complex",
-    zeros: "all voxels are zero",
-    nans: "2 voxels are NaN or infinite",
-    zero_voxel_size: "voxel size of zero",
-    nan_voxel_size: "voxel sizes that are no numbers",
-    singular: "singular",
-    nan_affine: "singular",
-    too_large: "2000 x 2000 x 2000 voxels",
-    in_metres: "axis of 0.012 mm",
-}
-
-
-@pytest.mark.parametrize("make", BAD, ids=lambda make: make.__name__)
-def test_bad_input_is_refused_in_one_line(make, tmp_path, capfd):
-    path = make(tmp_path)
-    with pytest.raises(SynthSegError) as caught:
-        read(path)
-    assert caught.value.code == "bad_input"
-    assert caught.value.exit_code == 3
-    assert not caught.value.transient
-    file, what, remedy = caught.value.message.split(": ", 2)
-    assert file == str(path)
-    assert BAD[make] in what
-    assert remedy
-    assert "\n" not in caught.value.message
-    assert capfd.readouterr() == ("", "")  # nibabel's own remarks stay out of the way
-
-
-def test_a_huge_header_is_refused_before_memory_is_taken(tmp_path, monkeypatch):
-    monkeypatch.setattr(nib.Nifti1Image, "get_fdata", lambda *_, **__: pytest.fail("voxels were read"))
-    with pytest.raises(SynthSegError, match="claims"):
-        read(too_large(tmp_path))
-
-
-def test_only_the_number_of_voxels_counts_at_the_limit(tmp_path):
-    path = raw_header(save(tmp_path / "scan.nii"), 40, [3, 1024, 1024, 2048, 1], "<i2")  # 2^31 exactly
-    with pytest.raises(SynthSegError, match="axis of"):  # passes the limit, and then is too long for a head
-        read(path)
+def flags_of(path, accept=()):
+    return read(path, accept).description["header_flags"]
 
 
 # Reading -------------------------------------------------------------------------------------------------------------
 
 
 def test_trailing_axes_of_length_one_are_dropped(tmp_path):
-    scan = read(save(tmp_path / "scan.nii.gz", ramp()[..., None]))
-    np.testing.assert_array_equal(scan.data, ramp())
-    assert scan.description["header_flags"] == ["trailing_axes_of_length_1"]
+    found = read(save(tmp_path / "scan.nii.gz", ramp()[..., None]))
+    np.testing.assert_array_equal(found.data, ramp())
+    assert found.description["header_flags"] == ["trailing_axes_of_length_1"]
+    assert found.description["shape"] == [16, 18, 20, 1]
 
 
 def test_slope_and_intercept_are_applied(tmp_path):
-    scan = nib.Nifti1Image(ramp(dtype=np.int16), np.eye(4))
-    scan.header.set_slope_inter(0.25, 3)
-    nib.save(scan, tmp_path / "scan.nii")
+    stored = nib.Nifti1Image(ramp(dtype=np.int16), np.eye(4))
+    stored.header.set_slope_inter(0.25, 3)
+    nib.save(stored, tmp_path / "scan.nii")
     np.testing.assert_array_equal(read(tmp_path / "scan.nii").data, ramp() * 0.25 + 3)
 
 
-def test_mgz_is_read(tmp_path):
-    nib.save(nib.MGHImage(ramp(), np.diag([1, 1, 1.5, 1])), tmp_path / "scan.mgz")
-    scan = read(tmp_path / "scan.mgz")
-    np.testing.assert_allclose(scan.voxel_mm, [1, 1, 1.5])
-    np.testing.assert_array_equal(scan.data, ramp())
+@pytest.mark.parametrize("name", ["scan.nii", "scan.nii.gz", "scan.mgz", "scan.mgh", "SCAN.NII.GZ"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
+def test_every_format_is_read_as_nibabel_reads_it(tmp_path, name, dtype):
+    affine = affine_of(np.diag([-1, 1, 1.5]), (5, 6, 7))
+    kind = nib.MGHImage if ".mg" in name else nib.Nifti1Image
+    path = save(tmp_path / name, ramp().astype(dtype), affine, kind)
+    found, expected = read(path), nib.load(path)
+    np.testing.assert_array_equal(found.data, expected.get_fdata())
+    np.testing.assert_array_equal(found.affine, expected.affine)
+    np.testing.assert_array_equal(found.voxel_mm, expected.header.get_zooms())
+    assert found.data.dtype == np.float64
+    assert found.description["orientation"] == "LAS"
 
 
-def test_description_and_header_flags(tmp_path):
-    turn = np.eye(4)
-    turn[:2, :2] = [[np.cos(0.1), -np.sin(0.1)], [np.sin(0.1), np.cos(0.1)]]
-    scan = nib.Nifti1Image(ramp(), turn @ np.diag([-1, 1, 1, 1]))
-    scan.set_qform(np.eye(4), code=1)
-    scan.header.set_xyzt_units("micron")
-    nib.save(scan, tmp_path / "scan.nii")
-    facts = read(tmp_path / "scan.nii").description
-    assert facts["name"] == "scan.nii"
-    assert facts["shape"] == [12, 14, 16]
-    assert facts["voxel_mm"] == [1, 1, 1]
-    assert facts["orientation"] == "LAS"
-    assert facts["obliquity_deg"] == pytest.approx(np.degrees(0.1), abs=0.01)
-    assert facts["header_flags"] == ["sform_qform_differ", "units_not_mm"]
+def test_nifti2_and_big_endian_files_are_read(tmp_path):
+    path = save(tmp_path / "two.nii", kind=nib.Nifti2Image)
+    np.testing.assert_array_equal(read(path).data, ramp())
+    header = nib.Nifti1Header(endianness=">")
+    nib.save(nib.Nifti1Image(ramp(), np.eye(4), header), tmp_path / "big.nii")
+    assert (tmp_path / "big.nii").read_bytes()[:4] == b"\0\0\1\x5c"
+    np.testing.assert_array_equal(read(tmp_path / "big.nii").data, ramp())
 
 
-def test_unknown_orientation_and_shear_are_flagged(tmp_path):
-    scan = nib.Nifti1Image(ramp(), None)
-    nib.save(scan, tmp_path / "bare.nii")
-    assert read(tmp_path / "bare.nii").description["header_flags"] == ["no_orientation"]
-    affine = np.eye(4)
-    affine[0, 1] = 0.2
-    flags = read(save(tmp_path / "sheared.nii", affine=affine)).description["header_flags"]
-    assert "sheared" in flags
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.MGHImage])
+def test_a_label_map_gets_the_header_that_nibabel_would_give_it(tmp_path, kind):
+    path = save(tmp_path / ("scan.nii" if kind is nib.Nifti1Image else "scan.mgz"), affine=turned(20), kind=kind)
+    found = read(path)
+    for name, header in (("ours", found.header), ("theirs", nib.load(path).header)):
+        outputs.save_labels(tmp_path / f"{name}.nii", np.ones(found.data.shape), found.affine, header)
+    assert (tmp_path / "ours.nii").read_bytes() == (tmp_path / "theirs.nii").read_bytes()
 
 
-def test_negative_voxel_size_is_used_without_its_sign_and_flagged(tmp_path):
-    path = raw_header(save(tmp_path / "scan.nii"), 80, -1.0, "<f4")
-    scan = read(path)
-    np.testing.assert_array_equal(scan.voxel_mm, [1, 1, 1])
-    assert scan.description["header_flags"] == ["negative_voxel_size"]
+@pytest.mark.parametrize("name", ["a b.nii.gz", "a'b\"c.nii", "a\nb.nii.gz", "Größe 脑.mgz", "a:b;$(c)*.nii", "-i.nii"])
+def test_any_path_is_read(tmp_path, name):
+    (tmp_path / "ein Ordner\n'").mkdir()
+    path = tmp_path / "ein Ordner\n'" / name
+    found = read(save(path, kind=nib.MGHImage if path.suffix == ".mgz" else nib.Nifti1Image))
+    assert found.description["name"] == name
+    path.write_bytes(b"")
+    with pytest.raises(SynthSegError, match="the file is empty") as caught:
+        read(path)
+    assert len(caught.value.message.splitlines()) == 1
+
+
+def test_reading_takes_little_more_memory_than_the_values(tmp_path):
+    shape = (200, 200, 200)  # 64 MB of float64
+    path = save(tmp_path / "scan.nii.gz", np.ones(shape, np.uint8))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    read(path)
+    unit = 1 if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 1e8 else 1024  # bytes on macOS
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit < 1.4 * 8 * np.prod(shape)
+
+
+# What is odd, and taken ----------------------------------------------------------------------------------------------
+
+
+def test_facts_for_the_record(tmp_path):
+    facts = read(save(tmp_path / "scan.nii", affine=turned(6) @ np.diag([-1, 1, 1, 1]))).description
+    assert facts | {"sha256": ""} == {
+        "name": "scan.nii",
+        "sha256": "",
+        "shape": [16, 18, 20],
+        "voxel_mm": [1, 1, 1],
+        "orientation": "LAS",
+        "obliquity_deg": 6,
+        "shear_volume_factor": 1,
+        "header_flags": [],
+    }
+    assert facts["sha256"] == scan.sha256_of(tmp_path / "scan.nii")
+
+
+def two_forms(path, sform, qform):
+    stored = nib.Nifti1Image(ramp(), sform)
+    stored.set_sform(sform, 1)
+    stored.set_qform(qform, 1)
+    nib.save(stored, path)
+    return path
+
+
+def test_the_sform_counts_where_the_qform_differs(tmp_path):
+    near = two_forms(tmp_path / "near.nii", np.eye(4), affine_of(np.eye(3), (0.9, 0, 0)))
+    assert flags_of(near) == []
+    far = two_forms(tmp_path / "far.nii", np.eye(4), affine_of(np.eye(3), (1.1, 0, 0)))
+    assert flags_of(far) == ["sform_qform_differ"]
+    np.testing.assert_array_equal(read(far).affine, np.eye(4))
+    no_rotation = patch(far, quatern=[2, 2, 2])
+    assert flags_of(no_rotation) == ["sform_qform_differ"]
+
+
+def test_forms_that_disagree_about_left_and_right_are_taken_only_on_demand(tmp_path):
+    path = two_forms(tmp_path / "scan.nii", np.eye(4), affine_of(np.diag([-1, 1, 1]), (15, 0, 0)))
+    with pytest.raises(SynthSegError, match=r"about left and right: .* with --accept sform_qform_mirrored"):
+        read(path)
+    assert flags_of(path, ["sform_qform_mirrored"]) == ["sform_qform_differ", "sform_qform_mirrored"]
+    np.testing.assert_array_equal(read(path, ["sform_qform_mirrored"]).affine, np.eye(4))
+    assert flags_of(patch(path, qform_code=0)) == []
+
+
+@pytest.mark.parametrize("degrees", [5, 20, 29])
+def test_a_sheared_scan_says_how_much_too_large_its_volumes_are(tmp_path, degrees):
+    tilt = np.eye(4)
+    tilt[1, 2] = np.tan(np.radians(degrees))
+    tilt[:3, 2] *= 3 / np.linalg.norm(tilt[:3, 2])
+    path = save(tmp_path / "scan.nii", affine=tilt)
+    found = read(path)
+    assert found.description["header_flags"] == ["sheared"]
+    # By volumes of voxels: the product of their edges, as volumes are counted, over what they are.
+    true = abs(np.linalg.det(tilt[:3, :3]))
+    assert found.description["shear_volume_factor"] == pytest.approx(3 / true, abs=1e-4)
+    assert found.description["shear_volume_factor"] == pytest.approx(1 / np.cos(np.radians(degrees)), abs=1e-4)
+
+
+@pytest.mark.parametrize(("size", "flags"), [(1.009, []), (1.02, ["voxel_size_differs"])])
+def test_voxel_sizes_that_differ_a_little_are_flagged(tmp_path, size, flags):
+    assert flags_of(patch(save(tmp_path / "scan.nii"), index=2, pixdim=size)) == flags
+
+
+def test_voxel_sizes_that_differ_much_are_taken_only_on_demand(tmp_path):
+    path = patch(save(tmp_path / "scan.nii"), index=3, pixdim=1.2)
+    with pytest.raises(SynthSegError, match=r"1 x 1 x 1\.2 mm by the header, of 1 x 1 x 1 mm by the affine"):
+        read(path)
+    found = read(path, ["voxel_size_differs"])
+    assert found.description["header_flags"] == ["voxel_size_differs"]
+    np.testing.assert_allclose(found.voxel_mm, [1, 1, 1.2])
+
+
+@pytest.mark.parametrize(("code", "flags"), [(0, []), (2, []), (10, []), (1, ["units_not_mm"]), (3, ["units_not_mm"])])
+def test_units_other_than_mm_are_flagged_where_the_sizes_are_those_of_mm(tmp_path, code, flags):
+    assert flags_of(patch(save(tmp_path / "scan.nii"), xyzt_units=code)) == flags
+
+
+def test_few_slices_are_flagged(tmp_path):
+    assert flags_of(save(tmp_path / "scan.nii", ramp((40, 40, 15)))) == ["few_slices"]
+    assert flags_of(save(tmp_path / "scan.nii", ramp((40, 40, 16)))) == []
+
+
+@pytest.mark.parametrize(
+    ("degrees", "flags"),
+    [(29, []), (31, ["oblique"]), (41, ["oblique"]), (43, ["oblique", "ambiguous_axes"]), (65, []), (45.01, None)],
+)
+def test_oblique_and_ambiguous_axes(tmp_path, degrees, flags):
+    expected = ["oblique", "ambiguous_axes"] if flags is None else flags
+    path = save(tmp_path / "scan.nii", affine=turned(degrees))
+    assert flags_of(path) == expected
+    assert read(path).description["obliquity_deg"] == pytest.approx(min(degrees, 90 - degrees), abs=0.01)
+
+
+def test_ambiguity_does_not_depend_on_the_voxels_shape(tmp_path):
+    """Axes are chosen after resampling: 5 mm slices at 20 degrees are no toss-up; by the affine alone they would be."""
+    path = save(tmp_path / "scan.nii", ramp((64, 64, 20)), turned(20, "x") @ np.diag([1, 1, 5, 1]))
+    assert flags_of(path) == []
+
+
+def test_repaired_axes_are_ambiguous(tmp_path):
+    turn = Rotation.from_rotvec(np.radians(57) * np.array([1, 1, 1]) / np.sqrt(3)) * Rotation.from_euler("x", 5, True)
+    affine = affine_of(turn.as_matrix())
+    assert len(set(np.abs(np.linalg.inv(affine)[:3, :3]).argmax(axis=0))) == 2  # one voxel axis wins twice
+    assert "ambiguous_axes" in flags_of(save(tmp_path / "scan.nii", affine=affine))
+
+
+@pytest.mark.parametrize("flags", [[], ["constant_image"]])
+def test_a_constant_image_is_flagged(tmp_path, flags):
+    data = np.full((16, 16, 16), 7, np.uint8)
+    data[0, 0, 0] += not flags
+    assert flags_of(save(tmp_path / "scan.nii", data)) == flags
+
+
+# What would swap left and right --------------------------------------------------------------------------------------
+
+# The axes stand 61, 77 and 85 degrees on each other; found by a search for the least sheared that turns over.
+SWAPPING = np.array([[0.6542, -0.2240, 0.4566], [0.7559, 0.5106, -0.2441], [-0.0251, 0.8301, 0.8555]])
+
+
+def test_axes_that_would_come_out_mirrored_are_refused(tmp_path):
+    affine = affine_of(SWAPPING)
+    assert np.linalg.det(affine) > 0.85
+    axes, flipped = image.ras_order(affine)
+    assert np.linalg.det(affine[:3, axes] * np.where(flipped, -1, 1)) < -0.85  # what upstream would segment
+    with pytest.raises(SynthSegError, match="left and right would be swapped") as caught:
+        read(save(tmp_path / "scan.nii", affine=affine), ACCEPTABLE)
+    assert caught.value.code == "bad_input"
+
+
+def test_no_rotation_and_no_gantry_tilt_comes_out_mirrored():
+    for turn in Rotation.random(5000, random_state=0).as_matrix():
+        tilt = np.eye(3)
+        tilt[1, 2] = turn[0, 0]  # up to 45 degrees, to either side
+        for matrix in (turn, turn @ tilt):
+            assert not scan._mirrored(affine_of(matrix / np.linalg.norm(matrix, axis=0)))
+
+
+@pytest.mark.parametrize("flip", [1, -1])
+def test_both_kinds_of_storage_are_right_handed_in_the_network(tmp_path, flip):
+    assert flags_of(save(tmp_path / "scan.nii", affine=np.diag([flip, 1, 1, 1]))) == []
+
+
+# What is taken only on demand ----------------------------------------------------------------------------------------
+
+
+def no_orientation(path):
+    return patch(save(path), sform_code=0, qform_code=0)
+
+
+def test_an_unknown_orientation_is_taken_on_demand_as_nibabel_takes_it(tmp_path):
+    path = no_orientation(tmp_path / "scan.nii")
+    with pytest.raises(SynthSegError, match="left and right are unknown"):
+        read(path)
+    found = read(path, ["no_orientation"])
+    assert found.description["header_flags"] == ["no_orientation"]
+    assert found.description["orientation"] == "LAS"
+    np.testing.assert_array_equal(found.affine, nib.load(path).affine)
+    assert flags_of(patch(path, sform_code=99), ["no_orientation"]) == ["no_orientation"]  # no code that there is
+
+
+def test_an_mgz_without_orientation_is_taken_on_demand_as_nibabel_takes_it(tmp_path):
+    path = patch(save(tmp_path / "scan.mgh", kind=nib.MGHImage), fields=MGH, good_ras=0, delta=[2, 2, 2])
+    with pytest.raises(SynthSegError, match="goodRASFlag is not set"):
+        read(path)
+    found = read(path, ["no_orientation"])
+    assert found.description["header_flags"] == ["no_orientation"]
+    np.testing.assert_array_equal(found.affine, nib.load(path).affine)
+    np.testing.assert_array_equal(found.voxel_mm, [1, 1, 1])
+
+
+def test_a_negative_voxel_size_is_taken_on_demand_as_nibabel_takes_it(tmp_path):
+    nifti = patch(save(tmp_path / "scan.nii"), index=1, pixdim=-1)
+    mgh = patch(save(tmp_path / "scan.mgh", kind=nib.MGHImage), fields=MGH, delta=-1)
+    for path in (nifti, mgh):
+        with pytest.raises(SynthSegError, match="a negative voxel size"):
+            read(path)
+        found = read(path, ["negative_voxel_size"])
+        assert found.description["header_flags"] == ["negative_voxel_size"]
+        np.testing.assert_array_equal(found.voxel_mm, [1, 1, 1])
+        np.testing.assert_array_equal(found.affine, nib.load(path).affine)
+        outputs.save_labels(tmp_path / "labels.nii", np.ones(found.data.shape), found.affine, found.header)
+
+
+def test_all_faults_are_told_at_once_and_each_must_be_accepted(tmp_path):
+    path = patch(no_orientation(tmp_path / "scan.nii"), index=1, pixdim=-1)
+    with pytest.raises(SynthSegError) as caught:
+        read(path)
+    assert caught.value.message == (
+        f"{path}: neither sform nor qform is set, so left and right are unknown; a negative voxel size in the header: "
+        "set the sform or the qform; make it positive, or take it as it is with --accept "
+        "no_orientation,negative_voxel_size (sheet: column accept)"
+    )
+    with pytest.raises(SynthSegError, match="with --accept negative_voxel_size "):
+        read(path, ["no_orientation"])
+    assert flags_of(path, ["no_orientation", "negative_voxel_size"]) == ["no_orientation", "negative_voxel_size"]
+
+
+def test_accepting_what_is_not_there_changes_nothing(tmp_path):
+    assert flags_of(save(tmp_path / "scan.nii"), ACCEPTABLE) == []
+
+
+def test_an_unknown_flag_is_wrong_use(tmp_path):
+    with pytest.raises(SynthSegError, match="--accept no_orientaton: no such flag: did you mean no_orientation") as one:
+        read(tmp_path / "none.nii", ["no_orientaton"])
+    with pytest.raises(SynthSegError, match="oblique: no such flag: use one of no_orientation, ") as two:
+        read(tmp_path / "none.nii", ["oblique"])
+    assert one.value.code == two.value.code == "usage"
+
+
+# The file on the disk ------------------------------------------------------------------------------------------------
 
 
 def test_gzip_and_plain_files_read_alike(tmp_path):
@@ -268,3 +315,51 @@ def test_gzip_and_plain_files_read_alike(tmp_path):
     with gzip.open(tmp_path / "copy.nii.gz", "wb") as file:
         file.write((tmp_path / "scan.nii").read_bytes())
     np.testing.assert_array_equal(read(tmp_path / "scan.nii").data, read(tmp_path / "copy.nii.gz").data)
+
+
+def test_no_voxel_is_read_where_the_header_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(nib.arrayproxy, "ArrayProxy", lambda *_: pytest.fail("voxels were read"))
+    with pytest.raises(SynthSegError, match="the header claims 2000 x 2000 x 2000 voxels"):
+        read(patch(save(tmp_path / "scan.nii"), dim=[3, 2000, 2000, 2000]))
+    with pytest.raises(SynthSegError, match="the header wants"):
+        read(patch(save(tmp_path / "scan.nii"), dim=[3, 500, 500, 500]))
+
+
+def test_only_the_number_of_voxels_counts_at_the_limit(tmp_path):
+    path = patch(save(tmp_path / "scan.nii"), dim=[3, 1024, 1024, 1024])  # 2^30 exactly
+    with pytest.raises(SynthSegError, match="axis of"):  # passes the limit, and then is too long for a head
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (OSError(5, "Input/output error"), "disk", "cannot be read .Input/output error.: check the drive"),
+        (OSError(36, "File name too long"), "bad_input", "cannot be read .File name too long.: correct the path"),
+        (PermissionError(13, "Permission denied"), "bad_input", "may not be read: change its permissions"),
+    ],
+)
+def test_a_drive_that_fails_is_no_bad_input(tmp_path, monkeypatch, error, code, said):
+    path = save(tmp_path / "scan.nii")
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(nib.arrayproxy, "ArrayProxy", fail)
+    with pytest.raises(SynthSegError, match=said) as caught:
+        read(path)
+    assert caught.value.code == code
+
+
+# Documentation -------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_of_conditions_is_complete(root):
+    rows = [line for line in (root / "docs/input.md").read_text().splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
+    assert {len(row) for row in cells} == {4}
+    named = [flag for row in cells for flag in re.findall(r"`(\w+)`", row[1])]
+    assert sorted(set(named)) == sorted(FLAGS)
+    refused = {flag for row in cells if "--accept" in row[2] for flag in re.findall(r"`(\w+)`", row[1])}
+    assert refused == set(ACCEPTABLE)
+    assert set(ACCEPTABLE) <= set(FLAGS)
