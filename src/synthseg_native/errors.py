@@ -5,14 +5,18 @@ TRANSIENT = frozenset({"oom", "disk", "timeout", "killed", "daemon"})
 
 
 class SynthSegError(Exception):
-    """A failure with a code of `EXIT_CODES` and a one-line message ``file: what is wrong: what to do``."""
+    """A failure with a code of `EXIT_CODES` and a message ``file: what is wrong: what to do``, one line for one fault.
 
-    def __init__(self, code: str, message: str):
+    Further lines are further faults. What a terminal would not print as it is, a newline in a file name say, is
+    written out, so that a line stays a line.
+    """
+
+    def __init__(self, code: str, *lines: str):
         if code not in EXIT_CODES:
             raise ValueError(f"unknown error code {code!r}")
-        super().__init__(message)
         self.code = code
-        self.message = message
+        self.message = "\n".join(_printable(line) for line in lines)
+        super().__init__(self.message)
 
     @property
     def exit_code(self) -> int:
@@ -22,3 +26,7 @@ class SynthSegError(Exception):
     def transient(self) -> bool:
         """True where the same call may succeed later (memory, disk, time), False where the input must change."""
         return self.code in TRANSIENT
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -20,7 +20,7 @@ def complete(config: dict, schema: dict, name: str = "config") -> dict:
     config = _with_defaults(config, schema)
     errors = sorted(jsonschema.Draft202012Validator(schema).iter_errors(config), key=lambda error: list(error.path))
     if errors:
-        raise SynthSegError("usage", "\n".join(f"{name}: {line}" for error in errors for line in _lines(error)))
+        raise SynthSegError("usage", *(f"{name}: {line}" for error in errors for line in _lines(error)))
     return config
 
 

@@ -83,7 +83,7 @@ def read_samples(sheet) -> list[Scan]:
             )
         scans.append(scan)
     if mistakes:
-        raise SynthSegError("usage", "\n".join(f"{sheet}: {mistake}" for mistake in mistakes))
+        raise SynthSegError("usage", *(f"{sheet}: {mistake}" for mistake in mistakes))
     if not scans:
         raise SynthSegError("usage", f"{sheet}: no rows: add one line per image")
     return scans
