@@ -199,11 +199,11 @@ def test_a_good_row(cohort):
 
 
 def test_quality_flags_and_what_is_at_the_edge(cohort):
-    cohort.run(1, qc={"flags": ["low_confidence", "asymmetric"], "labels_at_fov_edge": [3, 16]})
+    cohort.run(1, qc={"flags": ["low_confidence", "asymmetry"], "labels_at_fov_edge": [3, 16]})
     cohort.run(2, qc={"flags": [], "labels_at_fov_edge": []})
     cohort.run(3)  # a record of before there were any
     rows = cohort.rows()
-    assert [row["qc_flags"] for row in rows] == ["low_confidence,asymmetric", "none", "n/a"]
+    assert [row["qc_flags"] for row in rows] == ["low_confidence,asymmetry", "none", "n/a"]
     assert [row["labels_at_fov_edge"] for row in rows] == ["left cerebral cortex,brain-stem", "none", "n/a"]
 
 
@@ -219,11 +219,11 @@ def test_files_that_are_not_there_are_not_named(cohort):
 
 def test_odd_scans_are_named_for_people_but_not_hundreds_of_them(cohort, capsys):
     for number in (1, 2, 3):
-        cohort.run(number, qc={"flags": ["low_confidence", "asymmetric"][:number], "labels_at_fov_edge": []})
+        cohort.run(number, qc={"flags": ["low_confidence", "asymmetry"][:number], "labels_at_fov_edge": []})
     cohort.rows()
     print_table(cohort.plan, cohort.results)
     said = capsys.readouterr().out
-    assert "Worth a look:\n  sub-01_T1w: low_confidence\n  sub-02_ses-a_run-1_T1w: low_confidence, asymmetric\n" in said
+    assert "Worth a look:\n  sub-01_T1w: low_confidence\n  sub-02_ses-a_run-1_T1w: low_confidence, asymmetry\n" in said
     table = read_tsv(cohort.results / "summary.tsv")
     write_tsv(cohort.results / "summary.tsv", list(table), table.to_dict("records") * 4)
     print_table(cohort.plan, cohort.results)
