@@ -1,0 +1,153 @@
+"""What is odd about one segmentation: numbers, flags and sentences.
+
+A flag says "look at the picture", not "discard". docs/quality.md says where the limits come from.
+"""
+
+import numpy as np
+
+from .model import CSF
+
+# Volumes (left - right) / mean beyond these are odd; 2 is a structure on one side only.
+ASYMMETRY_LIMITS = {
+    "cerebral white matter": 0.15,
+    "cerebral cortex": 0.20,
+    "cerebellum cortex": 0.20,
+    "ventral DC": 0.30,
+    "thalamus": 0.35,
+    "caudate": 0.35,
+    "putamen": 0.35,
+    "cerebellum white matter": 0.40,
+    "hippocampus": 0.40,
+    "amygdala": 0.60,
+    "pallidum": 0.70,
+    "accumbens area": 0.70,
+    "lateral ventricle": 1.20,
+    "inferior lateral ventricle": 1.80,
+}
+ASYMMETRY_LIMIT_OTHER = 0.70
+BRAIN_ML = (600, 2200)
+MIN_CONFIDENCE = 0.70
+MIN_LABEL_CONFIDENCE = 0.50
+MAX_REMOVED = 0.05
+
+FLAGS = {
+    "no_foreground": "no voxel has a label",
+    "brain_volume": f"the brain, ventricles included, is not within {BRAIN_ML[0]} to {BRAIN_ML[1]} mL",
+    "low_confidence": f"the mean posterior of the labels given is below {MIN_CONFIDENCE:.2f}",
+    "labels_low_confidence": f"the same of one label is below {MIN_LABEL_CONFIDENCE:.2f}",
+    "labels_missing": "a label of the model has no voxel",
+    "labels_at_fov_edge": "a label has a voxel in the first or last plane of an axis",
+    "asymmetry": "the volumes of a paired structure differ by more than the limit of that structure",
+    "components_removed": f"detached parts of more than {MAX_REMOVED:.0%} of the foreground were dropped",
+}
+
+
+def assess(labels_table, labels, segmentation, voxel_mm) -> dict:
+    """Quality figures of a segmentation, ready for JSON.
+
+    labels_table : `model.Labels` · labels (X, Y, Z) : label values of what the network saw, without padding
+    segmentation : has counts, soft, confidence, confidences, removed, as `posterior.Segmentation`
+    voxel_mm : (3,) of that grid
+
+    Returns flags (names of FLAGS), remarks (a sentence per flag or structure, in the same order), brain_mm3 (soft,
+    ventricles included, without label 24), labels_missing, labels_at_fov_edge and labels_low_confidence (label
+    values), asymmetry (structure: (left - right) / mean of the soft volumes, None where neither side has a voxel),
+    removed_mm3 and removed_fraction (of the foreground, None without one).
+    """
+    size = float(np.prod(voxel_mm, dtype=np.float64))
+    volumes = np.asarray(segmentation.soft, dtype=np.float64) * size
+    counts = np.asarray(segmentation.counts)
+    index = labels_table.index
+    foreground, removed = int(counts[1:].sum()), int(sum(segmentation.removed.values()))
+    confidences = np.nan_to_num(np.asarray(segmentation.confidences, dtype=np.float64), nan=1)
+    pairs = side_pairs(labels_table)
+    sides = {name: volumes[list(pair)] for name, pair in pairs.items() if counts[list(pair)].any()}
+    found = {
+        "brain_mm3": round(float(volumes[(index != 0) & (index != CSF)].sum()), 3),
+        "labels_missing": _values(index, counts == 0),
+        "labels_at_fov_edge": _values(index, np.isin(index, values_at_edge(labels))),
+        "labels_low_confidence": _values(index, confidences < MIN_LABEL_CONFIDENCE),
+        "asymmetry": {name: _asymmetry(*sides[name]) if name in sides else None for name in pairs},
+        "removed_mm3": round(removed * size, 3),
+        "removed_fraction": round(removed / foreground, 6) if foreground else None,
+    }
+    if foreground:
+        remarks = _remarks(found, labels_table, segmentation.confidence, sides)
+    else:
+        remarks = {"no_foreground": ["no voxel has a label"]}  # which says it all
+    flags = [flag for flag in FLAGS if remarks.get(flag)]
+    return {"flags": flags, "remarks": [remark for flag in flags for remark in remarks[flag]], **found}
+
+
+def _remarks(found, labels_table, confidence, sides) -> dict:
+    """Sentences per flag; none where nothing is odd. sides : {structure: (left, right) in mm3}"""
+    brain_ml, removed = found["brain_mm3"] / 1000, found["removed_fraction"]
+    remarks = {
+        "asymmetry": [_sides(name, *sides[name]) for name, value in found["asymmetry"].items() if _beyond(name, value)]
+    }
+    if not BRAIN_ML[0] <= brain_ml <= BRAIN_ML[1]:
+        remarks["brain_volume"] = [f"brain of {brain_ml:.0f} mL, not within {BRAIN_ML[0]} to {BRAIN_ML[1]}"]
+    if confidence < MIN_CONFIDENCE:
+        remarks["low_confidence"] = [f"low confidence: mean posterior {confidence:.2f}"]
+    for flag, text in (
+        ("labels_low_confidence", "low confidence in"),
+        ("labels_missing", "no voxel of"),
+        ("labels_at_fov_edge", "cut by the edge of the image"),
+    ):
+        if found[flag]:
+            remarks[flag] = [f"{text}: {_listed(labels_table, found[flag])}"]
+    if removed > MAX_REMOVED:
+        remarks["components_removed"] = [
+            f"detached parts were dropped: {found['removed_mm3'] / 1000:.1f} mL, {removed:.0%} of the foreground"
+        ]
+    return remarks
+
+
+def values_at_edge(labels) -> list[int]:
+    """Label values other than 0 in the first or last plane of any axis of a label map (X, Y, Z)."""
+    planes = [np.take(labels, end, axis=axis).ravel() for axis in range(3) for end in (0, -1)]
+    return [int(value) for value in np.unique(np.concatenate(planes)) if value]
+
+
+def side_pairs(labels_table) -> dict[str, tuple[int, int]]:
+    """Channels (left, right) of the paired structures by their name without a side, from hemispheres and flip table."""
+    return {
+        labels_table.names[channel].removeprefix("left "): (channel, int(labels_table.flip[channel]))
+        for channel, side in enumerate(labels_table.hemispheres)
+        if side == "left" and labels_table.hemispheres[labels_table.flip[channel]] == "right"
+    }
+
+
+def _listed(labels_table, values) -> str:
+    """Names of label values, structures of which both sides are meant first."""
+    both, single = [], [i for i in range(len(labels_table)) if labels_table.index[i] in values]
+    for structure, (left, right) in side_pairs(labels_table).items():
+        if left in single and right in single:
+            both.append(structure)
+            single = [channel for channel in single if channel not in (left, right)]
+    parts = [f"{', '.join(both)} (both sides)"] if both else []
+    return "; ".join([*parts, *([", ".join(labels_table.names[channel] for channel in single)] if single else [])])
+
+
+def _asymmetry(left, right) -> float:
+    return round(float(2 * (left - right) / (left + right)), 4)
+
+
+def _beyond(structure, asymmetry) -> bool:
+    return asymmetry is not None and abs(asymmetry) > ASYMMETRY_LIMITS.get(structure, ASYMMETRY_LIMIT_OTHER)
+
+
+def _sides(structure, left, right) -> str:
+    """Both volumes (mm3) in a sentence."""
+    large, small, name, other = (left, right, "left", "right") if left > right else (right, left, "right", "left")
+    times = f"{large / small:.1f} times" if small > 0.01 * large else "more than 100 times"
+    return f"{name} {structure} is {times} the {other} ({_amount(large)} and {_amount(small)})"
+
+
+def _amount(mm3) -> str:
+    return f"{mm3 / 1000:.1f} mL" if mm3 >= 1000 else f"{mm3:.0f} mm3"
+
+
+def _values(index, chosen) -> list[int]:
+    """Label values where chosen, without the background."""
+    return [int(value) for value in index[chosen] if value]
