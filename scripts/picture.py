@@ -1,0 +1,72 @@
+"""Draw the picture of one native run: label outlines on the image, and what is odd below."""
+
+import argparse
+import csv
+import json
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from synthseg_native import model, outputs, picture, scan
+from synthseg_native.errors import SynthSegError
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--image", required=True, help="the image")
+    parser.add_argument("--dseg", required=True, help="label map of the native run")
+    parser.add_argument("--volumes", required=True, help="its volumes.tsv")
+    parser.add_argument("--record", required=True, help="its run record")
+    parser.add_argument("--labels", required=True, help="the model's labels.tsv")
+    parser.add_argument("--title", required=True, help="what stands above the picture")
+    parser.add_argument("--out", required=True, type=Path, help="the PNG to write")
+    arguments = parser.parse_args(argv)
+    try:
+        draw(arguments)
+    except SynthSegError as error:
+        print(f"picture: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def draw(arguments):
+    labels_table = model.read_labels(arguments.labels)
+    label_map = read(arguments.dseg, nib.load)
+    labels = read(arguments.dseg, lambda path: np.asarray(label_map.dataobj).astype(np.int32))
+    volumes = read(arguments.volumes, lambda path: read_volumes(path, labels_table))
+    qc = read(arguments.record, lambda path: json.loads(Path(path).read_text(encoding="utf-8"))["output"]["qc"])
+    image = scan.read(arguments.image, scan.ACCEPTABLE)  # whether it may be taken was decided when it was segmented
+    with outputs.Staged() as staged:
+        picture.draw(
+            staged.path(arguments.out),
+            image.data,
+            image.affine,
+            labels,
+            label_map.affine,
+            labels_table,
+            title=arguments.title,
+            lines=picture.lines(qc, labels_table, volumes),
+        )
+
+
+def read_volumes(path, labels_table):
+    """Soft volumes (N,) in mm3, 0 for the background."""
+    with Path(path).open(encoding="utf-8", newline="") as file:
+        found = {int(row["index"]): float(row["soft_volume_mm3"]) for row in csv.DictReader(file, delimiter="\t")}
+    return np.array([0.0, *(found[value] for value in labels_table.index[1:].tolist())])
+
+
+def read(path, reader):
+    """What the reader makes of a result; every failure in one line."""
+    try:
+        return reader(path)
+    except Exception as error:
+        reason = f"lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        message = f"{path}: cannot be used ({reason}): run the step that makes it"
+        raise SynthSegError("bad_input", message) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())
