@@ -37,7 +37,7 @@ def test_the_model_has_no_default(schema, root):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"modle": "x"}, "modle: unknown key; did you mean model?"),
+        ({"modell": "x"}, "modell: unknown key; did you mean model?"),
         ({"reference": {"runtme": "local"}}, "reference.runtme: unknown key; did you mean reference.runtime?"),
         ({"threads": 0}, "threads: 0 is less than the minimum"),
         ({"threads": "two"}, "threads: 'two' is not of type 'integer'"),
