@@ -12,36 +12,114 @@ MAX_HOUNSFIELD = 80
 
 
 @dataclass
+class Regridded:
+    """A scan on the network's voxel size, in the input's axis order.
+
+    data : (X, Y, Z) float64 · affine : (4, 4) · voxel_mm : (3,) voxel sizes by which volumes are counted
+    factor : (3,) input / network voxel size per axis, None where the input's grid is kept
+    """
+
+    data: np.ndarray
+    affine: np.ndarray
+    voxel_mm: np.ndarray
+    factor: np.ndarray | None
+
+
+@dataclass
 class Prepared:
     """What the network sees, and what is needed to go back.
 
-    volume : (X, Y, Z) float32 in [0, 1], RAS, padded · box : slices of the image in it
-    axes, flipped : voxel axis and direction per world axis · affine, voxel_mm : of the output grid
+    volume : (X, Y, Z) float32 in [0, 1], RAS, padded · box : slices of the (cropped) image in it
+    shape : of the uncropped image in RAS order · crop : slices of the cropped image in that
+    axes, flipped : voxel axis and direction per world axis
     """
 
     volume: np.ndarray
     box: tuple
+    shape: tuple
+    crop: tuple
     axes: np.ndarray
     flipped: np.ndarray
-    affine: np.ndarray
-    voxel_mm: np.ndarray
 
 
 # To the network's grid -----------------------------------------------------------------------------------------------
 
 
-def prepare(scan, *, resolution, pad_multiple, min_size, ct=False) -> Prepared:
-    """Resample where needed, turn to RAS, clip CT, scale and pad. resolution in mm."""
-    data, affine, voxel_mm = scan.data, scan.affine, scan.voxel_mm
-    if needs_resampling(voxel_mm, resolution):
-        data, affine = resample(data, affine, resolution)
-        voxel_mm = np.full(3, resolution, dtype=np.float64)
+def regrid(scan, resolution) -> Regridded:
+    """Resample a `scan.Scan` to isotropic voxels of `resolution` mm where its voxel sizes ask for it."""
+    if not needs_resampling(scan.voxel_mm, resolution):
+        return Regridded(scan.data, scan.affine, scan.voxel_mm, None)
+    data, affine = resample(scan.data, scan.affine, resolution)
+    return Regridded(data, affine, np.full(3, resolution, dtype=np.float64), voxel_sizes(scan.affine) / resolution)
+
+
+def prepare(data, affine, *, pad_multiple, min_size, ct=False, crop=None, autocrop=False) -> Prepared:
+    """Turn to RAS, crop, clip CT, scale and pad.
+
+    data (X, Y, Z) and its affine (4, 4) · crop : (3,) voxels in RAS order, rounded up to pad_multiple, which then is
+    the smallest padded size too, as in SynthSeg · autocrop : cut what is dark after scaling, as in FreeSurfer
+    """
     axes, flipped = ras_order(affine)
     data = to_ras(data, axes, flipped)
+    shape, min_sizes, box = data.shape, (min_size,) * 3, (slice(None),) * 3
+    if crop is not None:
+        min_sizes = tuple(padded_size(n, pad_multiple, 1) for n in crop)
+        box = crop_box(shape, min_sizes)
+        data = data[box]
     if ct:
         data = np.clip(data, 0, MAX_HOUNSFIELD)
-    volume, box = pad(rescale(data).astype(np.float32), pad_multiple, min_size)
-    return Prepared(volume, box, axes, flipped, affine, voxel_mm)
+    data = rescale(data)
+    if autocrop:
+        box = bright_box(data, pad_multiple)
+        data = data[box]
+    volume, inside = pad(data.astype(np.float32), pad_multiple, min_sizes)
+    return Prepared(volume, inside, shape, box, axes, flipped)
+
+
+def crop_box(shape, size):
+    """Slices of the central box of this size (3,), no larger than the image."""
+    low = [max(int((n - c) / 2), 0) for n, c in zip(shape, size, strict=True)]
+    return tuple(slice(start, min(start + c, n)) for start, c, n in zip(low, size, shape, strict=True))
+
+
+def bright_box(data, multiple):
+    """Slices around the voxels above 0, one more on the far side, rounded up to a multiple; all of a dark image."""
+    from scipy.ndimage import find_objects
+
+    found = find_objects((data > 0).astype(np.uint8))
+    if not found:
+        return (slice(None),) * 3
+    box = []
+    for bright, n in zip(found[0], data.shape, strict=True):
+        length = bright.stop - bright.start + 1
+        size = padded_size(length, multiple, 1)
+        start = max(bright.start - (size - length) // 2, 0)
+        box.append(slice(start, min(start + size, n)))
+    return tuple(box)
+
+
+def uncrop(data, prepared, background=0):
+    """Put what was computed on the cropped image (x, y, z, ...) back into a frame of the whole one."""
+    if data.shape[:3] == prepared.shape:
+        return data
+    frame = np.zeros((*prepared.shape, *data.shape[3:]), dtype=data.dtype)
+    frame[...] = background
+    frame[prepared.crop] = data
+    return frame
+
+
+def crop_origin(prepared) -> tuple:
+    """Where the cropped image begins in the whole one, (3,) in the input's axis order, as `from_ras` turns both."""
+    origin = [0, 0, 0]
+    for axis, flip, part, n in zip(prepared.axes, prepared.flipped, prepared.crop, prepared.shape, strict=True):
+        start, stop, _ = part.indices(n)
+        origin[axis] = n - stop if flip else start
+    return tuple(origin)
+
+
+def voxel_sizes(affine) -> np.ndarray:
+    """Lengths of the columns of an affine (4, 4): mm per voxel (3,)."""
+    return np.sqrt(np.sum(affine[:3, :3] * affine[:3, :3], axis=0))
 
 
 def needs_resampling(voxel_mm, resolution) -> bool:
@@ -72,7 +150,7 @@ def resample(data, affine, resolution):
     from scipy.interpolate import RegularGridInterpolator
     from scipy.ndimage import gaussian_filter
 
-    factor = np.sqrt(np.sum(affine[:3, :3] * affine[:3, :3], axis=0)) / resolution
+    factor = voxel_sizes(affine) / resolution
     blurred = gaussian_filter(data, np.where(factor > 1, 0, 0.25 / factor))
     lookup = RegularGridInterpolator([np.arange(n) for n in data.shape], blurred)
     x, y, z = (sample_positions(n, f) for n, f in zip(data.shape, factor, strict=True))
@@ -105,9 +183,9 @@ def to_ras(data, axes, flipped):
 
 
 def from_ras(data, axes, flipped):
-    """The inverse of `to_ras`, also a view."""
+    """The inverse of `to_ras`, also a view; further axes stay last."""
     directions = tuple(slice(None, None, -1 if flip else 1) for flip in flipped)
-    return data[directions].transpose(np.argsort(axes))
+    return data[directions].transpose((*np.argsort(axes), *range(3, data.ndim)))
 
 
 def rescale(data) -> np.ndarray:
@@ -125,8 +203,12 @@ def padded_size(n, multiple, min_size) -> int:
     return max(-(-n // multiple), -(-min_size // multiple)) * multiple
 
 
-def pad(data, multiple, min_size):
-    """Zeros around the image, the odd plane on the far side; returns the volume and the slices of the image in it."""
-    margins = [padded_size(n, multiple, min_size) - n for n in data.shape]
+def pad(data, multiple, min_sizes):
+    """Zeros around the image, the odd plane on the far side; returns the volume and the slices of the image in it.
+
+    min_sizes : (3,) smallest size per axis, rounded up to the multiple as well.
+    """
+    sizes = [padded_size(n, multiple, smallest) for n, smallest in zip(data.shape, min_sizes, strict=True)]
+    margins = [size - n for size, n in zip(sizes, data.shape, strict=True)]
     volume = np.pad(data, [(m // 2, m - m // 2) for m in margins])
     return volume, tuple(slice(m // 2, m // 2 + n) for m, n in zip(margins, data.shape, strict=True))

@@ -1,4 +1,4 @@
-"""SynthSeg 1.0 and 2.0 (default, --fast, --crop, --ct) in the slowest and most obvious way: the oracle of the tests.
+"""SynthSeg 1.0 and 2.0 (default, --fast, --crop, --autocrop, --ct), slow and obvious: the oracle of the tests.
 
 Follows the behavioural specification of SynthSeg step by step, on whole arrays, with stock Keras layers. It shares no
 code with the rest of the package and runs as a single file:
@@ -95,7 +95,7 @@ def from_ras(data, affine):
     for world in range(3):
         if affine[world, axes[world]] < 0:
             data = np.flip(data, world)
-    return np.transpose(data, np.argsort(axes))
+    return np.transpose(data, (*np.argsort(axes), *range(3, data.ndim)))
 
 
 # Intensities and size ------------------------------------------------------------------------------------------------
@@ -111,6 +111,19 @@ def crop_box(shape, size):
     for n, c in zip(shape, size, strict=True):
         low = max(int((n - c) / 2), 0)
         box.append(slice(low, min(low + c, n)))
+    return tuple(box)
+
+
+def bright_box(data, multiple):
+    """FreeSurfer's --autocrop: slices of the box around all voxels above 0, rounded up to a multiple."""
+    positions = np.argwhere(data > 0)
+    box = []
+    for axis, n in enumerate(data.shape):
+        first, last = np.min(positions[:, axis]), np.max(positions[:, axis])
+        length = last - first + 2
+        size = round_up(length, multiple)
+        low = max(first - (size - length) // 2, 0)
+        box.append(slice(low, min(low + size, n)))
     return tuple(box)
 
 
@@ -275,7 +288,11 @@ def segment(arguments):
         data = data[cropped]
     if arguments.ct:
         data = np.clip(data, 0, 80)
-    volume, box = pad(scale(data), multiple, min_size)
+    data = scale(data)
+    if arguments.autocrop and np.any(data > 0):
+        cropped = bright_box(data, multiple)
+        data = data[cropped]
+    volume, box = pad(data, multiple, min_size)
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
@@ -297,6 +314,11 @@ def segment(arguments):
         names, soft = ["total intracranial", *names], np.array([soft.sum(), *soft])
 
     save_image(from_ras(segmentation, affine), affine, header, arguments.o, np.int32)
+    if arguments.post:
+        whole = np.zeros((*ras_shape, len(labels)))
+        whole[..., 0] = 1  # outside a crop all is background
+        whole[cropped] = posteriors
+        save_image(from_ras(whole, affine), affine, header, arguments.post, np.float32)
     if arguments.vol:
         subject = Path(arguments.i).name.replace(".nii.gz", "")
         save_volumes(arguments.vol, subject, names, np.round(soft, 3))
@@ -313,10 +335,14 @@ def main():
     parser.add_argument("--ct", action="store_true", help="CT in Hounsfield units: clip to 0..80")
     parser.add_argument("--fast", action="store_true", help="no flip averaging, no topology step")
     parser.add_argument("--crop", type=int, nargs="+", help="one or three sizes in voxels, in RAS order")
+    parser.add_argument("--autocrop", action="store_true", help="leave out dark margins, as FreeSurfer does")
     parser.add_argument("--resample", help="where to save the resampled image")
+    parser.add_argument("--post", help="where to save the posteriors")
     arguments = parser.parse_args()
     if arguments.crop and len(arguments.crop) not in (1, 3):
         parser.error("--crop takes one or three integers")
+    if arguments.crop and arguments.autocrop:
+        parser.error("--crop and --autocrop exclude each other")
     try:
         segment(arguments)
     except (OSError, ValueError) as error:

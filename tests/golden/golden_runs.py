@@ -70,14 +70,20 @@ class Runs:
         self.done[key] = folder
         return folder
 
-    def engine(self, image, model=None, name="default", start=("-m", "synthseg_native")):
+    def engine(self, image, model=None, name="default", start=("-m", "synthseg_native"), flags=()):
         out = f"engine_{image}_{name}"
         more = {"margin": "margin.nii.gz", "volumes-tsv": "volumes.tsv", "record": "run.json"}
-        flags = [part for flag, file in more.items() for part in (f"--{flag}", self.folder / out / file)]
-        return self.command(start, image, out, model, flags)
+        return self.command(start, image, out, model, [*flags, *self._further(out, more)])
 
     def reference(self, image, mode="default", flags=(), model=None):
         script = self.root / "src" / "synthseg_native" / "reference.py"
-        out = f"reference_{image}_{mode}"
-        resampled = ["--resample", self.folder / out / "resampled.nii.gz"]
-        return self.command((script,), image, out, model, [*flags, *resampled])
+        return self.command((script,), image, f"reference_{image}_{mode}", model, flags)
+
+    def pair(self, image, mode="default", flags=()):
+        """Folders of engine and reference, each with resampled.nii.gz and posteriors.nii besides."""
+        more = {"resample": "resampled.nii.gz", "post": "posteriors.nii"}
+        engine = self.engine(image, name=mode, flags=[*flags, *self._further(f"engine_{image}_{mode}", more)])
+        return engine, self.reference(image, mode, [*flags, *self._further(f"reference_{image}_{mode}", more)])
+
+    def _further(self, out, files):
+        return [part for flag, file in files.items() for part in (f"--{flag}", self.folder / out / file)]

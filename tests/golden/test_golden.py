@@ -1,40 +1,42 @@
 """Engine and reference against results of SynthSeg's own code, and against each other."""
 
+import json
+
 import nibabel as nib
 import numpy as np
 import pytest
 from golden_runs import GOLDEN, read_labels, read_volumes
 
 pytestmark = pytest.mark.slow
-IMAGES = ("t1", "oblique", "thick")
+# Golden case -> image, flags of the command.
+CASES = {
+    **{f"{image}_default": (image, []) for image in ("t1", "oblique", "thick")},
+    **{f"{image}_fast": (image, ["--fast"]) for image in ("t1", "oblique", "thick")},
+    "t1_crop": ("t1", ["--crop", "64", "80", "48"]),
+    "t1_ct": ("t1", ["--ct"]),
+}
 
 
-@pytest.mark.parametrize("image", IMAGES)
-def test_engine_equals_upstream(runs, check, image):
-    folder = runs.engine(image)
-    check(folder, f"{image}_default_", margin=folder / "margin.nii.gz")
+def pair(runs, case):
+    image, flags = CASES[case]
+    return runs.pair(image, case.split("_")[1], flags)
 
 
-@pytest.mark.parametrize("image", IMAGES)
-def test_reference_equals_upstream(runs, check, image):
-    check(runs.reference(image), f"{image}_default_", margin=runs.engine(image) / "margin.nii.gz")
+@pytest.mark.parametrize("case", CASES)
+def test_engine_equals_upstream(runs, check, case):
+    engine, _ = pair(runs, case)
+    check(engine, f"{case}_", margin=engine / "margin.nii.gz")
 
 
-@pytest.mark.parametrize("image", IMAGES)
-def test_fast_reference_equals_upstream(runs, check, image):
-    check(runs.reference(image, "fast", ["--fast"]), f"{image}_fast_")
+@pytest.mark.parametrize("case", CASES)
+def test_reference_equals_upstream(runs, check, case):
+    engine, reference = pair(runs, case)
+    check(reference, f"{case}_", margin=engine / "margin.nii.gz")
 
 
-def test_cropped_reference_equals_upstream(runs, check):
-    check(runs.reference("t1", "crop", ["--crop", "64", "80", "48"]), "t1_crop_")
-
-
-def test_ct_reference_equals_upstream(runs, check):
-    check(runs.reference("t1", "ct", ["--ct"]), "t1_ct_")
-
-
-def test_resampled_image_equals_upstream(runs):
-    saved = runs.reference("oblique") / "resampled.nii.gz"
+@pytest.mark.parametrize("program", [0, 1], ids=["engine", "reference"])
+def test_resampled_image_equals_upstream(runs, program):
+    saved = pair(runs, "oblique_default")[program] / "resampled.nii.gz"
     ours, expected = nib.load(saved), nib.load(GOLDEN / "oblique_resampled.nii.gz")
     assert ours.get_data_dtype() == expected.get_data_dtype()
     np.testing.assert_array_equal(ours.affine, expected.affine)
@@ -42,13 +44,39 @@ def test_resampled_image_equals_upstream(runs):
     np.testing.assert_allclose(ours.get_fdata(), expected.get_fdata(), rtol=0, atol=1.01 * expected.dataobj.slope)
 
 
-@pytest.mark.parametrize("image", IMAGES)
-def test_engine_equals_reference_bit_for_bit(runs, image):
-    """The same operations on the same machine: no voxel may differ, whatever the machine."""
-    labels, affine = read_labels(runs.engine(image) / "dseg.nii.gz")
-    expected, expected_affine = read_labels(runs.reference(image) / "dseg.nii.gz")
-    assert np.array_equal(labels, expected)
-    assert np.array_equal(affine, expected_affine)
-    volumes = read_volumes(runs.engine(image) / "volumes.csv")[2]
-    expected_volumes = read_volumes(runs.reference(image) / "volumes.csv")[2]
+@pytest.mark.parametrize("case", [*CASES, "thick_autocrop"])
+def test_engine_equals_reference_bit_for_bit(runs, case):
+    """The same operations on the same machine: no voxel and no posterior may differ, whatever the machine."""
+    engine, reference = runs.pair("thick", "autocrop", ["--autocrop"]) if case not in CASES else pair(runs, case)
+    for name in ("dseg.nii.gz", "posteriors.nii"):
+        ours, expected = nib.load(engine / name), nib.load(reference / name)
+        assert ours.get_data_dtype() == expected.get_data_dtype()
+        np.testing.assert_array_equal(np.asarray(ours.dataobj), np.asarray(expected.dataobj))
+        np.testing.assert_array_equal(ours.affine, expected.affine)
+    volumes = read_volumes(engine / "volumes.csv")[2]
+    expected_volumes = read_volumes(reference / "volumes.csv")[2]
     np.testing.assert_allclose(volumes, expected_volumes, rtol=0, atol=0.002)  # mm3: the order of float64 sums
+
+
+def test_an_automatic_crop_changes_what_the_network_sees(runs):
+    whole, _ = pair(runs, "thick_default")
+    cropped, _ = runs.pair("thick", "autocrop", ["--autocrop"])
+    sizes = [json.loads((folder / "run.json").read_text())["output"] for folder in (whole, cropped)]
+    assert sizes[0]["shape"] == sizes[1]["shape"]
+    assert sizes[0]["labels_sha256"] != sizes[1]["labels_sha256"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_posteriors_are_what_the_labels_and_volumes_come_from(runs, case):
+    engine, _ = pair(runs, case)
+    image = nib.load(engine / "posteriors.nii")
+    posteriors = np.asarray(image.dataobj)
+    labels, affine = read_labels(engine / "dseg.nii.gz")
+    values = np.array(
+        [0, *(int(line.split("\t")[0]) for line in (engine / "volumes.tsv").read_text().splitlines()[1:])]
+    )
+    np.testing.assert_array_equal(values[posteriors.argmax(axis=-1)], labels)
+    np.testing.assert_array_equal(image.affine, affine)
+    np.testing.assert_allclose(posteriors.sum(axis=-1), 1, atol=1e-5)
+    volumes = posteriors.sum(axis=(0, 1, 2), dtype=np.float64)[1:] * np.prod(image.header.get_zooms()[:3])
+    np.testing.assert_allclose(read_volumes(engine / "volumes.csv")[2], volumes, rtol=0, atol=0.01)

@@ -1,62 +1,19 @@
 """The command line, with a stand-in for the network where one is needed."""
 
+import argparse
 import csv
 import json
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
+from stand_in import SHAPE, Brightness, affine, head
 
-from synthseg_native import cli, engines, outputs, record
+from synthseg_native import cli, outputs, record
 from synthseg_native.errors import EXIT_CODES, SynthSegError
-
-# A head of 40 mm: brighter means a higher channel, so that the stand-in is the same for every orientation.
-SHAPE = (40, 44, 48)
-
-
-def head():
-    x, y, z = np.meshgrid(*[np.linspace(-1, 1, n) for n in SHAPE], indexing="ij")
-    return np.clip(200 * (1 - np.sqrt(x**2 + y**2 + z**2)) + 20 * x, 0, None).astype(np.float32)
-
-
-def affine():
-    matrix = np.diag([1.0, 1, 1, 1])
-    matrix[:3, 3] = -20, -22, -24
-    return matrix
-
-
-class Brightness:
-    """An engine that segments by intensity."""
-
-    name, version, device, device_reason = "stand-in", "1", "cpu", "asked for"
-    labels = 32
-
-    def posteriors(self, volume):
-        centres = np.linspace(0, 1, self.labels, dtype=np.float32)
-        score = np.exp(-((volume[..., None] - centres) ** 2) * 4000)
-        yield 0, score / score.sum(axis=-1, keepdims=True)
-
-
-@pytest.fixture
-def stand_in(monkeypatch):
-    calls = []
-
-    def build(table, weights, shape, **options):
-        calls.append({"shape": shape, **options})
-        return Brightness()
-
-    monkeypatch.setattr(engines, "load", lambda name: SimpleNamespace(build=build))
-    return calls
-
-
-@pytest.fixture
-def scan(tmp_path):
-    nib.save(nib.Nifti1Image(head(), affine()), tmp_path / "scan.nii.gz")
-    return tmp_path / "scan.nii.gz"
 
 
 @pytest.fixture
@@ -76,7 +33,7 @@ def call(root, tmp_path):
 def test_a_run_writes_everything(stand_in, scan, call, capsys):
     status, folder = call(scan, "--threads", "2")
     assert status == 0
-    names = ["dseg.nii.gz", "margin.nii.gz", "run.json", "volumes.csv", "volumes.tsv"]
+    names = ["dseg.json", "dseg.nii.gz", "margin.nii.gz", "run.json", "volumes.csv", "volumes.tsv"]
     assert sorted(path.name for path in folder.iterdir()) == names
     labels = nib.load(folder / "dseg.nii.gz")
     assert labels.shape == (20, 22, 24)  # the model works at 2 mm
@@ -202,6 +159,14 @@ def test_bad_input_is_one_line_and_status_3(call, capsys, tmp_path):
         (["--engine", "abacus"], "abacus: no such engine"),
         (["--model", "synthseg9"], "synthseg9: no such model"),
         (["--weights", "nowhere.h5"], "nowhere.h5"),
+        (["--v1"], "--v1 and --model"),
+        (["--cpu", "--device", "gpu"], "--cpu and --device gpu"),
+        (["--crop", "64", "80"], "--crop 64 80: not one or three"),
+        (["--crop", "0"], "--crop 0: not one or three"),
+        (["--crop", "64", "--autocrop"], "exclude each other"),
+        (["--interpolation", "cubic"], "--interpolation cubic"),
+        (["--accept", "everything"], "everything"),
+        (["--post", "posteriors.txt"], "--i is none"),
     ],
 )
 def test_wrong_use_is_one_line_and_status_2(call, capsys, scan, flags, words):
@@ -212,17 +177,34 @@ def test_wrong_use_is_one_line_and_status_2(call, capsys, scan, flags, words):
     assert notes["error"]["code"] == "usage"
 
 
-def test_the_output_must_be_named_as_nifti(call, capsys, scan, tmp_path):
-    status, err, _ = failed(call, capsys, scan, "--o", tmp_path / "dseg.mgz")
-    assert status == 2
-    assert "dseg.mgz: not the name of a NIfTI file" in err
+def test_without_arguments_there_is_help_and_status_2(capsys):
+    assert cli.main([]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "--keepgeom" in err
+    assert "exit status:" in err
 
 
-def test_missing_arguments_are_status_2(capsys):
+def test_the_help_fits_a_terminal_and_explains_every_flag(capsys):
     with pytest.raises(SystemExit) as caught:
-        cli.main([])
-    assert caught.value.code == 2
-    capsys.readouterr()
+        cli.main(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 120
+    for action in cli.parser()._actions:
+        shown = action.help != argparse.SUPPRESS
+        assert all((flag in text) is shown for flag in action.option_strings)
+        assert action.help
+
+
+@pytest.mark.parametrize("flag", ["--robust", "--parc", "--qc", "--photo"])
+def test_what_is_not_there_yet_is_refused_in_one_line(capsys, flag):
+    value = ["scores.csv"] if flag == "--qc" else []
+    assert cli.main(["--i", "a.nii", "--o", "b.nii", flag, *value]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"synthseg-native: {flag}: ")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -262,7 +244,7 @@ def test_old_results_survive_a_failed_run(stand_in, scan, call, monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr(outputs, "save_volumes_tsv", fail)
-    assert call(scan)[0] == 4
+    assert call(scan, "--recompute")[0] == 4
     assert (folder / "dseg.nii.gz").read_bytes() == before
 
 

@@ -8,7 +8,7 @@ from scipy.ndimage import gaussian_filter
 from synthseg_native import image, reference
 from synthseg_native.scan import read
 
-SETTINGS = {"resolution": 1.0, "pad_multiple": 8, "min_size": 16}
+SETTINGS = {"pad_multiple": 8, "min_size": 16}
 
 
 def ramp(shape=(12, 14, 16), dtype=np.float32):
@@ -108,7 +108,7 @@ def test_every_way_of_storing_a_scan_gives_the_same_volume_and_comes_back(codes,
     assert "".join(nib.aff2axcodes(turned.affine)) == codes
     nib.save(turned, tmp_path / "scan.nii")
     scan = read(tmp_path / "scan.nii")
-    prepared = image.prepare(scan, **SETTINGS)
+    prepared = image.prepare(scan.data, scan.affine, **SETTINGS)
     np.testing.assert_array_equal(prepared.volume[prepared.box], image.rescale(data.astype(float)).astype(np.float32))
     back = image.from_ras(prepared.volume[prepared.box], prepared.axes, prepared.flipped)
     expected = image.rescale(np.asarray(turned.dataobj).astype(float)).astype(np.float32)
@@ -145,8 +145,8 @@ def test_a_duplicate_axis_goes_to_the_missing_one():
 
 def test_a_constant_image_becomes_zeros(tmp_path):
     scan = read(save(tmp_path / "scan.nii", np.full((12, 12, 12), 7, np.int16)))
-    assert scan.description["header_flags"] == ["constant_image"]
-    prepared = image.prepare(scan, **SETTINGS)
+    assert "constant_image" in scan.description["header_flags"]
+    prepared = image.prepare(scan.data, scan.affine, **SETTINGS)
     assert prepared.volume.shape == (16, 16, 16)
     assert not prepared.volume.any()
 
@@ -164,7 +164,7 @@ def test_rescaling_uses_the_percentiles_of_all_voxels():
 def test_ct_is_clipped_before_rescaling(tmp_path):
     data = np.linspace(-1000, 3000, 12**3).reshape(12, 12, 12)
     scan = read(save(tmp_path / "scan.nii", data))
-    prepared = image.prepare(scan, **SETTINGS, ct=True)
+    prepared = image.prepare(scan.data, scan.affine, **SETTINGS, ct=True)
     expected = image.rescale(np.clip(scan.data, 0, 80)).astype(np.float32)
     np.testing.assert_array_equal(prepared.volume[prepared.box], expected)
 
@@ -184,7 +184,7 @@ def test_padded_sizes(shape, padded):
 
 def test_the_odd_plane_of_padding_is_on_the_far_side():
     data = np.ones((11, 12, 13))
-    volume, box = image.pad(data, 8, 16)
+    volume, box = image.pad(data, 8, (16, 16, 16))
     assert volume.shape == (16, 16, 16)
     assert box == (slice(2, 13), slice(2, 14), slice(1, 14))
     assert volume.sum() == data.size
@@ -192,3 +192,77 @@ def test_the_odd_plane_of_padding_is_on_the_far_side():
     expected, expected_box = reference.pad(data, 8, [16, 16, 16])
     np.testing.assert_array_equal(volume, expected)
     assert box == expected_box
+
+
+# Crops ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(8, 8, 8), (9, 20, 100), (12, 14, 16), (1, 1, 1)])
+def test_engine_and_reference_crop_alike(size):
+    data = ramp((21, 30, 18)).astype(float)
+    prepared = image.prepare(data, np.eye(4), **SETTINGS, crop=size)
+    rounded = [-(-n // 8) * 8 for n in size]
+    box = reference.crop_box(data.shape, rounded)
+    volume, inside = reference.pad(reference.scale(data[box]), 8, rounded)
+    assert (prepared.crop, prepared.box) == (box, inside)
+    np.testing.assert_array_equal(prepared.volume, volume.astype(np.float32))
+
+
+def head(low, high, shape=(40, 44, 48)):
+    data = np.zeros(shape)
+    data[tuple(slice(a, b) for a, b in zip(low, high, strict=True))] = 100
+    return data
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [((10, 12, 9), (22, 20, 31)), ((0, 0, 1), (40, 44, 48)), ((30, 1, 2), (40, 20, 20)), ((3, 3, 3), (10, 19, 18))],
+)
+def test_engine_and_reference_leave_out_the_same_margins(low, high):
+    data = head(low, high)
+    prepared = image.prepare(data, np.eye(4), **SETTINGS, autocrop=True)
+    box = reference.bright_box(reference.scale(data), 8)
+    volume, inside = reference.pad(reference.scale(data)[box], 8, [16] * 3)
+    assert ([part.indices(n)[:2] for part, n in zip(prepared.crop, data.shape, strict=True)]
+            == [(part.start, part.stop) for part in box])  # fmt: skip
+    assert prepared.box == inside
+    np.testing.assert_array_equal(prepared.volume, volume.astype(np.float32))
+    assert prepared.volume.sum() == data.sum() / 100  # nothing bright is lost
+
+
+def test_a_dark_image_is_not_cropped():
+    prepared = image.prepare(np.zeros((20, 20, 20)), np.eye(4), **SETTINGS, autocrop=True)
+    assert prepared.volume[prepared.box].shape == (20, 20, 20)
+
+
+@pytest.mark.parametrize("codes", ORIENTATIONS)
+def test_what_is_cropped_goes_back_to_its_place(codes):
+    data = ramp((21, 30, 18)).astype(float)
+    move = nib.orientations.ornt_transform(nib.io_orientation(np.eye(4)), nib.orientations.axcodes2ornt(codes))
+    turned = nib.Nifti1Image(data, np.eye(4)).as_reoriented(move)
+    stored = np.asarray(turned.dataobj)
+    prepared = image.prepare(stored, turned.affine, **SETTINGS, crop=(8, 16, 8))
+    part = data[prepared.crop]
+    back = image.from_ras(image.uncrop(part, prepared, -1), prepared.axes, prepared.flipped)
+    kept = back != -1
+    assert kept.sum() == 8 * 16 * 8
+    np.testing.assert_array_equal(back[kept], stored[kept])
+    origin = image.crop_origin(prepared)
+    assert origin == tuple(np.argwhere(kept).min(axis=0))
+    four = image.uncrop(np.stack([part, part], axis=-1), prepared, np.array([1, 0]))
+    assert four.shape == (*data.shape, 2)
+    assert four[0, 0, 0].tolist() == [1, 0]
+    np.testing.assert_array_equal(image.from_ras(four, prepared.axes, prepared.flipped)[kept][:, 0], stored[kept])
+
+
+def test_regridding_says_by_how_much(tmp_path):
+    scan = read(save(tmp_path / "a.nii", affine=np.diag([2, 1, 0.75, 1])))
+    gridded = image.regrid(scan, 1.0)
+    np.testing.assert_allclose(gridded.factor, [2, 1, 0.75])
+    np.testing.assert_array_equal(gridded.voxel_mm, [1, 1, 1])
+    assert gridded.data.shape == (24, 14, 12)
+    scan = read(save(tmp_path / "b.nii", affine=np.diag([1.04, 1, 0.96, 1])))
+    gridded = image.regrid(scan, 1.0)
+    assert gridded.factor is None
+    assert gridded.data is scan.data
+    np.testing.assert_allclose(gridded.voxel_mm, [1.04, 1, 0.96])

@@ -4,10 +4,13 @@ import csv
 import errno
 import hashlib
 import json
+import struct
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
+from nibabel.openers import ImageOpener
 
 from synthseg_native import model, outputs, posterior
 from synthseg_native.errors import SynthSegError
@@ -57,6 +60,43 @@ def test_label_maps_of_mgz_scans(tmp_path):
     np.testing.assert_allclose(saved.affine, scan.affine)
 
 
+@pytest.mark.parametrize("name", ["dseg.mgz", "dseg.mgh"])
+def test_mgz_label_maps_can_hold_a_colour_table(tmp_path, table, name):
+    image = header()
+    outputs.save_labels(tmp_path / name, LABELS, image.affine, image.header, table)
+    saved = nib.load(tmp_path / name)
+    assert saved.get_data_dtype() == np.dtype(">i4")
+    np.testing.assert_array_equal(np.asarray(saved.dataobj), LABELS)
+    np.testing.assert_allclose(saved.affine, image.affine)
+    with ImageOpener(tmp_path / name) as file:
+        content = file.read()
+    tags = content[284 + LABELS.nbytes + 20 :]  # header, voxels, scan parameters
+    tag, version, size, name_length, n = struct.unpack(">5i", tags[:20])
+    assert (tag, version, size, name_length, n) == (1, -2, 61, 0, 32)
+    found, at = {}, 20
+    for _ in range(n):
+        index, length = struct.unpack(">2i", tags[at : at + 8])
+        text = tags[at + 8 : at + 8 + length]
+        red, green, blue, transparency = struct.unpack(">4i", tags[at + 8 + length : at + 24 + length])
+        assert (text[-1:], transparency) == (b"\0", 0)
+        found[index] = text[:-1].decode(), f"#{red:02x}{green:02x}{blue:02x}"
+        at += 24 + length
+    assert at == len(tags)
+    assert found[17] == ("Left-Hippocampus", "#dcd814")
+    assert found == dict(zip(table.index.tolist(), zip(table.freesurfer_names, table.colors, strict=True), strict=True))
+
+
+def test_an_image_is_saved_in_the_type_of_the_scan(tmp_path):
+    image = header()
+    values = np.linspace(0, 1000, 24).reshape(2, 3, 4)
+    for name in ("a.nii.gz", "a.mgz"):
+        outputs.save_image(tmp_path / name, values, np.eye(4), image.header)
+        saved = nib.load(tmp_path / name)
+        np.testing.assert_allclose(saved.get_fdata(), values, atol=0.02)
+        np.testing.assert_array_equal(saved.affine, np.eye(4))
+    assert nib.load(tmp_path / "a.nii.gz").get_data_dtype() == np.int16
+
+
 def test_margins_are_stored_in_steps(tmp_path):
     image = header()
     margin = np.linspace(0, posterior.MAX_MARGIN, 24, dtype=np.float32).reshape(2, 3, 4)
@@ -79,7 +119,7 @@ def test_hash_of_labels_is_of_shape_and_values():
 
 def test_volumes_csv_is_upstreams(tmp_path, table):
     volumes = np.arange(32) + 0.12345
-    outputs.save_volumes_csv(tmp_path / "v.csv", "sub-01_T1w.nii.gz", table, volumes)
+    outputs.save_volumes_csv(tmp_path / "v.csv", table, [outputs.csv_row("sub-01_T1w.nii.gz", table, volumes)])
     content = (tmp_path / "v.csv").read_bytes()
     assert content.endswith(b"\r\n")
     assert content.count(b"\r\n") == content.count(b"\n") == 2
@@ -93,13 +133,13 @@ def test_volumes_csv_is_upstreams(tmp_path, table):
 
 @pytest.mark.parametrize(("name", "subject"), [("a.nii", "a.nii"), ("a.mgz", "a.mgz"), ("a.b.nii.gz", "a.b")])
 def test_subject_names_in_the_csv_are_upstreams(tmp_path, table, name, subject):
-    outputs.save_volumes_csv(tmp_path / "v.csv", name, table, np.zeros(32))
+    outputs.save_volumes_csv(tmp_path / "v.csv", table, [outputs.csv_row(name, table, np.zeros(32))])
     assert (tmp_path / "v.csv").read_text().splitlines()[1].startswith(f"{subject},0.0,")
 
 
 def test_models_with_csf_open_with_the_intracranial_volume(tmp_path, root):
     table = model.read_labels(root / "models" / "synthseg2" / "labels.tsv")
-    outputs.save_volumes_csv(tmp_path / "v.csv", "a.nii.gz", table, np.full(33, 2.0))
+    outputs.save_volumes_csv(tmp_path / "v.csv", table, [outputs.csv_row("a.nii.gz", table, np.full(33, 2.0))])
     with (tmp_path / "v.csv").open(newline="") as file:
         names, row = csv.reader(file)
     assert names[1:3] == ["total intracranial", "left cerebral white matter"]
@@ -109,25 +149,34 @@ def test_models_with_csf_open_with_the_intracranial_volume(tmp_path, root):
 
 def test_volumes_tsv(tmp_path, table):
     counts = np.arange(32)
-    outputs.save_volumes_tsv(tmp_path / "v.tsv", table, np.arange(32) * 1.5, counts, [2, 2, 2])
+    confidences = np.append(np.linspace(0.5, 1, 31), np.nan)
+    rows = outputs.volume_rows(table, np.arange(32) * 1.5, counts, [2, 2, 2], confidences, at_edge=[2])
+    outputs.save_volumes_tsv(tmp_path / "v.tsv", rows)
     with (tmp_path / "v.tsv").open(newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
-    assert len(rows) == 31
-    assert list(rows[0].values()) == [
+        found = list(csv.DictReader(file, delimiter="\t"))
+    assert len(found) == 31
+    assert list(found[0].values()) == [
         "2",
         "left cerebral white matter",
         "Left-Cerebral-White-Matter",
         "1.500",
         "1",
         "8.000",
+        "0.5167",
+        "true",
     ]
+    assert found[-1]["mean_posterior"] == "n/a"
+    assert found[-1]["at_fov_edge"] == "false"
+    outputs.save_volumes_tsv(tmp_path / "v.tsv", {"a.nii": rows, "b.nii": rows[:2]})
+    lines = (tmp_path / "v.tsv").read_text().splitlines()
+    assert [line.split("\t")[0] for line in lines] == ["image", *["a.nii"] * 31, *["b.nii"] * 2]
     for missing in (None, np.full(32, np.nan)):
-        outputs.save_volumes_tsv(tmp_path / "v.tsv", table, missing, counts, [2, 2, 2])
-        assert (tmp_path / "v.tsv").read_text().splitlines()[1].split("\t")[3] == "n/a"
+        row = outputs.volume_rows(table, missing, counts, [2, 2, 2])[0]
+        assert row[3] == row[6] == row[7] == "n/a"
 
 
 def test_soft_volumes_are_float64_mm3():
-    result = posterior.Segmentation(LABELS, LABELS, np.array([1.0, 2.0]), np.array([1, 2]), 1.0)
+    result = SimpleNamespace(soft=np.array([1.0, 2.0]))
     volumes = outputs.soft_volumes(result, np.float32([1, 2, 0.5]))
     assert volumes.dtype == np.float64
     assert volumes.tolist() == [1, 2]
@@ -192,3 +241,8 @@ def test_sidecar_never_lets_a_small_model_pass_for_synthseg():
     assert result["ResearchGrade"] is False
     assert result["SegmentationMethod"].startswith("compact2mm")
     assert result["Sources"] == ["sub-01_T1w.nii.gz"]
+    assert result["Resolution"] == "2x2x2 mm, axes as in the input image"
+    record["output"]["native_grid"] = {"voxel_mm": [1.2, 0.9, 5.0], "interpolation": "posterior"}
+    native = outputs.sidecar(record, "native")
+    assert native["Resolution"] == "the input image's own grid (1.2x0.9x5 mm), labels from resampled posteriors"
+    assert native | {"Resolution": None} == result | {"Resolution": None}

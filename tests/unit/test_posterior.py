@@ -40,21 +40,29 @@ def half_and_half(volume):
 
 def test_flipping_the_volume_twice_is_the_identity():
     volume = np.random.default_rng(1).random((10, 4, 4), dtype=np.float32)
-    swapped = posterior.flip_average(Echo(half_and_half), volume, FLIP)
+    swapped = posterior.predict(Echo(half_and_half), volume, FLIP)
     # A symmetric network sees the mirrored right side as left: the average is what one pass gives.
     np.testing.assert_array_equal(swapped, half_and_half(volume))
-    mirrored = posterior.flip_average(Echo(half_and_half), volume[::-1].copy(), FLIP)
+    mirrored = posterior.predict(Echo(half_and_half), volume[::-1].copy(), FLIP)
     np.testing.assert_array_equal(mirrored[::-1][..., FLIP], swapped)
 
 
 def test_flip_average_is_half_the_sum_in_float32():
     volume = np.random.default_rng(2).random((10, 4, 4), dtype=np.float32)
     fixed = random_posteriors((10, 4, 4))
-    result = posterior.flip_average(Echo(lambda v: fixed * v[..., None]), volume, FLIP)
+    result = posterior.predict(Echo(lambda v: fixed * v[..., None]), volume, FLIP)
     first = fixed * volume[..., None]
     second = (fixed * volume[::-1][..., None])[::-1][..., FLIP]
     assert result.dtype == np.float32
     np.testing.assert_array_equal(result, np.float32(0.5) * (first + second))
+
+
+def test_without_a_flip_table_there_is_one_pass():
+    volume = np.random.default_rng(3).random((10, 4, 4), dtype=np.float32)
+    shares = []
+    result = posterior.predict(Echo(half_and_half), volume, None, shares.append)
+    np.testing.assert_array_equal(result, half_and_half(volume))
+    assert shares == [1.0]
 
 
 def test_largest_component_and_ties():
@@ -94,7 +102,8 @@ def test_islands_are_removed_from_their_class_alone():
     posteriors[1:4, 2, 2] = [0.1, 0.5, 0.4, 0]
     posteriors[7, 2, 2] = [0.1, 0.3, 0.3, 0.3]  # an island of class 1 inside the brain
     posteriors[11, 2, 2] = [0.1, 0.9, 0, 0]  # outside the brain's largest part
-    posterior.keep_components(posteriors, topology, 0.25)
+    removed = posterior.keep_components(posteriors, topology, 0.25)
+    assert removed == {0: 1, 1: 1}
     np.testing.assert_allclose(posteriors[7, 2, 2], [0.1, 0, 0, 0.3])
     np.testing.assert_allclose(posteriors[11, 2, 2], [0.1, 0, 0, 0])
     np.testing.assert_allclose(posteriors[2, 2, 2], [0.1, 0.5, 0.4, 0])
@@ -108,8 +117,9 @@ def test_the_threshold_is_exclusive():
     assert not posteriors[..., 1:].any()
 
 
+@pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("seed", range(5))
-def test_engine_and_reference_post_process_alike(seed):
+def test_engine_and_reference_post_process_alike(seed, fast):
     # Blocks of smooth noise make several components per class.
     posteriors = random_posteriors((14, 12, 10), n=6, seed=seed)
     posteriors[:, :, 5] *= np.float32(0.2)
@@ -117,9 +127,10 @@ def test_engine_and_reference_post_process_alike(seed):
     box = (slice(2, 13), slice(1, 11), slice(0, 10))
     values = np.array([0, 2, 3, 4, 41, 24], dtype=np.int32)
     labels = SimpleNamespace(index=values, topology=topology)
-    ours = posterior.finish(posteriors.copy(), box, labels, 0.25)
-    expected = reference.postprocess(posteriors.copy(), box, topology, 0.25, fast=False)
+    ours = posterior.finish(posteriors.copy(), box, labels, 0.25, fast)
+    expected = reference.postprocess(posteriors.copy(), box, topology, 0.25, fast)
     np.testing.assert_array_equal(ours.labels, values[expected.argmax(axis=-1)])
+    np.testing.assert_array_equal(ours.posteriors, expected)
     np.testing.assert_allclose(ours.soft, expected.sum(axis=(0, 1, 2), dtype=np.float64), rtol=1e-12)
     order = np.sort(expected, axis=-1)
     np.testing.assert_array_equal(ours.margin, np.minimum(order[..., -1] - order[..., -2], np.float32(0.0655)))
@@ -130,7 +141,7 @@ def test_labels_ties_and_voxels_without_posterior():
     posteriors[0, 0, 0] = [0, 0.4, 0.4, 0]  # a tie: the first
     posteriors[1, 0, 0] = [0, 0, 0, 0]  # nothing: background, and no NaN in the volumes
     posteriors[2:, 0, 0] = [0.25, 0, 0.2, 0.05]
-    result = posterior.label(posteriors, VALUES)
+    result = posterior.label(posteriors, VALUES, {})
     assert result.labels.dtype == np.int32
     assert result.labels[:3, 0, 0].tolist() == [2, 0, 0]
     assert result.margin[:2, 0, 0].tolist() == [0, 0]
@@ -138,18 +149,19 @@ def test_labels_ties_and_voxels_without_posterior():
     np.testing.assert_allclose(result.soft, [4, 0.5, 0.5 + 8 * 0.4, 8 * 0.1], rtol=1e-6)
     assert result.counts.tolist() == [9, 1, 0, 0]
     assert result.confidence == pytest.approx(0.5)
+    np.testing.assert_allclose(result.confidences, [4 / 9, 0.5, np.nan, np.nan])
 
 
 def test_confidence_without_foreground_is_not_a_number():
     posteriors = np.zeros((2, 2, 2, 4), np.float32)
     posteriors[..., 0] = 1
-    assert np.isnan(posterior.label(posteriors, VALUES).confidence)
+    assert np.isnan(posterior.label(posteriors, VALUES, {}).confidence)
 
 
 def test_volumes_are_summed_in_float64():
     # 0.1 in float32 summed a million times in float32 drifts; in float64 it does not.
     posteriors = np.zeros((100, 100, 100, 2), np.float32)
     posteriors[...] = [0.9, 0.1]
-    result = posterior.label(posteriors, np.array([0, 2], dtype=np.int32))
+    result = posterior.label(posteriors, np.array([0, 2], dtype=np.int32), {})
     assert result.soft.dtype == np.float64
     assert result.soft[1] == pytest.approx(1e6 * np.float64(np.float32(0.1)), rel=1e-9)

@@ -1,0 +1,59 @@
+"""A progress bar over scans on a terminal, nothing elsewhere; and long calls that Ctrl-C can interrupt."""
+
+import sys
+import threading
+
+from tqdm import tqdm
+
+TICK_S = 0.5
+
+
+class Progress:
+    """``with Progress(number of scans) as bar``: `show` moves it, `say` prints past it, `wait_for` runs a long call."""
+
+    def __init__(self, scans):
+        self.done = 0
+        form = "{desc:<40.40} {percentage:3.0f}% |{bar}| {elapsed} < {remaining}"
+        self.bar = tqdm(total=scans, disable=None, leave=False, dynamic_ncols=True, bar_format=form, file=sys.stderr)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.bar.close()
+
+    def show(self, name, phase, share):
+        """The scan `name` is in this phase, and this share of it, in [0, 1], is done."""
+        self.bar.set_description_str(f"{name}: {phase}", refresh=False)
+        self.bar.n = self.done + share
+        self.bar.refresh()
+
+    def finished(self):
+        """One more scan is done, well or not."""
+        self.done += 1
+        self.bar.n = self.done
+        self.bar.refresh()
+
+    def say(self, line, file):
+        """Print a line without tearing the bar."""
+        with tqdm.external_write_mode(file=file):
+            print(line, file=file, flush=True)
+
+    def wait_for(self, function, *arguments):
+        """Call a function in a thread of its own: meanwhile the clock ticks and Ctrl-C is heard at once."""
+        outcome = {}
+
+        def call():
+            try:
+                outcome["value"] = function(*arguments)
+            except BaseException as error:
+                outcome["error"] = error
+
+        thread = threading.Thread(target=call, daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(TICK_S)
+            self.bar.refresh()
+        if "error" in outcome:
+            raise outcome["error"]
+        return outcome["value"]

@@ -1,0 +1,28 @@
+"""Fixtures of the tests that run the command without a network."""
+
+from types import SimpleNamespace
+
+import nibabel as nib
+import pytest
+from stand_in import Brightness, affine, head
+
+from synthseg_native import engines
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    calls = []
+
+    def build(table, weights, shape, **options):
+        calls.append({"shape": shape, **options})
+        return Brightness()
+
+    monkeypatch.setattr(engines, "load", lambda name: SimpleNamespace(build=build))
+    monkeypatch.setattr(Brightness, "passes", 0)
+    return calls
+
+
+@pytest.fixture
+def scan(tmp_path):
+    nib.save(nib.Nifti1Image(head(), affine()), tmp_path / "scan.nii.gz")
+    return tmp_path / "scan.nii.gz"

@@ -1,0 +1,32 @@
+"""A stand-in for the network, and a small head for it."""
+
+import numpy as np
+
+# A head of 40 mm: brighter means a higher channel, so that the stand-in is the same for every orientation.
+SHAPE = (40, 44, 48)
+
+
+def head():
+    x, y, z = np.meshgrid(*[np.linspace(-1, 1, n) for n in SHAPE], indexing="ij")
+    return np.clip(200 * (1 - np.sqrt(x**2 + y**2 + z**2)) + 20 * x, 0, None).astype(np.float32)
+
+
+def affine():
+    matrix = np.diag([1.0, 1, 1, 1])
+    matrix[:3, 3] = -20, -22, -24
+    return matrix
+
+
+class Brightness:
+    """An engine that segments by intensity; counts its passes."""
+
+    name, version, device, device_reason = "stand-in", "1", "cpu", "asked for"
+    labels = 32
+
+    passes = 0
+
+    def posteriors(self, volume):
+        type(self).passes += 1
+        centres = np.linspace(0, 1, self.labels, dtype=np.float32)
+        score = np.exp(-((volume[..., None] - centres) ** 2) * 4000)
+        yield 0, score / score.sum(axis=-1, keepdims=True)

@@ -1,0 +1,339 @@
+"""The command line over several scans, and its flags for grids, crops and further results."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import nibabel as nib
+import numpy as np
+import pytest
+from stand_in import Brightness, affine, head
+
+from synthseg_native import cli, outputs
+
+
+@pytest.fixture
+def run(root):
+    """Call the command with the small model."""
+
+    def call(*arguments):
+        return cli.main([str(a) for a in arguments] + ["--model", str(root / "models" / "compact2mm")])
+
+    return call
+
+
+@pytest.fixture
+def cohort(tmp_path):
+    """A folder of two scans that differ."""
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for name, extra in (("a.nii.gz", 0), ("b.nii.gz", 30)):
+        nib.save(nib.Nifti1Image(np.clip(head() - extra, 0, None), affine()), folder / name)
+    return folder
+
+
+def labels(path):
+    return np.asarray(nib.load(path).dataobj)
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.reader(file))
+
+
+# Folders and lists ---------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_segmented_with_one_start(stand_in, run, cohort, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run("--i", cohort, "--o", out, "--vol", out / "v", "--volumes-tsv", out / "v.tsv", "--record", out) == 0
+    names = ["a_run.json", "a_synthseg.json", "a_synthseg.nii.gz", "b_run.json", "b_synthseg.json", "b_synthseg.nii.gz"]
+    assert sorted(path.name for path in out.iterdir()) == [*names, "v.csv", "v.tsv"]
+    assert len(stand_in) == 1  # both have one shape
+    assert (labels(out / "a_synthseg.nii.gz") != labels(out / "b_synthseg.nii.gz")).any()
+    table = rows(out / "v.csv")
+    assert [row[0] for row in table] == ["subject", "a", "b"]
+    assert (out / "v.csv").read_bytes().count(b"\r\n") == 3
+    with (out / "v.tsv").open(newline="") as file:
+        long = list(csv.DictReader(file, delimiter="\t"))
+    assert [row["image"] for row in long] == [str(cohort / "a.nii.gz")] * 31 + [str(cohort / "b.nii.gz")] * 31
+    assert [row["soft_volume_mm3"] for row in long[:31]] == [f"{float(v):.3f}" for v in table[1][1:]]
+    assert "2 segmented" in capsys.readouterr().out
+
+
+def test_a_second_call_leaves_out_what_is_current(stand_in, run, cohort, tmp_path, capsys):
+    call = ("--i", cohort, "--o", tmp_path / "out", "--vol", tmp_path / "v.csv")
+    assert run(*call) == 0
+    table, before = rows(tmp_path / "v.csv"), Brightness.passes
+    (tmp_path / "v.csv").unlink()
+    capsys.readouterr()
+    assert run(*call, "--threads", "3") == 0
+    assert Brightness.passes == before
+    assert rows(tmp_path / "v.csv") == table  # without a run
+    assert capsys.readouterr().out.startswith("2 of 2 scans are current")
+
+    # One scan changes: it alone is done again, and its row alone is another.
+    nib.save(nib.Nifti1Image(head() + 5, affine()), cohort / "b.nii.gz")
+    assert run(*call) == 0
+    assert Brightness.passes == before + 2
+    assert rows(tmp_path / "v.csv")[:2] == table[:2]
+    assert rows(tmp_path / "v.csv")[2] != table[2]
+    assert "1 segmented, 1 current" in capsys.readouterr().out
+
+    assert run(*call, "--recompute") == 0
+    assert Brightness.passes == before + 6
+    assert run(*call, "--fast") == 0
+    assert Brightness.passes == before + 8
+    assert run(*call) == 0  # the results of --fast are there now
+    assert Brightness.passes == before + 12
+
+
+def test_a_bad_scan_fails_alone(stand_in, run, cohort, tmp_path, capsys):
+    (cohort / "aa.nii.gz").touch()
+    out = tmp_path / "out"
+    status = run("--i", cohort, "--o", out, "--vol", tmp_path / "v.csv", "--record", out)
+    assert status == 3
+    said = capsys.readouterr()
+    assert said.err == f"synthseg-native: {cohort / 'aa.nii.gz'}: the file is empty: copy or convert it again\n"
+    assert "2 segmented, 1 failed" in said.out
+    assert sorted(path.name for path in out.glob("*.nii.gz")) == ["a_synthseg.nii.gz", "b_synthseg.nii.gz"]
+    assert [row[0] for row in rows(tmp_path / "v.csv")] == ["subject", "a", "b"]
+    assert json.loads((out / "aa_run.json").read_text())["error"]["code"] == "bad_input"
+    assert not (out / "aa_synthseg.json").exists()
+
+    # Mended, it is the only one to be done.
+    before = Brightness.passes
+    shutil.copy(cohort / "a.nii.gz", cohort / "aa.nii.gz")
+    assert run("--i", cohort, "--o", out, "--vol", tmp_path / "v.csv", "--record", out) == 0
+    assert Brightness.passes == before + 2
+    assert [row[0] for row in rows(tmp_path / "v.csv")] == ["subject", "a", "aa", "b"]
+
+
+def test_the_gravest_failure_gives_the_status(stand_in, run, cohort, tmp_path, monkeypatch, capsys):
+    (cohort / "aa.nii.gz").touch()
+    segment = Brightness.posteriors
+
+    def fail_once(self, volume):
+        if self.passes == 2:
+            type(self).passes += 1
+            raise MemoryError("24 GB")
+        return segment(self, volume)
+
+    monkeypatch.setattr(Brightness, "posteriors", fail_once)
+    assert run("--i", cohort, "--o", tmp_path / "out") == 4  # a: well, aa: bad input, b: out of memory
+    assert "1 segmented, 2 failed" in capsys.readouterr().out
+    assert run("--i", cohort, "--o", tmp_path / "out") == 3  # the call that repairs
+
+
+def test_a_full_disk_ends_the_call_and_keeps_what_is_done(stand_in, run, cohort, tmp_path, monkeypatch, capsys):
+    save = outputs.save_labels
+    calls = []
+
+    def full(path, *rest):
+        calls.append(path)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        save(path, *rest)
+
+    shutil.copy(cohort / "a.nii.gz", cohort / "c.nii.gz")
+    monkeypatch.setattr(outputs, "save_labels", full)
+    assert run("--i", cohort, "--o", tmp_path / "out", "--vol", tmp_path / "v.csv") == 4
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1
+    assert "make room" in said.err
+    assert "1 segmented, 1 failed, 1 not started" in said.out
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a_synthseg.json", "a_synthseg.nii.gz"]
+    assert [row[0] for row in rows(tmp_path / "v.csv")] == ["subject", "a"]
+
+
+def test_lists(stand_in, run, cohort, tmp_path):
+    lists = {"i": ["a.nii.gz", "b.nii.gz"], "o": ["x/first.mgz", "y/second.nii"], "v": ["1.csv", "2.csv"]}
+    for name, lines in lists.items():
+        folder = cohort if name == "i" else tmp_path
+        (tmp_path / f"{name}.txt").write_text("".join(f"{folder / line}\n" for line in lines))
+    assert run("--i", tmp_path / "i.txt", "--o", tmp_path / "o.txt", "--vol", tmp_path / "v.txt") == 0
+    assert isinstance(nib.load(tmp_path / "x" / "first.mgz"), nib.MGHImage)
+    table = rows(tmp_path / "2.csv")
+    assert [row[0] for row in table] == ["", "b"]  # upstream leaves the first cell of a list's tables empty
+    assert len(table[0]) == 32
+
+
+# Grids, crops, formats -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def thick(tmp_path):
+    """5 mm slices, stored from left to right, back to front and from top to bottom."""
+    data = head()[:, :, 2::5][::-1, :, ::-1]
+    matrix = np.diag([-1.0, 1, -5, 1])
+    matrix[:3, 3] = 19, -22, 24
+    nib.save(nib.Nifti1Image(np.repeat(data, 2, axis=2)[:, :, :15], matrix), tmp_path / "thick.nii.gz")
+    return tmp_path / "thick.nii.gz"
+
+
+@pytest.mark.parametrize("interpolation", ["posterior", "nearest"])
+def test_both_grids(stand_in, run, thick, tmp_path, interpolation):
+    flags = (
+        "--native-grid",
+        tmp_path / "own.nii.gz",
+        "--interpolation",
+        interpolation,
+        "--record",
+        tmp_path / "r.json",
+    )
+    assert run("--i", thick, "--o", tmp_path / "o.nii.gz", "--vol", tmp_path / "v.csv", *flags) == 0
+    scan, own, network = (nib.load(tmp_path / name) for name in ("thick.nii.gz", "own.nii.gz", "o.nii.gz"))
+    assert own.shape == scan.shape
+    np.testing.assert_array_equal(own.affine, scan.affine)
+    assert network.header.get_zooms() == (2, 2, 2)
+    record = json.loads((tmp_path / "r.json").read_text())["output"]["native_grid"]
+    assert record["voxel_mm"] == [1, 1, 5]
+    assert record["labels_sha256"] == outputs.labels_sha256(labels(tmp_path / "own.nii.gz"))
+    missing = set(np.unique(labels(tmp_path / "o.nii.gz"))) - set(np.unique(labels(tmp_path / "own.nii.gz")))
+    assert record["labels_missing"] == sorted(missing)
+    if interpolation == "posterior":
+        assert not missing
+    # Positions in the world agree: the centre of mass of the foreground.
+    centres = []
+    for image in (own, network):
+        voxels = np.argwhere(np.asarray(image.dataobj) > 0)
+        centres.append((image.affine @ [*voxels.mean(axis=0), 1])[:3])
+    assert (np.abs(centres[0] - centres[1]) < np.array([1, 1, 5]) / 2).all()  # half a voxel
+    sidecars = [json.loads((tmp_path / name).read_text()) for name in ("own.json", "o.json")]
+    assert sidecars[0]["Resolution"].startswith("the input image's own grid (1x1x5 mm)")
+    assert sidecars[1]["Resolution"].startswith("2x2x2 mm")
+
+    assert run("--i", thick, "--o", tmp_path / "k.mgz", "--vol", tmp_path / "k.csv", "--keepgeom", *flags[2:4]) == 0
+    np.testing.assert_array_equal(labels(tmp_path / "k.mgz"), labels(tmp_path / "own.nii.gz"))
+    assert rows(tmp_path / "k.csv") == rows(tmp_path / "v.csv")  # volumes are the network's grid's
+    assert json.loads((tmp_path / "k.json").read_text())["Resolution"] == sidecars[0]["Resolution"]
+
+
+def test_a_crop_is_background_outside_and_the_same_inside_on_every_grid(stand_in, run, scan, tmp_path):
+    more = ("--native-grid", tmp_path / "own.nii", "--post", tmp_path / "p.nii", "--margin", tmp_path / "m.nii.gz")
+    assert run("--i", scan, "--o", tmp_path / "o.nii", "--crop", "10", "16", "200", *more) == 0
+    network, own = labels(tmp_path / "o.nii"), labels(tmp_path / "own.nii")
+    assert (network.shape, own.shape) == ((20, 22, 24), (40, 44, 48))
+    assert stand_in[0]["shape"] == (16, 16, 208)  # rounded up to 16, which is the smallest padded size as well
+    inside = np.zeros(network.shape, bool)
+    inside[2:18, 3:19, :] = True
+    assert network[inside].any()
+    assert not network[~inside].any()
+    # Without resampling back, the own grid's voxels lie two by two in the network's.
+    coarse = own[::2, ::2, ::2]
+    assert not coarse[~inside].any()
+    assert np.mean(coarse == network) > 0.8
+    posteriors = nib.load(tmp_path / "p.nii")
+    assert posteriors.shape == (20, 22, 24, 32)
+    assert posteriors.get_data_dtype() == np.float32
+    values = posteriors.get_fdata()
+    whole = values.sum(axis=-1)
+    np.testing.assert_allclose(whole[whole > 0], 1, atol=1e-5)  # the stand-in is so sure that a repair leaves nothing
+    assert (values[~inside][:, 0] == 1).all()
+    np.testing.assert_array_equal(values.argmax(axis=-1) > 0, network > 0)
+
+
+def test_further_results_are_written_and_current(stand_in, run, scan, tmp_path):
+    call = ("--i", scan, "--o", tmp_path / "o", "--resample", tmp_path / "o", "--picture", tmp_path / "o")
+    assert run(*call) == 0
+    assert {path.name for path in (tmp_path / "o").iterdir()} == {
+        "scan_synthseg.nii.gz", "scan_synthseg.json", "scan_resampled.nii.gz", "scan_qc.png",
+    }  # fmt: skip
+    resampled = nib.load(tmp_path / "o" / "scan_resampled.nii.gz")
+    assert resampled.shape == (20, 22, 24)
+    assert (tmp_path / "o" / "scan_qc.png").read_bytes().startswith(b"\x89PNG")
+    before = Brightness.passes
+    assert run(*call) == 0
+    assert Brightness.passes == before
+    (tmp_path / "o" / "scan_qc.png").unlink()
+    assert run(*call) == 0
+    assert Brightness.passes == before + 2
+    assert (tmp_path / "o" / "scan_qc.png").exists()
+
+
+def test_a_scan_on_the_networks_grid_is_its_own_resampled_image(stand_in, run, tmp_path):
+    nib.save(nib.Nifti1Image(head()[::2, ::2, ::2].astype(np.int16), np.diag([2.0, 2, 2, 1])), tmp_path / "scan.nii")
+    assert run("--i", tmp_path / "scan.nii", "--o", tmp_path / "o.nii", "--resample", tmp_path / "r.nii") == 0
+    resampled = nib.load(tmp_path / "r.nii")
+    assert resampled.get_data_dtype() == np.int16
+    np.testing.assert_array_equal(np.asarray(resampled.dataobj), labels(tmp_path / "scan.nii"))
+
+
+def test_colour_tables_go_into_mgz_files(stand_in, run, scan, tmp_path):
+    assert run("--i", scan, "--o", tmp_path / "plain.mgh") == 0
+    assert run("--i", scan, "--o", tmp_path / "coloured.mgh", "--addctab") == 0
+    plain, coloured = ((tmp_path / name).read_bytes() for name in ("plain.mgh", "coloured.mgh"))
+    assert coloured.startswith(plain)
+    assert b"Left-Hippocampus\0" in coloured
+
+
+@pytest.mark.parametrize("folder", ["with space", 'it\'s "quoted"', "häß_日本", "new\nline", "-dash", "a*[b]?{c}$d`e`"])
+def test_any_path_works(stand_in, run, scan, tmp_path, folder, capsys):
+    place = tmp_path / folder
+    place.mkdir()
+    shutil.copy(scan, place / "scan.nii.gz")
+    assert run("--i", place / "scan.nii.gz", "--o", place / "o.nii.gz", "--vol", place / "v.csv") == 0
+    picture = ["--picture", place / "out"] if folder == "häß_日本" else []  # takes its time
+    assert run("--i", place, "--o", place / "out", *picture, "--vol", place / "v.csv") == 0
+    assert (place / "out" / "scan_qc.png").exists() is bool(picture)
+    assert capsys.readouterr().err == ""
+    (place / "scan.nii.gz").write_bytes(b"no image")
+    assert run("--i", place / "scan.nii.gz", "--o", place / "o.nii.gz") == 3
+    assert capsys.readouterr().err.count("\n") == 1  # one line, also where the path has two
+
+
+# Stopping ------------------------------------------------------------------------------------------------------------
+
+SLOW = """
+import sys, time
+from types import SimpleNamespace
+sys.path.insert(0, sys.argv.pop(1))
+from synthseg_native import cli, engines
+import stand_in
+
+class Slow(stand_in.Brightness):
+    def posteriors(self, volume):
+        if self.passes >= 2:
+            print("busy", flush=True)
+            time.sleep(60)
+        yield from super().posteriors(volume)
+
+engines.load = lambda name: SimpleNamespace(build=lambda *a, **k: Slow())
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_ctrl_c_stops_at_once_and_keeps_what_is_done(root, cohort, tmp_path):
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", SLOW, root / "tests" / "unit", "--i", cohort, "--o", out, "--vol", out / "v.csv"]
+    command += ["--model", root / "models" / "compact2mm"]
+    process = subprocess.Popen(
+        [str(part) for part in command], env={**os.environ, "PYTHONPATH": str(root / "src")},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    lines = []
+    while not lines or lines[-1] != "busy\n":
+        lines.append(process.stdout.readline())
+        assert lines[-1], process.stderr.read()
+    start = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert time.monotonic() - start < 20
+    assert process.returncode == 130
+    assert err == "synthseg-native: stopped: what is finished is kept, call again to go on\n"
+    assert sorted(path.name for path in out.iterdir()) == ["a_synthseg.json", "a_synthseg.nii.gz", "v.csv"]
+
+
+def test_a_bar_on_a_terminal_alone(stand_in, run, scan, tmp_path, monkeypatch, capsys):
+    assert run("--i", scan, "--o", tmp_path / "o.nii") == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert run("--i", scan, "--o", tmp_path / "o.nii", "--recompute") == 0
+    err = capsys.readouterr().err
+    assert "scan.nii.gz: network" in err
+    assert "%" in err

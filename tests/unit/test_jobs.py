@@ -1,0 +1,191 @@
+"""Which scans a call is about, where results go, and what counts as current."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from synthseg_native import jobs
+from synthseg_native.errors import SynthSegError
+
+
+def touch(folder, *names):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_text(name)
+    return folder
+
+
+def plan(**wanted):
+    return jobs.plan({option: None if path is None else str(path) for option, path in wanted.items()})
+
+
+def refused(code, words, **wanted):
+    with pytest.raises(SynthSegError) as caught:
+        plan(**wanted)
+    assert caught.value.code == code
+    assert words in caught.value.message
+    assert caught.value.message.count(": ") >= 2
+
+
+# One image -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_image_and_a_file(tmp_path):
+    (job,) = plan(i=tmp_path / "a.nii.gz", o=tmp_path / "x" / "b.mgz", post=tmp_path / "p.nii", vol="v.csv")
+    assert job.image == tmp_path / "a.nii.gz"
+    assert job.outputs == {"o": tmp_path / "x" / "b.mgz", "post": tmp_path / "p.nii"}
+    assert job.sidecars == {"o": tmp_path / "x" / "b.json"}
+
+
+@pytest.mark.parametrize(
+    ("name", "derived"),
+    [
+        ("a.nii.gz", "a_synthseg.nii.gz"),
+        ("a.nii", "a_synthseg.nii"),
+        ("a.mgz", "a_synthseg.mgz"),
+        ("sub.01.nii.gz", "sub.01_synthseg.nii.gz"),
+        ("a.nii.b.NII.GZ", "a.nii.b_synthseg.nii.gz"),  # upstream would put its mark in the middle
+    ],
+)
+def test_an_image_and_a_folder(tmp_path, name, derived):
+    folder = tmp_path / "with.nii in it"
+    (job,) = plan(i=folder / name, o=tmp_path / "out", resample=tmp_path / "out", picture=tmp_path)
+    assert job.outputs["o"] == tmp_path / "out" / derived
+    assert job.outputs["resample"] == tmp_path / "out" / derived.replace("_synthseg", "_resampled")
+    assert job.outputs["picture"].name == derived.split("_synthseg")[0] + "_qc.png"
+
+
+def test_what_is_no_image(tmp_path):
+    touch(tmp_path, "a.dcm", "a.npz")
+    refused("bad_input", "no such file or folder", i=tmp_path / "nowhere", o="o.nii")
+    refused("bad_input", "not an image file", i=tmp_path / "a.dcm", o="o.nii")
+    refused("bad_input", "not an image file", i=tmp_path / "a.npz", o="o.nii")
+
+
+def test_results_never_overwrite_scans_or_each_other(tmp_path):
+    scan = tmp_path / "a.nii.gz"
+    refused("usage", "overwrite a scan", i=scan, o=scan)
+    refused("usage", "choose other names", i=scan, o=tmp_path / "b.nii", post=tmp_path / "b.nii")
+    refused("usage", "choose other names", i=scan, o=tmp_path / "b.nii", record=tmp_path / "b.json")
+    # Two label maps in one folder get one sidecar each, so they need two names.
+    refused("usage", "choose other names", i=scan, o=tmp_path / "b.nii", native_grid=tmp_path / "b.nii.gz")
+
+
+def test_names_that_no_format_fits(tmp_path):
+    folder = touch(tmp_path / "list", "o.txt", "i.txt")
+    (folder / "i.txt").write_text("a.nii\n")
+    (folder / "o.txt").write_text("b.png\n")
+    refused("usage", "end it in .nii.gz", i=folder / "i.txt", o=folder / "o.txt")
+
+
+# Folders -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder(tmp_path):
+    scans = touch(tmp_path / "scans", "b.nii", "a.nii.gz", "c.mgz", "notes.txt", ".hidden.nii", "d.npz")
+    found = plan(i=scans, o=tmp_path / "out", margin=tmp_path / "out", vol=tmp_path / "v.csv")
+    assert [job.image.name for job in found] == ["a.nii.gz", "b.nii", "c.mgz"]
+    assert [job.outputs["o"].name for job in found] == ["a_synthseg.nii.gz", "b_synthseg.nii", "c_synthseg.mgz"]
+    assert [job.outputs["margin"].name for job in found] == ["a_margin.nii.gz", "b_margin.nii.gz", "c_margin.nii.gz"]
+    assert all("vol" not in job.outputs for job in found)
+
+
+def test_results_in_the_folder_of_the_scans_are_no_scans_of_the_next_call(tmp_path):
+    scans = touch(tmp_path, "a.nii", "a_synthseg.nii", "a_posteriors.nii")
+    assert [job.image.name for job in plan(i=scans, o=scans, post=scans)] == ["a.nii"]
+    assert [job.image.name for job in plan(i=scans, o=scans)] == ["a.nii", "a_posteriors.nii"]
+
+
+def test_folders_that_cannot_work(tmp_path):
+    scans = touch(tmp_path / "scans", "a.nii.gz", "a.nii")
+    touch(tmp_path, "file")
+    refused("usage", "but --i is a folder", i=scans, o=tmp_path / "o.nii")
+    refused("usage", "but --i is a folder", i=scans, o=tmp_path / "file")
+    refused("usage", "but --i is none", i=scans, o=tmp_path / "o.txt")
+    refused("usage", "choose other names", i=scans, o=tmp_path / "out")  # two scans, one a_synthseg.json
+    refused("bad_input", "no images in it", i=touch(tmp_path / "empty", "x.txt"), o=tmp_path / "out")
+
+
+# Lists ---------------------------------------------------------------------------------------------------------------
+
+
+def test_lists(tmp_path):
+    (tmp_path / "i.txt").write_text("\nscans/a.nii\r\nscans/ü b.nii.gz\n\n", encoding="utf-8")
+    (tmp_path / "o.txt").write_text("o/1.nii.gz\no/2.mgz\n")
+    (tmp_path / "v.txt").write_text("1.csv\n2.csv")
+    first, second = plan(i=tmp_path / "i.txt", o=tmp_path / "o.txt", vol=tmp_path / "v.txt", volumes_tsv="all.tsv")
+    assert (first.image, second.image) == (Path("scans/a.nii"), Path("scans/ü b.nii.gz"))
+    assert first.outputs == {"o": Path("o/1.nii.gz"), "vol": Path("1.csv")}
+    assert second.outputs == {"o": Path("o/2.mgz"), "vol": Path("2.csv")}
+
+
+def test_lists_that_do_not_fit(tmp_path):
+    (tmp_path / "i.txt").write_text("a.nii\nb.nii\n")
+    (tmp_path / "o.txt").write_text("x.nii\n")
+    (tmp_path / "same.txt").write_text("x.nii\nx.nii\n")
+    (tmp_path / "blank.txt").write_text("\n \n")
+    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
+    refused("usage", "1 paths for 2 images", i=tmp_path / "i.txt", o=tmp_path / "o.txt")
+    refused("usage", "not a list", i=tmp_path / "i.txt", o=tmp_path / "out")
+    refused("usage", "choose other names", i=tmp_path / "i.txt", o=tmp_path / "same.txt")
+    refused("bad_input", "no paths in it", i=tmp_path / "blank.txt", o=tmp_path / "o.txt")
+    refused("bad_input", "not UTF-8", i=tmp_path / "binary.txt", o=tmp_path / "o.txt")
+    refused("bad_input", "No such file", i=tmp_path / "nowhere.txt", o=tmp_path / "o.txt")
+
+
+# What is current -----------------------------------------------------------------------------------------------------
+
+SETTINGS = {"fast": False, "crop": [64, 80, 48], "weights": "abc"}
+VOLUMES = {"csv": ["a", "1.5"], "tsv": [[2, "x"]]}
+
+
+@pytest.fixture
+def done(tmp_path):
+    """A job whose results are there, with their note."""
+    touch(tmp_path, "a.nii", "o.nii", "p.nii", "run.json")
+    (job,) = plan(i=tmp_path / "a.nii", o=tmp_path / "o.nii", post=tmp_path / "p.nii", record=tmp_path / "run.json")
+    made = {option: path for option, path in job.outputs.items() if option != "record"}
+    note = jobs.note(SETTINGS, jobs.sha256_of(job.image), made, VOLUMES)
+    job.sidecars["o"].write_text(json.dumps({"Type": "Discrete", "SynthSegNative": note}))
+    return job
+
+
+def test_results_of_the_same_call_are_current(done):
+    assert jobs.current(done, SETTINGS) == VOLUMES
+    assert jobs.current(done, {**SETTINGS, "fast": True}) is None
+    assert jobs.current(done, {**SETTINGS, "more": 1}) is None
+
+
+@pytest.mark.parametrize("name", ["a.nii", "o.nii", "p.nii"])
+def test_changed_files_are_not_current(done, name):
+    done.image.with_name(name).write_text("changed")
+    assert jobs.current(done, SETTINGS) is None
+
+
+@pytest.mark.parametrize("name", ["a.nii", "o.nii", "p.nii", "run.json", "o.json"])
+def test_missing_files_are_not_current(done, name):
+    done.image.with_name(name).unlink()
+    assert jobs.current(done, SETTINGS) is None
+
+
+def test_a_result_of_another_call_does_not_count(done):
+    # p.nii and run.json lie there, but the last call at these settings made the label map alone.
+    note = json.loads(done.sidecars["o"].read_text())
+    del note["SynthSegNative"]["ResultsSHA256"]["post"]
+    done.sidecars["o"].write_text(json.dumps(note))
+    assert jobs.current(done, SETTINGS) is None
+    del done.outputs["post"]
+    assert jobs.current(done, SETTINGS) == VOLUMES
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"SynthSegNative": 3}', '{"SynthSegNative": {"Settings": null}}'])
+def test_a_sidecar_that_is_no_note_of_ours(done, text):
+    done.sidecars["o"].write_text(text)
+    assert jobs.current(done, SETTINGS) is None
+
+
+def test_touching_a_file_changes_nothing(done):
+    done.image.touch()
+    done.outputs["o"].touch()
+    assert jobs.current(done, SETTINGS) == VOLUMES
