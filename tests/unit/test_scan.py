@@ -317,6 +317,12 @@ def test_gzip_and_plain_files_read_alike(tmp_path):
     np.testing.assert_array_equal(read(tmp_path / "scan.nii").data, read(tmp_path / "copy.nii.gz").data)
 
 
+def test_a_folder_is_no_image(tmp_path):
+    (tmp_path / "scan.nii.gz").mkdir()
+    with pytest.raises(SynthSegError, match="not an image file"):
+        read(tmp_path / "scan.nii.gz")
+
+
 def test_no_voxel_is_read_where_the_header_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(nib.arrayproxy, "ArrayProxy", lambda *_: pytest.fail("voxels were read"))
     with pytest.raises(SynthSegError, match="the header claims 2000 x 2000 x 2000 voxels"):

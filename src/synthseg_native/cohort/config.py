@@ -38,7 +38,8 @@ def _lines(error: jsonschema.ValidationError) -> list[str]:
     where = "".join(f"{part}." for part in error.absolute_path)
     if error.validator == "additionalProperties":
         known = list(error.schema["properties"])
-        return [_unknown(where + key, key, known, where) for key in error.instance if key not in known]
+        # In YAML a key may be a number or, as "on" and "no" are, true or false.
+        return [_unknown(f"{where}{key}", str(key), known, where) for key in error.instance if key not in known]
     if error.validator == "required":
         return [f"{where}{error.message}: add it"]
     about = error.schema.get("description", "")

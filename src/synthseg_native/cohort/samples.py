@@ -1,6 +1,8 @@
 """The sample sheet: one row per image, named by BIDS entities."""
 
 import csv
+import difflib
+import io
 import os
 import re
 from dataclasses import dataclass, field
@@ -9,7 +11,7 @@ from pathlib import Path
 from synthseg_native.errors import SynthSegError
 
 ENTITIES = ("participant_id", "session_id", "acq", "run", "suffix")
-COLUMNS = (*ENTITIES, "image", "ct")
+COLUMNS = (*ENTITIES, "image", "ct")  # and "accept", which a sheet need not have
 PREFIXES = {"participant_id": "sub-", "session_id": "ses-", "acq": "acq-", "run": "run-"}
 SUFFIXES = ("T1w", "T2w", "FLAIR", "PDw", "T2starw", "CT", "inplaneT1", "inplaneT2", "UNIT1", "T1map", "T2map", "MTw")
 EMPTY = ("", "n/a")
@@ -21,12 +23,14 @@ class Scan:
     """One row of the sheet.
 
     `entities` holds the label of each of ENTITIES ("" where it has none, without "sub-" and the like),
-    `image` the path as the workflow opens it, `sheet` the further columns, `row` the row as it was written.
+    `image` the path as the workflow opens it, `accept` the header faults in spite of which it is taken, `sheet` the
+    further columns, `row` the row as it was written.
     """
 
     entities: dict
     image: str
     ct: bool
+    accept: tuple = ()
     sheet: dict = field(default_factory=dict)
     row: dict = field(default_factory=dict)
 
@@ -56,14 +60,18 @@ def read_samples(sheet) -> list[Scan]:
         raise SynthSegError(
             "usage", f"{sheet}: cannot be read ({error}): save it as tab-separated UTF-8 text"
         ) from None
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    rows = csv.DictReader(lines, delimiter="\t", restkey="", restval="")
-    header = rows.fieldnames or []
-    mistakes = [f"the column {name} is missing" for name in ("participant_id", "image") if name not in header]
-    mistakes += [f"the column {name} appears twice" for name in sorted({n for n in header if header.count(n) > 1})]
+    lines = [line for line in io.StringIO(text) if line.strip() and not line.startswith("#")]
+    rows = csv.DictReader(lines, delimiter="\t", restkey="", restval="", strict=True)
+    try:
+        header, rows = rows.fieldnames or [], list(rows)
+    except csv.Error as error:
+        raise SynthSegError(
+            "usage", f"{sheet}: not a tab-separated table ({error}): close every quotation mark"
+        ) from None
+    mistakes = _mistakes_in(header)
     if mistakes:
         hint = "; columns are separated by tabs" if len(header) == 1 else ""
-        raise SynthSegError("usage", f"{sheet}: {'; '.join(mistakes)}: add it to the first line{hint}")
+        raise SynthSegError("usage", f"{sheet}: {'; '.join(mistakes)}: correct the first line{hint}")
 
     scans, seen = [], {}
     for number, row in enumerate(rows, start=1):
@@ -89,6 +97,20 @@ def read_samples(sheet) -> list[Scan]:
     return scans
 
 
+def _mistakes_in(header: list[str]) -> list[str]:
+    mistakes = []
+    for name in ("participant_id", "image"):
+        if name not in header:
+            near = difflib.get_close_matches(name, header, n=1)
+            mistakes.append(f"the column {name} is missing" + (f" (is it {near[0]!r}?)" if near else ""))
+    mistakes += [f"the column {name} appears twice" for name in sorted({n for n in header if header.count(n) > 1})]
+    for name in header:  # "Session-ID" would be carried along as a column of its own, and sessions not told apart
+        meant = name.strip().lower().replace("-", "_").replace(" ", "_")
+        if name != meant and meant in (*COLUMNS, "accept"):
+            mistakes.append(f"the column {name!r} is not known; did you mean {meant}?")
+    return mistakes
+
+
 def _scan(row: dict, folder: Path) -> Scan:
     if "" in row:
         raise ValueError("more cells than columns")
@@ -103,8 +125,30 @@ def _scan(row: dict, folder: Path) -> Scan:
         ct = "true"
     if ct not in TRUE + FALSE:
         raise ValueError(f"ct is {row['ct']!r}: write true or false")
-    further = {key: value for key, value in row.items() if key not in COLUMNS}
-    return Scan(entities, openable(folder / Path(row["image"]).expanduser()), ct in TRUE, further, row)
+    further = {key: value for key, value in row.items() if key not in (*COLUMNS, "accept")}
+    return Scan(entities, _image(row["image"], folder), ct in TRUE, _accept(row.get("accept", "")), further, row)
+
+
+def _image(cell: str, folder: Path) -> str:
+    if "\0" in cell:
+        raise ValueError(f"image is {cell!r}: no path holds a zero byte")
+    try:
+        return openable(folder / Path(cell).expanduser())
+    except RuntimeError:  # ~name of a user that there is not
+        raise ValueError(f"image is {cell!r}: no such user") from None
+
+
+def _accept(cell: str) -> tuple:
+    """The flags of a cell, in one order whatever it has; ValueError for one that cannot be accepted."""
+    flags = {flag.strip() for flag in cell.split(",")} - set(EMPTY)
+    if flags:
+        from synthseg_native import scan  # needs more than the standard library, which is all that bids_samples.py has
+
+        try:
+            scan.check_accept(sorted(flags), "accept:")
+        except SynthSegError as error:
+            raise ValueError(error.message) from None
+    return tuple(sorted(flags))
 
 
 def _label(key: str, value: str) -> str:
