@@ -14,7 +14,7 @@ SLICES = 5
 MARGIN_MM = 10  # around the labels
 LEAST_MM = (140, 175, 135)  # of the window, where the scan has them: what was not labelled must show too
 SMALL_MM = 80  # a field of view below this is named
-WINDOW = (0.5, 99.5)  # percentiles that become black and white
+WINDOW, RIM_MM = (0.5, 99.5), 3  # percentiles that become black and white; what is left out at the labels' end
 
 # Name, axis across the planes, axis from right to left on the screen, axis from bottom to top, letters at the sides.
 PLANES = (("axial", 2, 0, 1, "RL"), ("coronal", 1, 0, 2, "RL"), ("sagittal", 0, 1, 2, "AP"))
@@ -24,7 +24,7 @@ VIEW = "radiological view: the patient's left is on the right · x, y, z grow to
 LEFT, TOP, BOTTOM, GAP, CAPTION = 28, 68, 150, 6, 20  # pixels: row names, title, text; between, below panels
 TEXT_LINES = 6
 FINE, THICK = 3, 5  # outlines are found on a grid this much finer than the pixels, this wide on it, and averaged
-GREYS = 100  # levels; more of them store noise
+GREYS = 64  # levels; more of them store noise
 OUTSIDE = 0.09  # grey of what the scan does not cover, so that the edge of its field of view shows
 ODD = "! "  # opens a line that says what is odd
 TINTS = {"title": "#ffffff", "text": "#c8c8c8", "odd": "#ffc04d", "side": "#7fd4ff"}
@@ -61,18 +61,18 @@ def draw(path, image, image_affine, labels, labels_affine, labels_table, *, titl
     if np.any(np.ptp(field, axis=1) < SMALL_MM):
         notes.append("small field of view: {:.0f} x {:.0f} x {:.0f} mm".format(*np.ptp(field, axis=1)))
 
-    panels, scale = _panels(field if box is None else box, window)
+    panels = _panels(field if box is None else box, window)
     for panel in panels:
-        panel.grey, panel.inside = _sample(image, image_affine, panel.points(scale), linear=True)
-        panel.labels, _ = _sample(labels, labels_affine, panel.points(scale * FINE), linear=False)
+        panel.grey, panel.inside = _sample(image, image_affine, panel.points(1), linear=True)
+        panel.labels, _ = _sample(labels, labels_affine, panel.points(FINE), linear=False)
     low, high = _grey_window(panels)
-    if low == high:
+    if np.isclose(low, high):
         notes.append(f"the scan has the same value everywhere that is drawn: {low:g}")
 
     canvas = np.zeros((HEIGHT, WIDTH, 3))
     for panel in panels:
-        grey = np.clip((panel.grey - low) / (high - low), 0, 1) if high > low else np.full(panel.grey.shape, 0.5)
-        grey = np.where(panel.inside, np.rint(grey * GREYS) / GREYS, OUTSIDE)
+        grey = np.full(panel.grey.shape, 0.5) if np.isclose(low, high) else (panel.grey - low) / (high - low)
+        grey = np.where(panel.inside, np.rint(np.clip(grey, 0, 1) * GREYS) / GREYS, OUTSIDE)
         color, cover = _outlines(panel.labels, labels_table)
         canvas[panel.rows, panel.columns] = grey[..., None] * (1 - cover) + color
     subtitle = f"{VIEW} · grey from {low:.4g} to {high:.4g} · FreeSurfer's colours"
@@ -89,14 +89,14 @@ class _Panel:
         self.name, self.across, self.horizontal, self.vertical, self.letters = plane
         self.number, self.position, self.window = number, position, window
 
-    def points(self, scale):
-        """World positions (3, rows, columns) of the pixels' centres, at `scale` pixels per mm; the top row first."""
-        right, top = self.window[self.horizontal, 1], self.window[self.vertical, 1]
-        n_columns, n_rows = (round(n * scale / self.scale) for n in (self.n_columns, self.n_rows))
-        points = np.empty((3, n_rows, n_columns))
-        points[self.across] = self.position
-        points[self.horizontal] = right - (np.arange(n_columns) + 0.5) / scale
-        points[self.vertical] = (top - (np.arange(n_rows) + 0.5) / scale)[:, None]
+    def points(self, finer):
+        """World positions of pixels' centres, `finer` times as many as on the canvas along each axis: three arrays
+        that broadcast to (rows, columns), the top row first."""
+        step = 1 / (self.scale * finer)
+        points = [self.position] * 3
+        columns, rows = (finer * (part.stop - part.start) for part in (self.columns, self.rows))
+        points[self.horizontal] = self.window[self.horizontal, 1] - (np.arange(columns) + 0.5) * step
+        points[self.vertical] = self.window[self.vertical, 1] - (np.arange(rows)[:, None] + 0.5) * step
         return points
 
 
@@ -129,7 +129,7 @@ def _window(field, box):
 
 
 def _panels(box, window):
-    """The panels with their places on the canvas, and the one scale (pixels per mm) at which all of them fit."""
+    """The panels with their places on the canvas, at the one scale (pixels per mm) at which all of them fit."""
     size = np.ptp(window, axis=1)
     cell = (WIDTH - LEFT) / SLICES
     height = HEIGHT - TOP - BOTTOM - CAPTION * len(PLANES)
@@ -144,42 +144,47 @@ def _panels(box, window):
         for number in range(SLICES):
             position = box[across, 0] + (number + 1) / (SLICES + 1) * np.ptp(box[across])
             panel = _Panel(plane, number, position, window)
-            panel.scale, panel.n_columns, panel.n_rows = scale, n_columns, n_rows
+            panel.scale = scale
             start = LEFT + int(number * cell + (cell - GAP - n_columns) / 2)
             panel.rows, panel.columns = slice(row, row + n_rows), slice(start, start + n_columns)
             panels.append(panel)
         row += n_rows + CAPTION + int(spare)
-    return panels, scale
+    return panels
 
 
 # What they show --------------------------------------------------------------------------------------------------
 
 
 def _sample(data, affine, points, *, linear):
-    """Values at world points (3, rows, columns), 0 outside the grid, and where that is inside."""
+    """Values at world points (see `_Panel.points`), 0 outside the grid, and where that is inside."""
     from scipy.ndimage import map_coordinates
 
-    inverse = np.linalg.inv(affine)
-    voxels = np.tensordot(inverse[:3, :3], points, axes=1) + inverse[:3, 3, None, None]
-    last = np.array(data.shape)[:, None, None] - 1
-    inside = np.all((voxels >= -0.5) & (voxels <= last + 0.5), axis=0)
-    voxels = np.clip(voxels, 0, last)
+    inside, voxels = True, []
+    for row, n in zip(np.linalg.inv(affine)[:3], data.shape, strict=True):
+        position = row[0] * points[0] + row[1] * points[1] + row[2] * points[2] + row[3]
+        inside = inside & (position >= -0.5) & (position <= n - 0.5)
+        voxels.append(np.clip(position, 0, n - 1))
+    voxels = np.broadcast_arrays(*voxels)
     if linear:
         values = map_coordinates(data, voxels, output=np.float64, order=1)
     else:
-        values = data[tuple(np.rint(voxels).astype(np.intp))]
+        values = data[tuple(np.rint(position).astype(np.intp) for position in voxels)]
+    inside = np.broadcast_to(inside, values.shape)
     return np.where(inside, values, 0), inside
 
 
 def _grey_window(panels):
-    """Black and white level: percentiles of the scan where labels are, so that air and bone leave the brain its
-    contrast, CT's too; of all of it without labels."""
-    middle = FINE // 2
-    labelled = [panel.grey[panel.labels[middle::FINE, middle::FINE] > 0] for panel in panels]
-    values = np.concatenate(labelled)
-    if not len(values):
-        values = np.concatenate([panel.grey[panel.inside] for panel in panels])
-    return np.percentile(values, WINDOW)
+    """Black and white level: percentiles of the scan within the labels, RIM_MM from their end, so that air and bone
+    leave the brain its contrast, CT's too. Without labels that thick: of all that is labelled, else of all."""
+    from scipy.ndimage import minimum_filter
+
+    labelled = [panel.labels[FINE // 2 :: FINE, FINE // 2 :: FINE] > 0 for panel in panels]
+    deep = [minimum_filter(mask, 2 * round(RIM_MM * panels[0].scale) + 1) for mask in labelled]
+    for masks in (deep, labelled, [panel.inside for panel in panels]):
+        values = np.concatenate([panel.grey[mask] for panel, mask in zip(panels, masks, strict=True)])
+        if len(values):
+            return np.percentile(values, WINDOW)
+    return 0.0, 0.0
 
 
 def _outlines(labels, labels_table):
@@ -192,9 +197,12 @@ def _outlines(labels, labels_table):
     for value in np.unique(labels[edge]).tolist():
         text = colors.get(value, "#ffffff")
         color[edge & (labels == value)] = [int(text[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    rows, columns = (n // FINE for n in labels.shape)
-    color = color.reshape(rows, FINE, columns, FINE, 3).mean(axis=(1, 3))
-    return color, edge.reshape(rows, FINE, columns, FINE, 1).mean(axis=(1, 3))
+    return _pooled(color), _pooled(edge[..., None].astype(np.float32))
+
+
+def _pooled(fine):
+    """Means over the fine pixels of each pixel."""
+    return sum(fine[row::FINE, column::FINE] for row in range(FINE) for column in range(FINE)) / FINE**2
 
 
 # The page --------------------------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ def _remarks(found, labels_table, confidence, sides) -> dict:
         "asymmetry": [_sides(name, *sides[name]) for name, value in found["asymmetry"].items() if _beyond(name, value)]
     }
     if not BRAIN_ML[0] <= brain_ml <= BRAIN_ML[1]:
-        remarks["brain_volume"] = [f"brain of {brain_ml:.0f} mL, not within {BRAIN_ML[0]} to {BRAIN_ML[1]}"]
+        remarks["brain_volume"] = [f"brain of {brain_ml:.0f} mL, not within {BRAIN_ML[0]} to {BRAIN_ML[1]} mL"]
     if confidence < MIN_CONFIDENCE:
         remarks["low_confidence"] = [f"low confidence: mean posterior {confidence:.2f}"]
     for flag, text in (
