@@ -75,7 +75,7 @@ def labels_on_grid(posteriors, values, factor, shape, origin=(0, 0, 0)) -> GridL
 
     counts = sum(np.bincount(plane.ravel(), minlength=n) for plane in channel)
     lost = np.nonzero((expected > 0) & (counts == 0))[0]
-    quota = {k: max(1, round(expected[k] / np.prod(factor))) for k in lost if k > 0}
+    quota = {k: round(expected[k] / np.prod(factor)) for k in lost if k > 0}
     enough = sum(quota.values()) + n  # no label needs more places to choose from
     choice = {}
     for k in quota:
