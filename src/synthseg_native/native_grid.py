@@ -26,7 +26,8 @@ def nearest_labels(labels, factor, shape) -> GridLabels:
     """Each voxel takes the label of the network's voxel that its centre lies in, as FreeSurfer's --keepgeom does.
 
     labels : (x, y, z) int32 on the network's grid. Thin structures can be lost; they are listed as missing. A centre
-    halfway between two voxels takes the higher index; outside the grid the border is repeated.
+    halfway between two voxels takes the higher index. A centre that lies further out than those of the network's voxels
+    takes the border, where FreeSurfer writes background.
     """
     factor, grid = _geometry(factor, shape)
     if labels.shape != grid:
