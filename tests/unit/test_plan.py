@@ -115,6 +115,12 @@ def test_a_picture_of_a_vanished_image_is_asked_for_only_where_it_is_there(make,
     assert picture in plan.wanted_runs()
 
 
+def test_a_picture_names_the_model_and_that_it_is_small(make):
+    scan = scan_of("01")
+    assert make().title(scan, "tensorflow") == "sub-01_T1w · compact2mm (not for research) · tensorflow"
+    assert make(model="synthseg1").title(scan, "tensorflow") == "sub-01_T1w · synthseg1 · tensorflow"
+
+
 def test_both_label_maps_have_their_names(make):
     files = make().files("tensorflow", "sub-01/anat/sub-01_T1w")
     start = "results/tensorflow/sub-01/anat/sub-01_T1w_seg-compact2mm_res-"

@@ -18,7 +18,7 @@ rule picture:
         runtime=10,
     params:
         image=lambda wildcards: PLAN.scans[wildcards.scan].image,
-        title=lambda wildcards: PLAN.scans[wildcards.scan].name,
+        title=lambda wildcards: PLAN.title(wildcards.scan, wildcards.engine),
         labels=PLAN.labels,
         code=PLAN.step_key("picture.py"),
     message:

@@ -122,6 +122,11 @@ class Plan:
     def picture(self, engine: str, scan: str = "{scan}") -> str:
         return self._path(engine, scan, "picture")
 
+    def title(self, scan: str, engine: str) -> str:
+        """What stands above a picture: a small model must not pass for SynthSeg there either."""
+        grade = "" if self.model.research_grade else " (not for research)"
+        return f"{self.scans[scan].name} · {self.model.name}{grade} · {engine}"
+
     def _path(self, engine: str, scan: str, name: str) -> str:
         return str(paths.paths(self.results, engine, scan, self.model.name, self.resolution)[name])
 
