@@ -51,7 +51,7 @@ ACCEPTABLE = ("no_orientation", "sform_qform_mirrored", "voxel_size_differs", "n
 class Scan:
     """A checked scan.
 
-    data : (X, Y, Z) float64 · affine : (4, 4) · header : as nibabel repairs it, without NIfTI extensions
+    data : (X, Y, Z) float64 · affine : (4, 4) · header : as nibabel repairs it, for results: without NIfTI extensions
     voxel_mm : (3,) voxel sizes by the header · description : facts for the record, the key ``input`` of its schema
     """
 
@@ -85,7 +85,8 @@ def read(path, accept=()) -> Scan:
     check_accept(accept)
     path = Path(path)
     try:
-        return _read(path, accept)
+        with _quiet():
+            return _read(path, accept)
     except _Refused as error:
         what, remedy = error.args
     except DAMAGED:
@@ -101,6 +102,19 @@ def read(path, accept=()) -> Scan:
         if error.errno not in (errno.ELOOP, errno.ENAMETOOLONG):
             raise SynthSegError("disk", f"{path}: {what}: check the drive and call again") from error
     raise SynthSegError("bad_input", f"{path}: {what}: {remedy}")
+
+
+@contextmanager
+def _quiet():
+    """nibabel's and numpy's remarks are reported here, as errors or flags."""
+    logger = nib.imageglobals.logger
+    was_disabled, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = was_disabled
 
 
 def _read(path, accept) -> Scan:
@@ -178,9 +192,7 @@ def _read(path, accept) -> Scan:
         "shear_volume_factor": round(float(1 / abs(np.linalg.det(directions))), 4),
         "header_flags": [flag for flag in FLAGS if flag in flags],
     }
-    if not isinstance(header, nib.Nifti1Header):
-        header["delta"] = voxel_mm  # a NIfTI header made of it takes no negative sizes
-    return Scan(data, affine, header, voxel_mm, description)
+    return Scan(data, affine, _for_results(header, voxel_mm), voxel_mm, description)
 
 
 # The file ------------------------------------------------------------------------------------------------------------
@@ -214,14 +226,6 @@ def _length(path) -> int:
     return length
 
 
-@contextmanager
-def _quiet():
-    """nibabel's and numpy's remarks are reported here, as errors or flags."""
-    with nib.imageglobals.LoggingOutputSuppressor(), warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")
-        yield
-
-
 def _header(path):
     """The header, checked and repaired by nibabel; voxel sizes (3,) as the file states them; where it has no
     orientation, what to say.
@@ -239,10 +243,9 @@ def _header(path):
     if len(block) < size:
         raise EOFError
     try:
-        with _quiet():
-            raw, header = (kind(block[:size], check=check) for check in (False, True))
-            header.get_data_dtype(), header.get_slope_inter()
-    except (nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError, ValueError, LookupError) as error:
+        raw, header = (kind(block[:size], check=check) for check in (False, True))
+        header.get_data_dtype(), header.get_slope_inter()
+    except (nib.spatialimages.HeaderDataError, ValueError, LookupError, ArithmeticError) as error:
         raise _Refused("not an image that can be read", "convert it to NIfTI, for example with dcm2niix") from error
 
     if not isinstance(header, nib.Nifti1Header):
@@ -291,11 +294,10 @@ def _voxels(path, header, shape, length) -> np.ndarray:
             f"the file is cut off: {length} bytes, and the header wants {needed}", "copy or convert it again"
         )
     try:
-        with _quiet():
-            data = np.asarray(nib.arrayproxy.ArrayProxy(str(path), header), dtype=np.float64).reshape(shape)
-            low, high = data.min(), data.max()
+        data = np.asarray(nib.arrayproxy.ArrayProxy(str(path), header), dtype=np.float64).reshape(shape)
     except ValueError as error:
         raise _Refused("the file is cut off or damaged", "copy or convert it again") from error
+    low, high = data.min(), data.max()
     if not (np.isfinite(low) and np.isfinite(high)):
         strange = sum(plane.size - np.count_nonzero(np.isfinite(plane)) for plane in data)
         raise _Refused(f"{strange} voxels are NaN or infinite", "replace them, for example by 0")
@@ -304,6 +306,15 @@ def _voxels(path, header, shape, length) -> np.ndarray:
     if low == high == 0:
         raise _Refused("all voxels are zero", "give an image with contents")
     return data
+
+
+def _for_results(header, voxel_mm):
+    """A header that a NIfTI-1 file can be made of without nibabel's finding fault with it."""
+    if not isinstance(header, nib.Nifti1Header):
+        header["delta"] = voxel_mm  # without signs
+        return header
+    header.set_data_offset(0)  # the writer sets it
+    return nib.Nifti1Header.from_header(header)
 
 
 def sha256_of(path) -> str:
@@ -317,14 +328,12 @@ def sha256_of(path) -> str:
 def _affine(header) -> np.ndarray:
     """The affine (4, 4) that nibabel and upstream take: sform, else qform, else none of them but voxel sizes."""
     try:
-        with _quiet():
-            affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+        affine = np.asarray(header.get_best_affine(), dtype=np.float64)
     except ValueError as error:
         raise _Refused("the qform is no rotation", "correct the header") from error
     if not np.abs(affine).max() <= FARTHEST_MM:
         raise _Refused("an affine that is no position in mm", "correct the header (sform, qform)")
-    with np.errstate(all="ignore"):
-        volume = abs(np.linalg.det(affine[:3, :3] / voxel_sizes(affine)))
+    volume = abs(np.linalg.det(affine[:3, :3] / voxel_sizes(affine)))
     if not volume > 1e-3:
         raise _Refused("the affine is singular", "correct the header (sform, qform)")
     return affine
@@ -334,16 +343,14 @@ def _compare_forms(header, shape) -> set:
     """Flags where sform and qform, both set, contradict each other. A qform that is no rotation contradicts."""
     sform = header.get_sform()
     try:
-        with _quiet():
-            qform = header.get_qform()
+        qform = header.get_qform()
     except ValueError:
         return {"sform_qform_differ"}
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1)
-    with np.errstate(all="ignore"):
-        moved = (sform - qform)[:3, :3] @ corners + (sform - qform)[:3, 3:]
-        flags = set() if np.sqrt(np.sum(moved**2, axis=0)).max() <= 1 else {"sform_qform_differ"}
-        if np.linalg.det(sform[:3, :3]) * np.linalg.det(qform[:3, :3]) < 0:
-            flags.add("sform_qform_mirrored")
+    moved = (sform - qform)[:3, :3] @ corners + (sform - qform)[:3, 3:]
+    flags = set() if np.sqrt(np.sum(moved**2, axis=0)).max() <= 1 else {"sform_qform_differ"}
+    if np.linalg.det(sform[:3, :3]) * np.linalg.det(qform[:3, :3]) < 0:
+        flags.add("sform_qform_mirrored")
     return flags
 
 
