@@ -49,7 +49,7 @@ def labels_on_grid(posteriors, values, factor, shape, origin=(0, 0, 0)) -> GridL
 
     Along axes where the input's voxels are more than twice as large as the network's, posteriors are averaged over each
     voxel, elsewhere interpolated linearly at its centre: on phantoms with sharp posteriors smoothed as SynthSeg's are,
-    each had the higher Dice on its side of two, where they are the same.
+    each had the higher mean Dice on its side of two, where they are the same.
 
     A label of the network's grid that would get no voxel gets the ones where its posterior is highest, about as many
     as its volume there amounts to, at least one, and never the last voxel of another label.
