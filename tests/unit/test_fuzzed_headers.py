@@ -66,8 +66,8 @@ def originals():
 
 
 ORIGINALS = originals()
-# hypothesis takes longer over a draw than `read` over a file: so a draw is one string of bytes with many mutations, each
-# of them 2 bytes for the file and how it is treated, and up to four edits of 6 bytes.
+# hypothesis takes longer over a draw than `read` over a file: so a draw is one string of bytes with many mutations,
+# each 2 bytes for the file and how it is treated, and up to four edits of 6 bytes.
 PER_DRAW, LENGTH = 10, 26
 draws = st.binary(min_size=PER_DRAW * LENGTH, max_size=PER_DRAW * LENGTH)
 
