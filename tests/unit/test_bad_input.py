@@ -275,6 +275,8 @@ SCANS = {
     "no gzip, though named so": (plain_named_gz, "the file is cut off or damaged"),
     "header of a pair of files": (changed(magic=b"ni1"), "not a NIfTI file with header and voxels in one: convert"),
     "voxels inside the header": (changed(vox_offset=0), "not a NIfTI file with header and voxels in one"),
+    "voxels nowhere": (changed(vox_offset=-np.inf), "not an image that can be read"),  # nibabel: OverflowError
+    "more axes than there are": (changed(dim=32767), "not an image that can be read"),
     "type of voxel that there is not": (changed(datatype=77), "not an image that can be read"),
     "mgh type that there is not": (changed_mgh(type=77), "not an image that can be read"),
     "flat": (image(ramp((30, 30))), "a 2-D image: give a 3-D image"),
