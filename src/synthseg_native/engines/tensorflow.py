@@ -35,6 +35,7 @@ def _import(threads):
         raise SynthSegError(
             "usage", f"tensorflow: cannot be imported ({error}): install the environment envs/tensorflow.txt"
         ) from error
+    tf.get_logger().setLevel("ERROR")  # it warns of scans of several shapes
     try:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(threads)
