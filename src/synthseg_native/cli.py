@@ -170,7 +170,7 @@ def _segment_all(jobs, segmenter, arguments, argv):
 
     tables = Tables(jobs, segmenter.model.labels, arguments)
     if not arguments.recompute:
-        tables.add_current(segmenter.settings())
+        tables.add_current(segmenter)
     todo = [job for job in jobs if id(job) not in tables.volumes]
     failures, started = [], 0
     with Progress(len(todo)) as bar:
@@ -280,12 +280,12 @@ class Tables:
         self.tsv = arguments.volumes_tsv
         self.single = arguments.i == str(jobs[0].image)
 
-    def add_current(self, settings):
+    def add_current(self, segmenter):
         """Take the volumes of the scans whose results are current."""
         from . import jobs as planning
 
         for job in self.jobs:
-            if volumes := planning.current(job, settings):
+            if job.sidecars["o"].is_file() and (volumes := planning.current(job, segmenter.settings())):
                 self.volumes[id(job)] = volumes
 
     def write(self, staged, more):

@@ -1,5 +1,6 @@
 """Files that a run leaves: label map, margin map, volumes, sidecar. All of them or none."""
 
+import contextlib
 import csv
 import errno
 import hashlib
@@ -49,7 +50,8 @@ class Staged:
                     raise error
         finally:
             for part, _ in self._moves:
-                part.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # of a disk that became read-only; what went wrong first is told
+                    part.unlink(missing_ok=True)
 
 
 class _disk_errors:
@@ -84,8 +86,8 @@ def image_extension(path):
 def save_image(path, data, affine, header, dtype=None, tags=b""):
     """Save (X, Y, Z[, N]) data in the format that the name asks for, with the header of the input where it fits.
 
-    Without a dtype the header's own is kept, so that a resampled int16 scan is int16 again, as SynthSeg saves it (with a
-    slope where its values are no whole numbers). Where the grid is the input's, its sform, qform and codes stay; on a
+    Without a dtype the header's own is kept, so that a resampled int16 scan is int16 again, as SynthSeg saves it (with
+    a slope where its values are no whole numbers). Where the grid is the input's, its sform, qform and codes stay; on a
     new grid nibabel sets the sform alone. tags : what stands behind the voxels of an .mgz.
     """
     if dtype is None:

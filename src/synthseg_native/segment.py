@@ -1,6 +1,7 @@
 """One scan through the whole pipeline: read, regrid, network, labels, results."""
 
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -34,14 +35,24 @@ class Segmenter:
     """
 
     def __init__(self, name, options, weights_file=None):
-        """name : of a model or its folder. Raises SynthSegError for models, weights and engines that are not there."""
+        """name : of a model or its folder. Raises SynthSegError for a model or engine that is not there."""
         self.options = options
         self.module = engines.load(options.engine)
         self.model = model.load(name)
-        self.weights_file = weights.resolve(self.model.card, self.model.folder, weights=weights_file)
-        self.weights_sha256 = scan.sha256_of(self.weights_file)
+        self._named = weights_file
+        if weights_file:
+            self.weights_file  # noqa: B018 (a wrong name is wrong use, before anything is run)
         self.table = network.table_of(self.model)
         self.engine, self.shape = None, None
+
+    @cached_property
+    def weights_file(self):
+        """Looked for, and maybe fetched, when a scan is found to be worth it."""
+        return weights.resolve(self.model.card, self.model.folder, weights=self._named)
+
+    @cached_property
+    def weights_sha256(self):
+        return scan.sha256_of(self.weights_file)
 
     def settings(self) -> dict:
         """All that decides about results beside the scan, as JSON can hold it. Threads are left out: more of them may
@@ -63,9 +74,7 @@ class Segmenter:
             threads=self.options.threads,
         )
         notes["engine"]["name"] = self.options.engine
-        notes["model"].update(
-            name=self.model.name, research_grade=self.model.research_grade, weights_sha256=self.weights_sha256
-        )
+        notes["model"].update(name=self.model.name, research_grade=self.model.research_grade)
 
     def run(self, job, staged, notes, clock, progress, wait_for=lambda call, *arguments: call(*arguments)):
         """Segment the scan of a `jobs.Job`; write its results through `outputs.Staged`, fill the run record.
@@ -99,6 +108,7 @@ class Segmenter:
 
         with clock("start"):
             progress("start", 0.05)
+            notes["model"]["weights_sha256"] = self.weights_sha256
             engine = self._engine_for(prepared.volume.shape)
             notes["engine"]["version"] = engine.version
             notes.update(device=engine.device, device_reason=engine.device_reason)

@@ -44,10 +44,10 @@ def test_resampled_image_equals_upstream(runs, program):
     np.testing.assert_allclose(ours.get_fdata(), expected.get_fdata(), rtol=0, atol=1.01 * expected.dataobj.slope)
 
 
-@pytest.mark.parametrize("case", [*CASES, "thick_autocrop"])
+@pytest.mark.parametrize("case", [*CASES, "t1_autocrop"])
 def test_engine_equals_reference_bit_for_bit(runs, case):
     """The same operations on the same machine: no voxel and no posterior may differ, whatever the machine."""
-    engine, reference = runs.pair("thick", "autocrop", ["--autocrop"]) if case not in CASES else pair(runs, case)
+    engine, reference = runs.pair("t1", "autocrop", ["--autocrop"]) if case not in CASES else pair(runs, case)
     for name in ("dseg.nii.gz", "posteriors.nii"):
         ours, expected = nib.load(engine / name), nib.load(reference / name)
         assert ours.get_data_dtype() == expected.get_data_dtype()
@@ -59,8 +59,8 @@ def test_engine_equals_reference_bit_for_bit(runs, case):
 
 
 def test_an_automatic_crop_changes_what_the_network_sees(runs):
-    whole, _ = pair(runs, "thick_default")
-    cropped, _ = runs.pair("thick", "autocrop", ["--autocrop"])
+    whole, _ = pair(runs, "t1_default")
+    cropped, _ = runs.pair("t1", "autocrop", ["--autocrop"])
     sizes = [json.loads((folder / "run.json").read_text())["output"] for folder in (whole, cropped)]
     assert sizes[0]["shape"] == sizes[1]["shape"]
     assert sizes[0]["labels_sha256"] != sizes[1]["labels_sha256"]
