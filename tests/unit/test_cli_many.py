@@ -239,21 +239,20 @@ def test_a_crop_is_background_outside_and_the_same_inside_on_every_grid(stand_in
 
 
 def test_further_results_are_written_and_current(stand_in, run, scan, tmp_path):
-    call = ("--i", scan, "--o", tmp_path / "o", "--resample", tmp_path / "o", "--picture", tmp_path / "o")
+    call = ("--i", scan, "--o", tmp_path / "o", "--resample", tmp_path / "o", "--margin", tmp_path / "o")
     assert run(*call) == 0
     assert {path.name for path in (tmp_path / "o").iterdir()} == {
-        "scan_synthseg.nii.gz", "scan_synthseg.json", "scan_resampled.nii.gz", "scan_qc.png",
+        "scan_synthseg.nii.gz", "scan_synthseg.json", "scan_resampled.nii.gz", "scan_margin.nii.gz",
     }  # fmt: skip
     resampled = nib.load(tmp_path / "o" / "scan_resampled.nii.gz")
     assert resampled.shape == (20, 22, 24)
-    assert (tmp_path / "o" / "scan_qc.png").read_bytes().startswith(b"\x89PNG")
     before = Brightness.passes
     assert run(*call) == 0
     assert Brightness.passes == before
-    (tmp_path / "o" / "scan_qc.png").unlink()
+    (tmp_path / "o" / "scan_margin.nii.gz").unlink()
     assert run(*call) == 0
     assert Brightness.passes == before + 2
-    assert (tmp_path / "o" / "scan_qc.png").exists()
+    assert (tmp_path / "o" / "scan_margin.nii.gz").exists()
 
 
 def test_a_scan_on_the_networks_grid_is_its_own_resampled_image(stand_in, run, tmp_path):
@@ -280,7 +279,7 @@ def test_any_path_works(stand_in, run, scan, tmp_path, folder, capsys):
     assert run("--i", place / "scan.nii.gz", "--o", place / "o.nii.gz", "--vol", place / "v.csv") == 0
     picture = ["--picture", place / "out"] if folder == "häß_日本" else []  # takes its time
     assert run("--i", place, "--o", place / "out", *picture, "--vol", place / "v.csv") == 0
-    assert (place / "out" / "scan_qc.png").exists() is bool(picture)
+    assert [path.read_bytes()[:4] for path in (place / "out").glob("*.png")] == [b"\x89PNG"] * bool(picture)
     assert capsys.readouterr().err == ""
     (place / "scan.nii.gz").write_bytes(b"no image")
     assert run("--i", place / "scan.nii.gz", "--o", place / "o.nii.gz") == 3

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -156,6 +157,7 @@ def main(count):
     print(json.dumps({"taken": taken, "outcomes": outcomes}))
 
 
+@pytest.mark.slow
 def test_mutated_files_give_a_scan_or_our_own_error(root):
     done = subprocess.run(
         [sys.executable, __file__, str(MUTATIONS)],
