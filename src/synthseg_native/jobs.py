@@ -102,7 +102,10 @@ def _of_folder(folder, given):
     made = {path.absolute() for job in jobs for path in job.outputs.values()}
     jobs = [job for job in jobs if job.image.absolute() not in made]
     if not jobs:
-        raise SynthSegError("bad_input", f"{folder}: no images in it: they end in {' '.join(IMAGE_EXTENSIONS)}")
+        raise SynthSegError(
+            "bad_input",
+            f"{folder}: no images in it ({' '.join(IMAGE_EXTENSIONS)}): name the folder that holds them itself",
+        )
     return jobs
 
 
