@@ -2,10 +2,11 @@
 
 import csv
 import io
+from pathlib import Path
 
 import pytest
 
-from synthseg_native.cohort.samples import read_samples
+from synthseg_native.cohort.samples import openable, read_samples
 
 
 def sheet(tmp_path, text):
@@ -76,3 +77,9 @@ def test_any_path_can_stand_in_a_sheet(tmp_path, name):
 def test_comments_and_empty_lines_are_left_out(tmp_path):
     text = "# by hand\nparticipant_id\timage\n\n01\ta.nii\n#02\tb.nii\n"
     assert len(read_samples(sheet(tmp_path, text))) == 1
+
+
+def test_a_name_that_looks_like_a_flag_is_made_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert openable(Path("-scan.nii")) == str(tmp_path / "-scan.nii")
+    assert openable(Path("images/-scan.nii")) == "images/-scan.nii"

@@ -47,8 +47,8 @@ def _lines(error: jsonschema.ValidationError) -> list[str]:
 
 
 def _unknown(path: str, key: str, known: list[str], where: str) -> str:
-    near = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean {where}{near[0]}?" if near else f"known keys are {', '.join(known)}"
+    near = [where + name for name in difflib.get_close_matches(key, known, n=2)]
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known keys are {', '.join(known)}"
     return f"{path}: unknown key; {hint}"
 
 

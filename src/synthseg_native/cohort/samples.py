@@ -167,4 +167,6 @@ def openable(path: Path) -> str:
     """The path relative to the working directory where it lies below it, so that a moved project stays current."""
     path = os.path.normpath(path)
     relative = os.path.relpath(path)
+    if relative.startswith("-"):  # commands would take it for a flag
+        return os.path.abspath(path)
     return path if relative.startswith("..") else relative
