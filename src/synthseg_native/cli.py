@@ -6,6 +6,7 @@ Every failure is one line on stderr: ``synthseg-native: FILE: what is wrong: wha
 import argparse
 import errno
 import os
+import signal
 import sys
 import traceback
 from contextlib import contextmanager
@@ -19,8 +20,9 @@ examples:
   synthseg-native --i scans/ --o maps/ --vol volumes.csv --picture maps/ --threads 4
   synthseg-native --i T1.mgz --o labels.mgz --keepgeom --addctab
 
-A folder, or a list (.txt, one path per line; then every result is a list too), is done scan by scan: each result is
-there, whole, as soon as its scan is done, and a second call leaves out what is current.
+A folder, or a list (.txt, one path per line; then results are lists too, but for --volumes-tsv), is done scan by scan:
+each result is there, whole, as soon as its scan is done, and a second call leaves out what is current. Where a file
+can be named, a folder can: names are then made from the scan's, x.nii.gz gives x_synthseg.nii.gz.
 
 exit status:
   0  all scans are segmented, or were
@@ -37,11 +39,19 @@ NOT_YET = {
     "qc": "SynthSeg's quality scores (--picture and the qc figures in --record are this program's own)",
     "photo": "Photo-SynthSeg",
 }
+MAX_CROP = 512  # larger than any head, and as small as the network then works on
 GRAVEST_FIRST = (1, 4, 2, 3)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Wrong use in one line, as all that fails."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}: see {self.prog} --help\n")
+
+
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
+    p = _Parser(
         prog="synthseg-native",
         usage="synthseg-native --i SCAN --o LABELS [options]",
         description="Segment brain MRI or CT scans of any contrast and resolution with SynthSeg.",
@@ -60,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
 
     add = p.add_argument_group("further results").add_argument
     add("--vol", metavar="CSV", help="volumes in mm3, one row per scan, as SynthSeg writes them; .csv is added")
-    add("--volumes-tsv", metavar="TSV", help="volumes, voxel counts and confidence, one row per structure")
+    add("--volumes-tsv", metavar="TSV", help="volumes, voxel counts and confidence, one row per scan and structure")
     add("--picture", metavar="PNG", help="outlines on 15 slices, and what looks odd, to check by eye")
     add("--post", metavar="IMAGE", help="posteriors, one volume per label (large)")
     add("--resample", metavar="IMAGE", help="the scan on the network's grid")
@@ -73,7 +83,13 @@ def parser() -> argparse.ArgumentParser:
     add("--weights", metavar="H5", help="the model's weights (default: beside its card, or fetched once)")
     add("--fast", action="store_true", help="half the time: no left-right averaging, no repair of stray parts")
     add("--ct", action="store_true", help="the scan is CT in Hounsfield units: clip to 0..80")
-    add("--crop", nargs="+", type=int, metavar="N", help="segment the central N (or N N N) voxels only, in RAS order")
+    add(
+        "--crop",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="segment the central N (or N N N) voxels only, in RAS order, rounded up to the network's multiple",
+    )
     add("--autocrop", action="store_true", help="leave out the dark margins of the scan")
     add("--accept", default="", metavar="FLAG,...", help="take a scan in spite of these faults of its header")
 
@@ -98,25 +114,29 @@ def main(argv=None) -> int:
         p.print_help(sys.stderr)
         return 2
     arguments = p.parse_args(argv)  # argparse itself exits with 2
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # no name of a file may end a run, whatever the terminal can show
+            stream.reconfigure(errors="backslashreplace")
     try:
-        with _as_synthseg_error(arguments.i or "--i"):
-            jobs, segmenter = _begin(arguments)
-    except SynthSegError as failure:
-        notes = record.new("native", ["synthseg-native", *argv])
-        # Only of a single scan it is known where its record would go.
-        single = (arguments.record or "").lower().endswith(".json")
-        failure = _fail(notes, failure, arguments.record if single else None)
-        print(f"synthseg-native: {failure.message}", file=sys.stderr)
-        return failure.exit_code
-    try:
-        return _segment_all(jobs, segmenter, arguments, argv)
+        try:
+            with _as_synthseg_error(arguments.i or "--i"):
+                call, segmenter = _begin(arguments)
+        except SynthSegError as failure:
+            notes = record.new("native", ["synthseg-native", *argv])
+            # Only of a single scan it is known where its record would go; and wrong use must not replace a good one.
+            path = arguments.record or ""
+            _fail(notes, failure, path if path.lower().endswith(".json") and not os.path.lexists(path) else None)
+            print(f"synthseg-native: {failure.message}", file=sys.stderr)
+            return failure.exit_code
+        return _segment_all(call, segmenter, arguments, argv)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("synthseg-native: stopped: what is finished is kept, call again to go on", file=sys.stderr, flush=True)
         os._exit(130)  # the network's thread is still busy, and must not be waited for
 
 
 def _begin(arguments):
-    """The jobs of the call and what runs them; all wrong use is found here, before anything is run."""
+    """What the call is to do and what does it; all wrong use is found here, before anything is run."""
     from . import jobs as planning
     from . import scan, segment
 
@@ -139,13 +159,14 @@ def _begin(arguments):
         known = " or ".join(segment.INTERPOLATIONS)
         raise usage(f"--interpolation {arguments.interpolation}: not known: give {known}")
     crop = arguments.crop
-    if crop and (len(crop) not in (1, 3) or min(crop) < 1):
-        raise usage(f"--crop {' '.join(map(str, crop))}: not one or three sizes in voxels: correct it")
+    if crop and (len(crop) not in (1, 3) or min(crop) < 1 or max(crop) > MAX_CROP):
+        sizes = " ".join(map(str, crop))
+        raise usage(f"--crop {sizes}: not one or three sizes in voxels, 1 to {MAX_CROP}: correct it")
     if crop and arguments.autocrop:
         raise usage("--crop and --autocrop: they exclude each other: give one of them")
     accept = tuple(sorted({name.strip() for name in arguments.accept.split(",")} - {""}))
     scan.check_accept(accept)
-    jobs = planning.plan(vars(arguments))
+    call = planning.plan(vars(arguments))
     options = segment.Options(
         engine=arguments.engine,
         device=arguments.device or "cpu",
@@ -161,19 +182,22 @@ def _begin(arguments):
         accept=accept,
     )
     name = arguments.model or ("synthseg1" if arguments.v1 else "synthseg2")
-    return jobs, segment.Segmenter(name, options, arguments.weights)
+    return call, segment.Segmenter(name, options, arguments.weights)
 
 
-def _segment_all(jobs, segmenter, arguments, argv):
+def _segment_all(call, segmenter, arguments, argv):
     """Segment every scan that is not current; the exit status of the whole call."""
     from .progress import Progress
 
-    tables = Tables(jobs, segmenter.model.labels, arguments)
+    jobs, tables = call.jobs, Tables(call, segmenter.model.labels)
     if not arguments.recompute:
         tables.add_current(segmenter)
     todo = [job for job in jobs if id(job) not in tables.volumes]
     failures, started = [], 0
     with Progress(len(todo)) as bar:
+        if call.results:
+            what = f"{len(call.results)} images, {call.results[0].name} for one, are results of earlier calls"
+            bar.say(f"{what} and left out", sys.stdout)
         if len(todo) < len(jobs):
             what = (
                 f"{len(jobs) - len(todo)} of {len(jobs)} scans are" if len(jobs) > 1 else f"{jobs[0].outputs['o']} is"
@@ -188,14 +212,12 @@ def _segment_all(jobs, segmenter, arguments, argv):
                 bar.say(f"synthseg-native: {failure.message}", sys.stderr)
                 if failure.code in ("disk", "usage"):  # the next scan would fail alike
                     break
-        if not todo:
-            failures += tables.write_alone(arguments.o)
+        if started == len(failures) and tables.volumes and (failure := tables.write_alone(arguments.o)):
+            failures.append(failure)
+            bar.say(f"synthseg-native: {failure.message}", sys.stderr)
         if len(jobs) > 1:
-            counts = [
-                (started - len(failures), "segmented"),
-                (len(jobs) - len(todo), "current"),
-                (len(failures), "failed"),
-            ]
+            failed = min(len(failures), started)
+            counts = [(started - failed, "segmented"), (len(jobs) - len(todo), "current"), (failed, "failed")]
             counts.append((len(todo) - started, "not started"))
             bar.say(", ".join(f"{n} {what}" for n, what in counts if n), sys.stdout)
     codes = {failure.exit_code for failure in failures}
@@ -215,8 +237,9 @@ def _segment_one(job, segmenter, tables, bar, argv):
 
     try:
         with _as_synthseg_error(job.image), outputs.Staged() as staged:
+            places = tables.places(staged)
             volumes = segmenter.run(job, staged, notes, clock, progress, bar.wait_for)
-            tables.write(staged, {id(job): volumes})
+            tables.write(places, {id(job): volumes})
             record.succeed(notes)
             notes["seconds"] = clock.report()
             if "record" in job.outputs:
@@ -269,44 +292,49 @@ def _as_synthseg_error(path):
 class Tables:
     """The tables over all scans of a call, written anew, whole, whenever a scan is done.
 
-    volumes : id of a job -> {"csv": row, "tsv": rows}. Of a list, --vol is a table per scan and no matter of this.
+    volumes : id of a job -> {"csv": row, "tsv": rows}
     """
 
-    def __init__(self, jobs, labels, arguments):
-        self.jobs, self.labels, self.volumes = jobs, labels, {}
-        self.csv = arguments.vol if arguments.vol and "vol" not in jobs[0].outputs else None
-        if self.csv and not self.csv.endswith(".csv"):
-            self.csv += ".csv"
-        self.tsv = arguments.volumes_tsv
-        self.single = arguments.i == str(jobs[0].image)
+    def __init__(self, call, labels):
+        self.call, self.labels, self.volumes = call, labels, {}
 
     def add_current(self, segmenter):
         """Take the volumes of the scans whose results are current."""
         from . import jobs as planning
 
-        for job in self.jobs:
-            if job.sidecars["o"].is_file() and (volumes := planning.current(job, segmenter.settings())):
+        for job in self.call.jobs:
+            if not job.sidecars["o"].is_file():
+                continue
+            try:
+                settings = segmenter.settings(job)
+            except SynthSegError:
+                return  # no weights, say: the run of the scan tells
+            if volumes := planning.current(job, settings):
                 self.volumes[id(job)] = volumes
 
-    def write(self, staged, more):
+    def places(self, staged):
+        """Where the tables are written for now: option -> path."""
+        return {option: staged.path(path) for option, path in self.call.tables.items()}
+
+    def write(self, places, more):
+        """Write the tables of all scans that are done, `more` among them."""
         from . import outputs
 
         known = self.volumes | more
-        done = [(job, known[id(job)]) for job in self.jobs if id(job) in known]
-        if self.csv:
-            outputs.save_volumes_csv(staged.path(self.csv), self.labels, [volumes["csv"] for _, volumes in done])
-        if self.tsv:
+        done = [(job, known[id(job)]) for job in self.call.jobs if id(job) in known]
+        if "vol" in places:
+            outputs.save_volumes_csv(places["vol"], self.labels, [volumes["csv"] for _, volumes in done])
+        if "volumes_tsv" in places:
             rows = {str(job.image): volumes["tsv"] for job, volumes in done}
-            outputs.save_volumes_tsv(staged.path(self.tsv), done[0][1]["tsv"] if self.single else rows)
+            outputs.save_volumes_tsv(places["volumes_tsv"], done[0][1]["tsv"] if self.call.single else rows)
 
     def write_alone(self, path):
-        """Where no scan was run: a table may be new all the same. Returns what went wrong, as a list."""
+        """Where no scan was segmented: a table may be new all the same. Returns what went wrong, or None."""
         from . import outputs
 
         try:
             with _as_synthseg_error(path), outputs.Staged() as staged:
-                self.write(staged, {})
+                self.write(self.places(staged), {})
         except SynthSegError as failure:
-            print(f"synthseg-native: {failure.message}", file=sys.stderr)
-            return [failure]
-        return []
+            return failure
+        return None

@@ -15,7 +15,7 @@ class SynthSegError(Exception):
         if code not in EXIT_CODES:
             raise ValueError(f"unknown error code {code!r}")
         self.code = code
-        self.message = "\n".join(_printable(line) for line in lines)
+        self.message = "\n".join(printable(line) for line in lines)
         super().__init__(self.message)
 
     @property
@@ -28,5 +28,6 @@ class SynthSegError(Exception):
         return self.code in TRANSIENT
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """Text in which what a terminal would not print as it is, is written out."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

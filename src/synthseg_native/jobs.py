@@ -5,6 +5,7 @@ single image with a folder for its results, names are derived: ``x.nii.gz`` give
 """
 
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,43 +23,66 @@ PER_SCAN = {
     "picture": ("_qc", ".png"),
     "record": ("_run", ".json"),
 }
+TABLES = {"vol": ".csv", "volumes_tsv": ".tsv"}
+NOT_WRITTEN = (".hdr", ".img", ".npz", ".gz", ".dcm", ".mnc", ".png", ".json")  # no folder is meant by these
+NOTE = "SynthSegNative"
 
 
 @dataclass
 class Job:
-    """One scan. outputs : option ("o", "post", ...) -> path; of a list "vol" is one of them, a table per scan."""
+    """One scan. outputs : option ("o", "post", ...) -> path; of a list "vol" is one of them, a table per scan.
+
+    alike : another scan of the call has the same name up to the extension.
+    """
 
     image: Path
     outputs: dict = field(default_factory=dict)
+    alike: bool = False
 
     @property
     def sidecars(self) -> dict:
         """Metadata beside the label maps, option -> path: what they are (BIDS), and, of "o", what made them."""
         maps = {option: self.outputs[option] for option in ("o", "native_grid") if option in self.outputs}
-        return {o: path.with_name(_stem(path.name) + ".json") for o, path in maps.items()}
+        return {
+            o: path.with_name((path.name if self.alike else _stem(path.name)) + ".json") for o, path in maps.items()
+        }
 
 
-def _stem(name):
-    return name[: len(name) - len(image_extension(name))]
+@dataclass
+class Call:
+    """jobs · tables : option ("vol", "volumes_tsv") -> path of one table over all scans · single : --i is an image
+    results : images in the folder of --i that an earlier call made, and which are no scans"""
+
+    jobs: list
+    tables: dict
+    single: bool = False
+    results: list = field(default_factory=list)
 
 
-def plan(wanted) -> list[Job]:
-    """The jobs of a call. wanted : option -> path as given, or None; "i" and "o" are always there.
+def plan(wanted) -> Call:
+    """What a call is to do. wanted : option -> path as given, or None; "i" and "o" are always there.
 
     Raises SynthSegError("usage") for what does not fit together, before anything is written, and
     SynthSegError("bad_input") where there is no image.
     """
     source = Path(wanted["i"])
-    given = {option: wanted[option] for option in (*PER_SCAN, "vol") if wanted.get(option)}
-    if source.suffix.lower() == ".txt":
-        jobs = _of_list(source, given)
-    else:
-        for option, path in given.items():
-            if path.lower().endswith(".txt"):
-                raise _usage(path, f"a list for {flag(option)}, but --i is none", "give a file or a folder")
-        jobs = _of_folder(source, given) if source.is_dir() else [_of_image(source, given)]
-    _check_places(jobs)
-    return jobs
+    given = {option: wanted[option] for option in (*PER_SCAN, *TABLES) if wanted.get(option)}
+    try:
+        if source.suffix.lower() == ".txt":
+            call = _of_list(source, given)
+        else:
+            for option, path in given.items():
+                if path.lower().endswith(".txt"):
+                    raise _usage(path, f"a list for {flag(option)}, but --i is none", "give a file or a folder")
+            call = _of_folder(source, given) if source.is_dir() else _of_image(source, given)
+        for option in TABLES:
+            if option in given and option not in call.jobs[0].outputs:
+                call.tables[option] = _table(option, given[option])
+        lists = [Path(path) for path in (wanted["i"], *given.values()) if path.lower().endswith(".txt")]
+        _check_places(call, lists)
+    except OSError as error:  # of a path that no file system takes
+        raise SynthSegError("bad_input", f"{error.filename or source}: {error.strerror}: correct the path") from error
+    return call
 
 
 def flag(option):
@@ -69,23 +93,45 @@ def _usage(path, what, remedy):
     return SynthSegError("usage", f"{path}: {what}: {remedy}")
 
 
+def _stem(name):
+    return name[: len(name) - len(image_extension(name))]
+
+
+def _table(option, path):
+    ending = TABLES[option]
+    if option == "vol" and not path.lower().endswith(ending):
+        path += ending  # as SynthSeg does
+    if not path.lower().endswith(ending):
+        raise _usage(path, f"not a file name for {flag(option)}", f"end it in {ending}")
+    return Path(path)
+
+
 def _of_image(image, given):
     if not image_extension(image):
         what = "not an image file" if image.exists() else "no such file or folder"
         raise SynthSegError("bad_input", f"{image}: {what}: give an image ({' '.join(IMAGE_EXTENSIONS)}) or a folder")
-    per_scan = {option: path for option, path in given.items() if option in PER_SCAN}
-    return Job(image, {o: Path(p) if _names_file(o, p) else Path(p, _derived(image, o)) for o, p in per_scan.items()})
+    job = Job(image)
+    for option, path in given.items():
+        if option in PER_SCAN:
+            job.outputs[option] = Path(path) if _names_file(option, path) else Path(path, _derived(job, option))
+    return Call([job], {}, single=True)
 
 
 def _names_file(option, path):
     """Whether the path of a single scan's result names a file: it has a fitting extension; else it is a folder."""
     extension = PER_SCAN[option][1]
-    return bool(image_extension(path)) if extension in (None, ".nii.gz") else path.lower().endswith(extension)
+    fits = image_extension(path) if extension in (None, ".nii.gz") else path.lower().endswith(extension)
+    other = Path(path).suffix.lower()
+    if not fits and not Path(path).is_dir() and (other in NOT_WRITTEN or (extension and other)):
+        endings = " ".join(IMAGE_EXTENSIONS) if extension is None else extension
+        raise _usage(path, f"not a file name for {flag(option)}", f"end it in {endings}, or name a folder")
+    return bool(fits)
 
 
-def _derived(image, option):
+def _derived(job, option):
     mark, extension = PER_SCAN[option]
-    return f"{_stem(image.name)}{mark}{extension or image_extension(image)}"
+    start = job.image.name if job.alike and extension else _stem(job.image.name)
+    return f"{start}{mark}{extension or image_extension(job.image)}"
 
 
 def _of_folder(folder, given):
@@ -93,20 +139,24 @@ def _of_folder(folder, given):
     for option, path in places.items():
         if image_extension(path) or Path(path).is_file():
             raise _usage(path, f"a file for {flag(option)}, but --i is a folder", "give a folder")
-    try:
-        images = sorted(path for path in folder.iterdir() if image_extension(path) and not path.name.startswith("."))
-    except OSError as error:
-        raise SynthSegError("bad_input", f"{folder}: {error.strerror}: change its permissions") from error
-    jobs = [Job(image, {o: Path(p, _derived(image, o)) for o, p in places.items()}) for image in images]
-    # Results may lie in the same folder: they are no scans of the next call.
-    made = {path.absolute() for job in jobs for path in job.outputs.values()}
-    jobs = [job for job in jobs if job.image.absolute() not in made]
+    images = sorted(path for path in folder.iterdir() if image_extension(path) and not path.name.startswith("."))
+    stems = Counter(_stem(image.name) for image in images)
+    jobs = [Job(image, alike=stems[_stem(image.name)] > 1) for image in images]
+    for job in jobs:
+        job.outputs = {option: Path(path, _derived(job, option)) for option, path in places.items()}
+    made = {_place(path) for job in jobs for path in job.outputs.values()}
+    # What an earlier call made, with other options maybe, is told by the note beside its label map.
+    for job in jobs:
+        if _note(Job(job.image, {"o": folder / _derived(job, "o")}, job.alike).sidecars["o"]):
+            made |= {_place(folder / _derived(job, option)) for option in PER_SCAN}
+    results = [job.image for job in jobs if _place(job.image) in made]
+    jobs = [job for job in jobs if job.image not in results]
     if not jobs:
+        endings = " ".join(IMAGE_EXTENSIONS)
         raise SynthSegError(
-            "bad_input",
-            f"{folder}: no images in it ({' '.join(IMAGE_EXTENSIONS)}): name the folder that holds them itself",
+            "bad_input", f"{folder}: no images in it ({endings}): name the folder that holds them itself"
         )
-    return jobs
+    return Call(jobs, {}, results=results)
 
 
 def _of_list(source, given):
@@ -114,6 +164,8 @@ def _of_list(source, given):
     if not jobs:
         raise SynthSegError("bad_input", f"{source}: no paths in it: write one per line")
     for option, path in given.items():
+        if option == "volumes_tsv":  # one table, whatever --i is
+            continue
         if not path.lower().endswith(".txt"):
             raise _usage(
                 path, f"not a list, but --i is one, so {flag(option)} must be", "give a .txt, one path per line"
@@ -122,8 +174,8 @@ def _of_list(source, given):
         if len(lines) != len(jobs):
             raise _usage(path, f"{len(lines)} paths for {len(jobs)} images", "write one line per image, in their order")
         for job, line in zip(jobs, lines, strict=True):
-            job.outputs[option] = Path(line)
-    return jobs
+            job.outputs[option] = _table(option, line) if option in TABLES else Path(line)
+    return Call(jobs, {})
 
 
 def _lines(path):
@@ -135,48 +187,98 @@ def _lines(path):
     return [line.removesuffix("\r") for line in text.split("\n") if line.strip()]
 
 
-def _check_places(jobs):
-    """No two results in one place, none in the place of a scan, no name whose format cannot be written."""
-    images, taken = {job.image.absolute() for job in jobs}, {}
-    for job in jobs:
+def _place(path):
+    """What two names of one file have in common: symbolic links, ``..`` and capitals do not count."""
+    try:
+        about = path.stat()
+        return about.st_dev, about.st_ino
+    except OSError:  # not there yet, or not to be opened, which is told later, of this scan alone
+        try:
+            return path.resolve()
+        except (OSError, RuntimeError):
+            return path.absolute()
+
+
+def _check_places(call, lists):
+    """No two results in one place, none in the place of what is read or of somebody else's metadata."""
+    read = {_place(job.image): "a scan" for job in call.jobs}
+    read |= {_place(path): "a list" for path in lists}
+    taken = {}
+    for job in call.jobs:
         for option, path in job.outputs.items():
-            extension = PER_SCAN[option][1] if option in PER_SCAN else ".csv"
+            extension = PER_SCAN[option][1] if option in PER_SCAN else TABLES[option]
             fits = image_extension(path) if extension is None else path.name.lower().endswith(extension)
             if not fits:
                 endings = " ".join(IMAGE_EXTENSIONS) if extension is None else extension
                 raise _usage(path, f"not a file name for {flag(option)}", f"end it in {endings}")
-        for path in [*job.outputs.values(), *job.sidecars.values()]:
-            place = path.absolute()
-            if place in images:
-                raise _usage(path, "a result would overwrite a scan", "choose another place")
-            if place in taken:
-                raise _usage(path, f"a result of {job.image} and one of {taken[place]}", "choose other names")
-            taken[place] = job.image
+        for path in job.sidecars.values():
+            if path.is_file() and not _ours(path):
+                raise _usage(
+                    path, "would be overwritten by the metadata of the label map beside it", "choose another name"
+                )
+    metadata = [(path, "the metadata beside a label map") for job in call.jobs for path in job.sidecars.values()]
+    results = [(path, flag(option)) for job in call.jobs for option, path in job.outputs.items()]
+    for path, what in [*results, *metadata, *((path, flag(option)) for option, path in call.tables.items())]:
+        place = _place(path)
+        if path.is_dir():
+            raise _usage(path, f"a folder, in the place of a result ({what})", "choose another name")
+        if place in read:
+            raise _usage(path, f"{what} would overwrite {read[place]}", "choose another place")
+        if place in taken:
+            raise _usage(
+                path, f"{what} and {taken[place]} have one place", "choose names that differ before the extension"
+            )
+        taken[place] = what
 
 
 # What is current -----------------------------------------------------------------------------------------------------
 
 
-def note(settings, input_sha256, made, volumes) -> dict:
-    """What the sidecar of "o" remembers: the settings of the call, the scan's hash, and what it gave.
+def note(job, settings, input_sha256, made, volumes) -> dict:
+    """What the sidecar of "o" remembers: the settings of the call, the scan's name and hash, and what it gave.
 
     made : option -> where the result lies now · volumes : from which the tables of a call are written without a run
     """
-    hashes = {option: sha256_of(path) for option, path in made.items()}
-    return {"Settings": settings, "InputSHA256": input_sha256, "ResultsSHA256": hashes, "Volumes": volumes}
+    return {
+        "Settings": settings,
+        "Input": job.image.name,
+        "InputSHA256": input_sha256,
+        "ResultsSHA256": {option: sha256_of(path) for option, path in made.items()},
+        "Volumes": volumes,
+    }
 
 
 def current(job, settings):
     """The volumes that an earlier run noted, if its results are those that this call would make; else None."""
+    found = _note(job.sidecars["o"])
     try:
-        found = json.loads(job.sidecars["o"].read_text(encoding="utf-8"))["SynthSegNative"]
         made = found["ResultsSHA256"]
         same = (
-            found["Settings"] == settings
+            (found["Settings"], found["Input"]) == (settings, job.image.name)
             and all(path.is_file() for path in [*job.outputs.values(), *job.sidecars.values()])
             and found["InputSHA256"] == sha256_of(job.image)
             and all(made[option] == sha256_of(path) for option, path in job.outputs.items() if option != "record")
+            and ("record" not in job.outputs or _json(job.outputs["record"])["status"] == "ok")
         )
         return found["Volumes"] if same else None
-    except (OSError, ValueError, KeyError, TypeError):  # no note, or not one of ours
+    except (OSError, KeyError, TypeError):  # no note, or not as ours are
         return None
+
+
+def _json(path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _note(sidecar):
+    """What an earlier call remembered in a sidecar; None without one."""
+    content = _json(sidecar)
+    return content.get(NOTE) if isinstance(content, dict) else None
+
+
+def _ours(sidecar):
+    """Whether a JSON file is the metadata of a label map, which may be replaced."""
+    content = _json(sidecar)
+    return isinstance(content, dict) and (NOTE in content or content.get("Type") == "Discrete")

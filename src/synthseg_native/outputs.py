@@ -16,6 +16,8 @@ from nibabel.openers import ImageOpener
 from .errors import SynthSegError
 
 MARGIN_STEP = 1e-6
+# Of tables: file names need not be UTF-8, and go out as they came in.
+TABLE = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 
 
 class Staged:
@@ -31,8 +33,12 @@ class Staged:
     def path(self, destination) -> Path:
         destination = Path(destination)
         with _disk_errors(destination):
+            if destination.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "a folder is in its place")
             destination.parent.mkdir(parents=True, exist_ok=True)
-        part = destination.with_name(f".part-{os.getpid()}-{destination.name}")
+            part = destination.with_name(f".part-{os.getpid()}-{destination.name}")
+            part.touch()  # where nothing can be written is known before the work, not after it
+            part.unlink()
         self._moves.append((part, destination))
         return part
 
@@ -151,7 +157,7 @@ def csv_row(image_name, labels, volumes):
 def save_volumes_csv(path, labels, rows, first_cell="subject"):
     """SynthSeg's own table: header and `csv_row`s, CR LF, lower-case names. For lists its first cell is empty."""
     total = ["total intracranial"] if labels.has_total_intracranial else []
-    with Path(path).open("w", encoding="utf-8", newline="") as file:
+    with Path(path).open("w", **TABLE) as file:
         writer = csv.writer(file)
         writer.writerow([first_cell, *total, *labels.names[1:]])
         writer.writerows(rows)
@@ -198,7 +204,7 @@ def volume_rows(labels, volumes, counts, voxel_mm, confidences=None, at_edge=Non
 def save_volumes_tsv(path, rows):
     """Write `volume_rows`; with an image's name in front of each where `rows` is {name: rows}."""
     several = isinstance(rows, dict)
-    with Path(path).open("w", encoding="utf-8", newline="") as file:
+    with Path(path).open("w", **TABLE) as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow([*(["image"] if several else []), *VOLUME_COLUMNS])
         for name, part in rows.items() if several else [(None, rows)]:

@@ -5,6 +5,8 @@ import threading
 
 from tqdm import tqdm
 
+from .errors import printable
+
 TICK_S = 0.5
 
 
@@ -24,7 +26,7 @@ class Progress:
 
     def show(self, name, phase, share):
         """The scan `name` is in this phase, and this share of it, in [0, 1], is done."""
-        self.bar.set_description_str(f"{name}: {phase}", refresh=False)
+        self.bar.set_description_str(printable(f"{name}: {phase}"), refresh=False)
         self.bar.n = self.done + share
         self.bar.refresh()
 
@@ -35,9 +37,9 @@ class Progress:
         self.bar.refresh()
 
     def say(self, line, file):
-        """Print a line without tearing the bar."""
+        """Print a line without tearing the bar; a line it stays, whatever a path in it holds."""
         with tqdm.external_write_mode(file=file):
-            print(line, file=file, flush=True)
+            print(printable(line), file=file, flush=True)
 
     def wait_for(self, function, *arguments):
         """Call a function in a thread of its own: meanwhile the clock ticks and Ctrl-C is heard at once."""

@@ -314,6 +314,8 @@ def _for_results(header, voxel_mm):
         header["delta"] = voxel_mm  # without signs
         return header
     header.set_data_offset(0)  # the writer sets it
+    header.set_xyzt_units("mm")  # the values were taken as mm, whatever the scan says
+    header["intent_code"], header["intent_name"] = 0, b""
     return nib.Nifti1Header.from_header(header)
 
 

@@ -54,10 +54,15 @@ class Segmenter:
     def weights_sha256(self):
         return scan.sha256_of(self.weights_file)
 
-    def settings(self) -> dict:
-        """All that decides about results beside the scan, as JSON can hold it. Threads are left out: more of them may
-        change the last bit of a posterior, which is no reason to do a finished scan again."""
-        options = {name: value for name, value in asdict(self.options).items() if name != "threads"}
+    def settings(self, job) -> dict:
+        """All that decides about a job's results beside the scan, as JSON can hold it. Threads are left out: more of
+        them may change the last bit of a posterior, which is no reason to do a finished scan again."""
+        options = asdict(self.options)
+        del options["threads"]
+        maps = [path for option, path in job.outputs.items() if option in job.sidecars]
+        options["addctab"] = options["addctab"] and any(outputs.image_extension(p).startswith(".mg") for p in maps)
+        if not (self.options.keepgeom or "native_grid" in job.outputs):
+            options["interpolation"] = None
         return {
             **{name: list(value) if isinstance(value, tuple) else value for name, value in options.items()},
             "model": {name: self.model.card[name] for name in ("name", "network", "input", "posterior")},
@@ -190,10 +195,10 @@ class Segmenter:
                 lines = picture.lines(qc, labels, volumes)
                 scan_and_map = data, input_affine, label_map, affine
                 picture.draw(places["picture"], *scan_and_map, labels, title=job.image.name, lines=lines)
-            note = jobs.note(self.settings(), notes["input"]["sha256"], places, found_volumes)
+            note = jobs.note(job, self.settings(job), notes["input"]["sha256"], places, found_volumes)
             for option, path in job.sidecars.items():
                 grid = "native" if option == "native_grid" or options.keepgeom else "network"
-                extra = {"SynthSegNative": note} if option == "o" else {}
+                extra = {jobs.NOTE: note} if option == "o" else {}
                 outputs.save_json(staged.path(path), outputs.sidecar(notes, grid) | extra)
         return found_volumes
 

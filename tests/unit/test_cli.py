@@ -167,6 +167,7 @@ def test_bad_input_is_one_line_and_status_3(call, capsys, tmp_path):
         (["--interpolation", "cubic"], "--interpolation cubic"),
         (["--accept", "everything"], "everything"),
         (["--post", "posteriors.txt"], "--i is none"),
+        (["--crop", "100000"], "1 to 512"),
     ],
 )
 def test_wrong_use_is_one_line_and_status_2(call, capsys, scan, flags, words):
@@ -195,6 +196,16 @@ def test_the_help_fits_a_terminal_and_explains_every_flag(capsys):
         shown = action.help != argparse.SUPPRESS
         assert all((flag in text) is shown for flag in action.option_strings)
         assert action.help
+
+
+@pytest.mark.parametrize("wrong", [["--threads", "1.5"], ["--crop"], ["stray"], ["--frobnicate"]])
+def test_what_the_parser_does_not_take_is_one_line(capsys, wrong):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--i", "a.nii", "--o", "b.nii", *wrong])
+    assert caught.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("synthseg-native: ")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("flag", ["--robust", "--parc", "--qc", "--photo"])
@@ -234,6 +245,22 @@ def test_a_place_that_cannot_be_written_to(stand_in, scan, root, tmp_path, capsy
     status = cli.main(["--i", str(scan), "--o", str(tmp_path / "file" / "dseg.nii.gz"), "--model", model])
     assert status == 4
     assert str(tmp_path / "file" / "dseg.nii.gz") in capsys.readouterr().err
+
+
+def test_wrong_use_replaces_no_record(stand_in, scan, call, capsys):
+    _, folder = call(scan)
+    before = (folder / "run.json").read_bytes()
+    assert call(scan, "--threads", "0")[0] == 2
+    assert (folder / "run.json").read_bytes() == before
+
+
+def test_places_that_cannot_be_written_to_are_known_before_the_network_runs(stand_in, scan, root, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    flags = ["--vol", str(tmp_path / "file" / "v.csv"), "--model", str(root / "models" / "compact2mm")]
+    assert cli.main(["--i", str(scan), "--o", str(tmp_path / "o.nii"), *flags]) == 4
+    assert Brightness.passes == 0
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "o.nii").exists()
 
 
 def test_old_results_survive_a_failed_run(stand_in, scan, call, monkeypatch):

@@ -114,6 +114,64 @@ def test_a_bad_scan_fails_alone(stand_in, run, cohort, tmp_path, capsys):
     assert [row[0] for row in rows(tmp_path / "v.csv")] == ["subject", "a", "aa", "b"]
 
 
+def test_a_table_holds_what_is_current_where_all_that_is_left_fails(stand_in, run, cohort, tmp_path):
+    (cohort / "aa.nii.gz").touch()
+    assert run("--i", cohort, "--o", tmp_path / "out") == 3
+    assert run("--i", cohort, "--o", tmp_path / "out", "--vol", tmp_path / "v.csv") == 3
+    assert [row[0] for row in rows(tmp_path / "v.csv")] == ["subject", "a", "b"]
+
+
+def test_flags_that_do_not_matter_make_nothing_stale(stand_in, run, scan, tmp_path):
+    assert run("--i", scan, "--o", tmp_path / "o.nii") == 0
+    before = Brightness.passes
+    assert run("--i", scan, "--o", tmp_path / "o.nii", "--interpolation", "nearest", "--addctab") == 0
+    assert Brightness.passes == before
+    assert run("--i", scan, "--o", tmp_path / "o.nii", "--keepgeom") == 0
+    assert Brightness.passes == before + 2
+    assert run("--i", scan, "--o", tmp_path / "o.nii", "--keepgeom", "--interpolation", "nearest") == 0
+    assert Brightness.passes == before + 4
+
+
+def test_without_weights_what_is_there_is_not_lost(stand_in, root, scan, tmp_path, capsys):
+    model = tmp_path / "model"
+    shutil.copytree(root / "models" / "compact2mm", model)
+    call = ["--i", str(scan), "--o", str(tmp_path / "o.nii"), "--model", str(model)]
+    assert cli.main(call) == 0
+    before = (tmp_path / "o.nii").read_bytes()
+    (model / "compact2mm.h5").unlink()
+    capsys.readouterr()
+    assert cli.main(call) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert (tmp_path / "o.nii").read_bytes() == before
+
+
+def test_a_terminal_that_shows_ascii_alone(root, scan, tmp_path):
+    odd = tmp_path / os.fsdecode(b"\xc3\xb6 \xff\n")
+    odd.mkdir()
+    for image in (scan, odd / "missing.nii"):
+        done = subprocess.run(
+            [sys.executable, "-c", FAST, root / "tests" / "unit", "--i", image, "--o", odd / "o.nii",
+             "--vol", odd / "v.csv", "--model", root / "models" / "compact2mm"],
+            env={**os.environ, "PYTHONPATH": str(root / "src"), "PYTHONIOENCODING": "ascii"}, capture_output=True,
+        )  # fmt: skip
+        assert done.returncode == (0 if image == scan else 3), done.stderr
+        said = done.stdout + done.stderr
+        assert said.count(b"\n") == 1
+        assert said.isascii()
+    assert (odd / "v.csv").exists()
+
+
+def test_label_maps_are_in_mm_whatever_the_scan_says(stand_in, run, tmp_path):
+    image = nib.Nifti1Image(head(), affine())
+    image.header.set_xyzt_units("meter", "sec")
+    image.header.set_intent("z score")
+    nib.save(image, tmp_path / "scan.nii")
+    assert run("--i", tmp_path / "scan.nii", "--o", tmp_path / "o.nii", "--keepgeom") == 0
+    header = nib.load(tmp_path / "o.nii").header
+    assert header.get_xyzt_units()[0] == "mm"
+    assert header.get_intent()[0] == "none"
+
+
 def test_the_gravest_failure_gives_the_status(stand_in, run, cohort, tmp_path, monkeypatch, capsys):
     (cohort / "aa.nii.gz").touch()
     segment = Brightness.posteriors
@@ -276,7 +334,7 @@ def test_any_path_works(stand_in, run, scan, tmp_path, folder, capsys):
     place = tmp_path / folder
     place.mkdir()
     shutil.copy(scan, place / "scan.nii.gz")
-    assert run("--i", place / "scan.nii.gz", "--o", place / "o.nii.gz", "--vol", place / "v.csv") == 0
+    assert run("--i", place / "scan.nii.gz", "--o", place / "one" / "o.nii.gz", "--vol", place / "v.csv") == 0
     picture = ["--picture", place / "out"] if folder == "häß_日本" else []  # takes its time
     assert run("--i", place, "--o", place / "out", *picture, "--vol", place / "v.csv") == 0
     assert [path.read_bytes()[:4] for path in (place / "out").glob("*.png")] == [b"\x89PNG"] * bool(picture)
@@ -285,6 +343,17 @@ def test_any_path_works(stand_in, run, scan, tmp_path, folder, capsys):
     assert run("--i", place / "scan.nii.gz", "--o", place / "o.nii.gz") == 3
     assert capsys.readouterr().err.count("\n") == 1  # one line, also where the path has two
 
+
+FAST = """
+import sys
+from types import SimpleNamespace
+sys.path.insert(0, sys.argv.pop(1))
+from synthseg_native import cli, engines
+import stand_in
+
+engines.load = lambda name: SimpleNamespace(build=lambda *a, **k: stand_in.Brightness())
+sys.exit(cli.main(sys.argv[1:]))
+"""
 
 # Stopping ------------------------------------------------------------------------------------------------------------
 

@@ -16,8 +16,12 @@ def touch(folder, *names):
     return folder
 
 
+def call(**wanted):
+    return jobs.plan({option: str(path) for option, path in wanted.items()})
+
+
 def plan(**wanted):
-    return jobs.plan({option: None if path is None else str(path) for option, path in wanted.items()})
+    return call(**wanted).jobs
 
 
 def refused(code, words, **wanted):
@@ -63,13 +67,55 @@ def test_what_is_no_image(tmp_path):
     refused("bad_input", "not an image file", i=tmp_path / "a.npz", o="o.nii")
 
 
-def test_results_never_overwrite_scans_or_each_other(tmp_path):
-    scan = tmp_path / "a.nii.gz"
-    refused("usage", "overwrite a scan", i=scan, o=scan)
-    refused("usage", "choose other names", i=scan, o=tmp_path / "b.nii", post=tmp_path / "b.nii")
-    refused("usage", "choose other names", i=scan, o=tmp_path / "b.nii", record=tmp_path / "b.json")
+def test_results_never_overwrite_what_is_read_or_each_other(tmp_path):
+    scan = touch(tmp_path, "a.nii.gz", "list.txt") / "a.nii.gz"
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link.nii.gz").symlink_to(scan)
+    refused("usage", "--o would overwrite a scan", i=scan, o=scan)
+    refused("usage", "--o would overwrite a scan", i=scan, o=tmp_path / "folder" / ".." / "a.nii.gz")
+    refused("usage", "--o would overwrite a scan", i=tmp_path / "link.nii.gz", o=scan)
+    refused("usage", "--o would overwrite a scan", i=scan, o=tmp_path / "link.nii.gz")
+    refused("usage", "have one place", i=scan, o=tmp_path / "b.nii", post=tmp_path / "b.nii")
+    refused("usage", "have one place", i=scan, o=tmp_path / "b.nii", record=tmp_path / "b.json")
     # Two label maps in one folder get one sidecar each, so they need two names.
-    refused("usage", "choose other names", i=scan, o=tmp_path / "b.nii", native_grid=tmp_path / "b.nii.gz")
+    refused("usage", "differ before the extension", i=scan, o=tmp_path / "b.nii", native_grid=tmp_path / "b.nii.gz")
+    refused("usage", "a folder, in the place", i=scan, o=tmp_path / "b.nii", volumes_tsv=touch(tmp_path / "v.tsv"))
+    (tmp_path / "list.txt").write_text(f"{scan}\n")
+    (tmp_path / "o.txt").write_text(f"{tmp_path / 'b.nii'}\n")
+    refused("usage", "end it in .tsv", i=tmp_path / "list.txt", o=tmp_path / "o.txt", volumes_tsv=tmp_path / "o.txt")
+
+
+def test_tables_have_places_of_their_own(tmp_path):
+    scan = touch(tmp_path, "a.nii.gz") / "a.nii.gz"
+    found = call(i=scan, o=tmp_path / "b.nii", vol=tmp_path / "v", volumes_tsv=tmp_path / "v.tsv")
+    assert found.tables == {"vol": tmp_path / "v.csv", "volumes_tsv": tmp_path / "v.tsv"}
+    assert call(i=scan, o=tmp_path / "b.nii", vol=tmp_path / "V.CSV").tables == {"vol": tmp_path / "V.CSV"}
+    refused("usage", "end it in .tsv", i=scan, o=tmp_path / "b.nii", volumes_tsv=scan)
+    refused("usage", "end it in .tsv", i=scan, o=tmp_path / "b.nii", volumes_tsv=tmp_path / "v.csv")
+
+
+def test_metadata_of_others_stays(tmp_path):
+    touch(tmp_path, "a.mgz")
+    (tmp_path / "a.json").write_text('{"EchoTime": 0.003}')  # of the scan
+    refused("usage", "would be overwritten", i=tmp_path / "a.mgz", o=tmp_path / "a.nii.gz")
+    (tmp_path / "a.json").write_text("no JSON")
+    refused("usage", "would be overwritten", i=tmp_path / "a.mgz", o=tmp_path / "a.nii.gz")
+    (tmp_path / "a.json").write_text('{"Type": "Discrete"}')
+    assert plan(i=tmp_path / "a.mgz", o=tmp_path / "a.nii.gz")
+
+
+@pytest.mark.parametrize(
+    ("option", "name"), [("o", "o.hdr"), ("o", "o.gz"), ("post", "p.npz"), ("picture", "p.jpg"), ("record", "r.txt2")]
+)
+def test_a_name_of_another_format_is_no_folder(tmp_path, option, name):
+    scan = touch(tmp_path, "a.nii.gz") / "a.nii.gz"
+    refused("usage", f"not a file name for --{option}", **{"i": scan, "o": tmp_path / "o.nii", option: tmp_path / name})
+    (tmp_path / name).mkdir()  # unless it is one
+    assert plan(**{"i": scan, "o": tmp_path / "o.nii", option: tmp_path / name})[0].outputs[option].parent.name == name
+
+
+def test_paths_that_no_file_system_takes(tmp_path):
+    refused("bad_input", "too long", i=tmp_path / ("a" * 5000 + ".nii"), o=tmp_path / "o.nii")
 
 
 def test_names_that_no_format_fits(tmp_path):
@@ -93,17 +139,34 @@ def test_a_folder(tmp_path):
 
 def test_results_in_the_folder_of_the_scans_are_no_scans_of_the_next_call(tmp_path):
     scans = touch(tmp_path, "a.nii", "a_synthseg.nii", "a_posteriors.nii")
-    assert [job.image.name for job in plan(i=scans, o=scans, post=scans)] == ["a.nii"]
-    assert [job.image.name for job in plan(i=scans, o=scans)] == ["a.nii", "a_posteriors.nii"]
+    found = call(i=scans, o=scans, post=tmp_path / "." / "")
+    assert [job.image.name for job in found.jobs] == ["a.nii"]
+    assert [path.name for path in found.results] == ["a_posteriors.nii", "a_synthseg.nii"]
+    # Of other calls they are told by the note beside the label map; without one a scan may be named like that.
+    names = ["a.nii", "a_posteriors.nii"]
+    assert [job.image.name for job in plan(i=scans, o=scans)] == names
+    (tmp_path / "a_synthseg.json").write_text(json.dumps({"Type": "Discrete", "SynthSegNative": {"Settings": {}}}))
+    assert [job.image.name for job in plan(i=scans, o=scans)] == ["a.nii"]
+    assert [job.image.name for job in plan(i=scans, o=tmp_path / "elsewhere")] == ["a.nii"]
+
+
+def test_scans_that_differ_in_their_extension_alone(tmp_path):
+    scans, out = touch(tmp_path / "scans", "a.nii.gz", "a.mgz", "b.nii"), tmp_path / "out"
+    first, second, third = plan(i=scans, o=out, picture=out, margin=out)
+    assert [job.outputs["o"].name for job in (first, second, third)] == [
+        "a_synthseg.mgz", "a_synthseg.nii.gz", "b_synthseg.nii",
+    ]  # fmt: skip
+    assert first.sidecars == {"o": out / "a_synthseg.mgz.json"}
+    assert second.outputs["picture"] == out / "a.nii.gz_qc.png"
+    assert (third.sidecars["o"].name, third.outputs["margin"].name) == ("b_synthseg.json", "b_margin.nii.gz")
 
 
 def test_folders_that_cannot_work(tmp_path):
-    scans = touch(tmp_path / "scans", "a.nii.gz", "a.nii")
+    scans = touch(tmp_path / "scans", "a.nii.gz")
     touch(tmp_path, "file")
     refused("usage", "but --i is a folder", i=scans, o=tmp_path / "o.nii")
     refused("usage", "but --i is a folder", i=scans, o=tmp_path / "file")
     refused("usage", "but --i is none", i=scans, o=tmp_path / "o.txt")
-    refused("usage", "choose other names", i=scans, o=tmp_path / "out")  # two scans, one a_synthseg.json
     refused("bad_input", "no images in it", i=touch(tmp_path / "empty", "x.txt"), o=tmp_path / "out")
 
 
@@ -128,7 +191,7 @@ def test_lists_that_do_not_fit(tmp_path):
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
     refused("usage", "1 paths for 2 images", i=tmp_path / "i.txt", o=tmp_path / "o.txt")
     refused("usage", "not a list", i=tmp_path / "i.txt", o=tmp_path / "out")
-    refused("usage", "choose other names", i=tmp_path / "i.txt", o=tmp_path / "same.txt")
+    refused("usage", "have one place", i=tmp_path / "i.txt", o=tmp_path / "same.txt")
     refused("bad_input", "no paths in it", i=tmp_path / "blank.txt", o=tmp_path / "o.txt")
     refused("bad_input", "not UTF-8", i=tmp_path / "binary.txt", o=tmp_path / "o.txt")
     refused("bad_input", "No such file", i=tmp_path / "nowhere.txt", o=tmp_path / "o.txt")
@@ -143,10 +206,11 @@ VOLUMES = {"csv": ["a", "1.5"], "tsv": [[2, "x"]]}
 @pytest.fixture
 def done(tmp_path):
     """A job whose results are there, with their note."""
-    touch(tmp_path, "a.nii", "o.nii", "p.nii", "run.json")
+    touch(tmp_path, "a.nii", "o.nii", "p.nii")
+    (tmp_path / "run.json").write_text('{"status": "ok"}')
     (job,) = plan(i=tmp_path / "a.nii", o=tmp_path / "o.nii", post=tmp_path / "p.nii", record=tmp_path / "run.json")
     made = {option: path for option, path in job.outputs.items() if option != "record"}
-    note = jobs.note(SETTINGS, jobs.sha256_of(job.image), made, VOLUMES)
+    note = jobs.note(job, SETTINGS, jobs.sha256_of(job.image), made, VOLUMES)
     job.sidecars["o"].write_text(json.dumps({"Type": "Discrete", "SynthSegNative": note}))
     return job
 
@@ -183,6 +247,17 @@ def test_a_result_of_another_call_does_not_count(done):
 def test_a_sidecar_that_is_no_note_of_ours(done, text):
     done.sidecars["o"].write_text(text)
     assert jobs.current(done, SETTINGS) is None
+
+
+def test_a_failed_run_in_between_is_not_current(done):
+    done.outputs["record"].write_text('{"status": "failed"}')
+    assert jobs.current(done, SETTINGS) is None
+
+
+def test_the_same_scan_under_another_name_is_another(done):
+    other = done.image.with_name("b.nii")
+    other.write_bytes(done.image.read_bytes())
+    assert jobs.current(jobs.Job(other, done.outputs), SETTINGS) is None
 
 
 def test_touching_a_file_changes_nothing(done):

@@ -168,5 +168,5 @@ def openable(path: Path) -> str:
     path = os.path.normpath(path)
     relative = os.path.relpath(path)
     if relative.startswith("-"):  # commands would take it for a flag
-        return os.path.abspath(path)
+        return str(Path.cwd() / path)
     return path if relative.startswith("..") else relative
