@@ -113,9 +113,10 @@ def save_image(path, data, affine, header, dtype=None, tags=b""):
 def save_labels(path, labels, affine, header, color_table=None):
     """Save int32 labels (X, Y, Z) with the input's header, as SynthSeg does.
 
-    color_table : model.Labels to embed, as FreeSurfer does; formats other than .mgz and .mgh cannot hold one.
+    color_table : model.Labels to embed, as FreeSurfer does; not in formats other than .mgz and .mgh, which hold none.
     """
-    tags = color_table_tag(color_table) if color_table is not None else b""
+    can_hold = color_table is not None and image_extension(path) in (".mgz", ".mgh")
+    tags = color_table_tag(color_table) if can_hold else b""
     save_image(path, np.asarray(labels, dtype=np.int32), affine, header, np.int32, tags)
 
 

@@ -193,8 +193,9 @@ class Segmenter:
                 from . import picture
 
                 lines = picture.lines(qc, labels, volumes)
-                scan_and_map = data, input_affine, label_map, affine
-                picture.draw(places["picture"], *scan_and_map, labels, title=job.image.name, lines=lines)
+                grade = "" if self.model.research_grade else " (not for research)"
+                title = f"{job.image.name} · {self.model.name}{grade}"
+                picture.draw(places["picture"], data, input_affine, label_map, affine, labels, title=title, lines=lines)
             note = jobs.note(job, self.settings(job), notes["input"]["sha256"], places, found_volumes)
             for option, path in job.sidecars.items():
                 grid = "native" if option == "native_grid" or options.keepgeom else "network"
@@ -204,7 +205,7 @@ class Segmenter:
 
     def _engine_for(self, shape):
         if shape != self.shape:
-            self.engine = None  # its memory goes before the next one takes its own
+            self.engine, self.shape = None, None  # its memory goes before the next one takes its own
             self.engine = self.module.build(
                 self.table,
                 network.read_weights(self.weights_file, self.table),

@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
 from stand_in import Brightness, affine, head
 
-from synthseg_native import cli, outputs
+from synthseg_native import cli, engines, outputs
 
 
 @pytest.fixture
@@ -327,6 +328,22 @@ def test_colour_tables_go_into_mgz_files(stand_in, run, scan, tmp_path):
     plain, coloured = ((tmp_path / name).read_bytes() for name in ("plain.mgh", "coloured.mgh"))
     assert coloured.startswith(plain)
     assert b"Left-Hippocampus\0" in coloured
+    for name, flags in (("plain.nii", []), ("coloured.nii", ["--addctab"])):  # a NIfTI can hold none
+        assert run("--i", scan, "--o", tmp_path / name, *flags) == 0
+    assert (tmp_path / "plain.nii").read_bytes() == (tmp_path / "coloured.nii").read_bytes()
+
+
+def test_a_shape_that_cannot_be_built_does_not_spoil_the_next_scan(run, cohort, tmp_path, monkeypatch):
+    nib.save(nib.Nifti1Image(np.pad(head(), [(0, 0), (0, 0), (0, 130)]), affine()), cohort / "aa.nii.gz")
+
+    def build(table, weights, shape, **options):
+        if shape[2] > 64:
+            raise MemoryError("24 GB")
+        return Brightness()
+
+    monkeypatch.setattr(engines, "load", lambda name: SimpleNamespace(build=build))
+    assert run("--i", cohort, "--o", tmp_path / "out") == 4
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.gz")) == ["a_synthseg.nii.gz", "b_synthseg.nii.gz"]
 
 
 @pytest.mark.parametrize("folder", ["with space", 'it\'s "quoted"', "häß_日本", "new\nline", "-dash", "a*[b]?{c}$d`e`"])
