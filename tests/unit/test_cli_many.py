@@ -400,6 +400,8 @@ def test_ctrl_c_stops_at_once_and_keeps_what_is_done(root, cohort, tmp_path):
     process = subprocess.Popen(
         [str(part) for part in command], env={**os.environ, "PYTHONPATH": str(root / "src")},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # Background jobs of a shell ignore the signal, and hand that down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     lines = []
     while not lines or lines[-1] != "busy\n":
