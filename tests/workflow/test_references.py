@@ -61,7 +61,8 @@ def test_some_images_compared(project):
 def test_a_mistake_in_the_configuration_runs_nothing(project):
     project.configure(modell="synthseg1")
     call = project.run().expect(code=1)
-    assert call.output.strip().splitlines()[-1] == "synthseg-native: config: modell: unknown key; did you mean model or mode?"
+    said = "synthseg-native: config: modell: unknown key; did you mean model or mode?"
+    assert call.output.strip().splitlines()[-1] == said
 
 
 def test_official_weights_that_cannot_be_fetched(project):
