@@ -210,7 +210,7 @@ def _segment_all(call, segmenter, arguments, argv):
             if failure:
                 failures.append(failure)
                 bar.say(f"synthseg-native: {failure.message}", sys.stderr)
-                if failure.code in ("disk", "usage"):  # the next scan would fail alike
+                if failure.code in ("disk", "usage", "timeout"):  # no place, no weights: the next would fail alike
                     break
         if started == len(failures) and tables.volumes and (failure := tables.write_alone(arguments.o)):
             failures.append(failure)

@@ -138,7 +138,7 @@ def _fetch_locked(expected, destination, urls, log, attempts, pause, timeout):
     raise SynthSegError(
         "timeout",  # transient: the next call goes on where this one stopped
         f"{destination}: could not be fetched ({'; '.join(failures)}): try again later, or fetch it by other means and "
-        "set `weights: PATH`",
+        "name the file (weights: PATH in the configuration, --weights PATH on the command line)",
     )
 
 

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from stand_in import Brightness, affine, head
 
-from synthseg_native import cli, engines, outputs
+from synthseg_native import cli, engines, outputs, weights
+from synthseg_native.errors import SynthSegError
 
 
 @pytest.fixture
@@ -144,6 +145,21 @@ def test_without_weights_what_is_there_is_not_lost(stand_in, root, scan, tmp_pat
     assert cli.main(call) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert (tmp_path / "o.nii").read_bytes() == before
+
+
+def test_weights_that_cannot_be_fetched_are_tried_once(stand_in, run, cohort, tmp_path, monkeypatch, capsys):
+    calls = []
+
+    def resolve(*_, **__):
+        calls.append(1)
+        raise SynthSegError("timeout", "w.h5: could not be fetched: try again later")
+
+    monkeypatch.setattr(weights, "resolve", resolve)
+    assert run("--i", cohort, "--o", tmp_path / "out") == 4
+    said = capsys.readouterr()
+    assert said.err == "synthseg-native: w.h5: could not be fetched: try again later\n"
+    assert said.out == "1 failed, 1 not started\n"
+    assert len(calls) == 1
 
 
 def test_a_terminal_that_shows_ascii_alone(root, scan, tmp_path):
