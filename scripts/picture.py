@@ -1,7 +1,6 @@
 """Draw the picture of one native run: label outlines on the image, and what is odd below."""
 
 import argparse
-import csv
 import json
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from synthseg_native import model, outputs, picture, scan
+from synthseg_native import model, outputs, picture, scan, volumes
 from synthseg_native.errors import SynthSegError
 
 
@@ -35,7 +34,7 @@ def draw(arguments):
     labels_table = model.read_labels(arguments.labels)
     label_map = read(arguments.dseg, nib.load)
     labels = read(arguments.dseg, lambda path: np.asarray(label_map.dataobj).astype(np.int32))
-    volumes = read(arguments.volumes, lambda path: read_volumes(path, labels_table))
+    found = read(arguments.volumes, lambda path: soft_volumes(path, labels_table))
     qc = read(arguments.record, lambda path: json.loads(Path(path).read_text(encoding="utf-8"))["output"]["qc"])
     image = scan.read(arguments.image, scan.ACCEPTABLE)  # whether it may be taken was decided when it was segmented
     with outputs.Staged() as staged:
@@ -47,15 +46,14 @@ def draw(arguments):
             label_map.affine,
             labels_table,
             title=arguments.title,
-            lines=picture.lines(qc, labels_table, volumes),
+            lines=picture.lines(qc, labels_table, found),
         )
 
 
-def read_volumes(path, labels_table):
+def soft_volumes(path, labels_table):
     """Soft volumes (N,) in mm3, 0 for the background."""
-    with Path(path).open(encoding="utf-8", newline="") as file:
-        found = {int(row["index"]): float(row["soft_volume_mm3"]) for row in csv.DictReader(file, delimiter="\t")}
-    return np.array([0.0, *(found[value] for value in labels_table.index[1:].tolist())])
+    rows = volumes.read(path)
+    return np.array([0.0, *(float(rows[value]["soft_volume_mm3"]) for value in labels_table.index[1:].tolist())])
 
 
 def read(path, reader):

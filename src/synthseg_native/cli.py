@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from . import __version__, record
 from .errors import SynthSegError
@@ -212,11 +212,11 @@ def _segment_all(call, segmenter, arguments, argv):
                 bar.say(f"synthseg-native: {failure.message}", sys.stderr)
                 if failure.code in ("disk", "usage", "timeout"):  # no place, no weights: the next would fail alike
                     break
-        if started == len(failures) and tables.volumes and (failure := tables.write_alone(arguments.o)):
+        failed = len(failures)
+        if started == failed and tables.volumes and (failure := tables.write_alone(arguments.o)):
             failures.append(failure)
             bar.say(f"synthseg-native: {failure.message}", sys.stderr)
         if len(jobs) > 1:
-            failed = min(len(failures), started)
             counts = [(started - failed, "segmented"), (len(jobs) - len(todo), "current"), (failed, "failed")]
             counts.append((len(todo) - started, "not started"))
             bar.say(", ".join(f"{n} {what}" for n, what in counts if n), sys.stdout)
@@ -261,11 +261,8 @@ def _fail(notes, failure, path):
 
     record.fail(notes, failure)
     if path:
-        try:
-            with outputs.Staged() as staged:
-                outputs.save_json(staged.path(path), notes)
-        except SynthSegError:
-            pass  # the first failure is what the user must hear of
+        with suppress(SynthSegError), outputs.Staged() as staged:  # the first failure is what the user must hear of
+            outputs.save_json(staged.path(path), notes)
     return failure
 
 

@@ -1,6 +1,5 @@
 """Is one label map the same segmentation as another? The verdict of a native run against its reference."""
 
-import csv
 import math
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import numpy as np
 from nibabel.orientations import aff2axcodes, apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 from scipy import ndimage
 
+from synthseg_native import volumes
 from synthseg_native.errors import SynthSegError
 from synthseg_native.model import read_labels
 from synthseg_native.outputs import labels_sha256
@@ -306,10 +306,8 @@ def _read_volumes(path):
     path = Path(path)
     if not path.is_file():
         raise SynthSegError("bad_input", f"{path}: no such file: run the step that makes it")
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
-    volumes = {int(row["index"]): float(row["soft_volume_mm3"].replace("n/a", "nan")) for row in rows}
-    return {label: volume for label, volume in volumes.items() if math.isfinite(volume)}
+    found = {label: row["soft_volume_mm3"] for label, row in volumes.read(path).items()}
+    return {label: volume for label, volume in found.items() if volume is not None}
 
 
 def _difference(ours, theirs):

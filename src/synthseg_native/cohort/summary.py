@@ -2,12 +2,11 @@
 
 import csv
 import io
-import math
 import os
 import re
 from pathlib import Path
 
-from synthseg_native import __version__
+from synthseg_native import __version__, volumes
 from synthseg_native.cohort.paths import failure_record, paths, read_json, write_json, write_text
 from synthseg_native.cohort.tables import MISSING, read_tsv, write_tsv
 from synthseg_native.compare import verdict_text
@@ -82,7 +81,6 @@ COLUMNS = {
 MOST_SHOWN = 10  # scans that the table for people names as worth a look
 ENTITIES = ("participant_id", "session_id", "acq", "run", "suffix")
 FILES = {"label_map": "dseg", "label_map_native": "dseg_native", "picture": "picture", "run_record": "record"}
-NUMBERS = {"soft_volume_mm3": float, "n_voxels": int, "voxel_volume_mm3": float, "mean_posterior": float}
 COMPARED = tuple(COLUMNS)[tuple(COLUMNS).index("geometry_equal") : tuple(COLUMNS).index("native_wall_s")]
 
 
@@ -129,7 +127,8 @@ class _Run:
         self.error_code = error.get("code")
         self.error = {"ok": None, "missing": "has not run"}.get(self.status, error.get("message") or "no message")
         self.outcome = f"failed: {self.error}" if failure else self.error
-        self.volumes = _read_volumes(self.files["volumes"]) if self.status == "ok" else []
+        there = self.status == "ok" and self.files["volumes"].is_file()
+        self.volumes = list(volumes.read(self.files["volumes"]).values()) if there else []
 
     def get(self, *keys):
         """The entry of the run record at these keys, None where there is none."""
@@ -351,20 +350,6 @@ def _describe_columns(columns):
         unit, meaning = COLUMNS.get(name, ("", f"Column {name.removeprefix('sheet_')} of the sample sheet"))
         described[name] = {"Description": meaning, **({"Units": unit} if unit else {})}
     return described
-
-
-def _read_volumes(path):
-    """The rows of a volumes.tsv, numbers as numbers, None for n/a; [] where there is none."""
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
-    for row in rows:
-        row["index"] = int(row["index"])
-        for name, kind in NUMBERS.items():
-            number = kind(row[name]) if row.get(name, MISSING) != MISSING else None
-            row[name] = number if number is not None and math.isfinite(number) else None
-    return rows
 
 
 def _listed(words):
