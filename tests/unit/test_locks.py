@@ -1,5 +1,6 @@
 """The locks fit what was asked for, and can be installed on all three platforms (resolved, not installed)."""
 
+import os
 import re
 import subprocess
 import sys
@@ -20,6 +21,7 @@ PYTHONS = {name: ["{}.{}".format(*version) for version in environments.PYTHONS_D
 PYTHONS["tensorflow"] = ["3.11"]
 # OpenVINO's wheel for Linux arm64 asks for a younger system: glibc 2.35, as Ubuntu 22.04 has.
 YOUNGER = {("openvino", "aarch64-manylinux_2_28"): "aarch64-manylinux_2_35"}
+MACOS = {"torch": "14.0"}  # the oldest macOS with its wheels, where it is younger than uv's choice
 
 
 def entries(text):
@@ -50,7 +52,10 @@ def problems(lock, platform, python, folder):
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--format", "pylock.toml", "--output-file", out]
     command += ["--python-platform", platform, "--python-version", python]
     command += ["--only-binary", ":all:", "--no-binary", environments.SOURCE_ONLY, lock]
-    done = subprocess.run(command, capture_output=True, text=True)
+    environment = dict(os.environ)
+    if lock.stem in MACOS:
+        environment["MACOSX_DEPLOYMENT_TARGET"] = MACOS[lock.stem]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         return [done.stderr.strip()]
     locked = {}
