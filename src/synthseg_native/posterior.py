@@ -1,15 +1,21 @@
 """From posteriors to labels and volumes.
 
-Posteriors are float32 arrays (X, Y, Z, N), channel 0 is background. Sums that decide about labels stay in float32, as
-in SynthSeg; volumes are summed in float64.
+Posteriors are float32 arrays (X, Y, Z, N), none of them negative, channel 0 is background. Sums that decide about
+labels stay in float32 and in SynthSeg's order; volumes are summed in float64.
+
+`predict` lays posteriors out plane by plane, (X, N, Y, Z) in memory, so that channels are contiguous. Functions take
+any layout, and give the same bits for it and for any number of threads.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
 MAX_MARGIN = 0.0655  # what the margin map can hold: 65500 steps of 1e-6
 FAST_THRESHOLD = 0.2  # posteriors below it are dropped in fast mode, in place of the topology step
+ROWS = 8  # of a plane that are turned at a time, so that the processor's cache holds them
 
 
 @dataclass
@@ -34,107 +40,202 @@ class Segmentation:
     removed: dict
 
 
-def predict(engine, volume, flip, progress=lambda share: None) -> np.ndarray:
+@contextmanager
+def workers(threads):
+    """A function that calls another with each element of some sequences, by so many threads, and lists the results."""
+    with ThreadPoolExecutor(threads) as pool:
+        yield lambda function, *sequences: list(pool.map(function, *sequences))
+
+
+def predict(engine, volume, flip, progress=lambda share: None, threads=1) -> np.ndarray:
     """Posteriors of a volume (X, Y, Z), averaged with those of its mirror image, sides swapped back.
 
     flip : (N,) channel of the mirrored structure; None: no averaging (fast mode). The engine's slabs go straight into
     the one array of the result. progress is told the share that is done, in [0, 1].
     """
     planes, total, passes = volume.shape[0], None, 1 if flip is None else 2
-    for start, slab in engine.posteriors(volume):
-        if total is None:
-            total = np.empty((*volume.shape, slab.shape[-1]), dtype=np.float32)
-        total[start : start + len(slab)] = slab
-    progress(1 / passes)
-    if flip is None:
-        return total
-    for start, slab in engine.posteriors(np.ascontiguousarray(volume[::-1])):
-        stop = start + len(slab)
-        total[planes - stop : planes - start] += np.take(slab[::-1], flip, axis=-1)
-    total *= np.float32(0.5)
-    progress(1.0)
-    return total
+    with workers(threads) as each:
+        for start, slab in engine.posteriors(volume):
+            if total is None:
+                total = np.empty((planes, slab.shape[-1], *volume.shape[1:]), dtype=np.float32)
+            each(_put, total[start : start + len(slab)], slab)
+        progress(1 / passes)
+        if flip is not None:
+            for start, slab in engine.posteriors(np.ascontiguousarray(volume[::-1])):
+                first = planes - start - len(slab)
+                each(lambda target, plane: _average(target, plane, flip), total[first : planes - start], slab[::-1])
+            progress(1.0)
+    return np.moveaxis(total, 1, 3)
+
+
+def _put(target, plane):
+    """Write a plane (Y, Z, N) into a contiguous target (N, Y, Z)."""
+    rows = ROWS if plane.strides[2] < plane.strides[1] else len(plane)
+    for start in range(0, len(plane), rows):
+        target[:, start : start + rows] = np.moveaxis(plane[start : start + rows], 2, 0)
+
+
+def _average(target, plane, flip):
+    """Make a target (N, Y, Z) half the sum of itself and of a plane (Y, Z, N) with channels swapped by flip."""
+    if plane.strides[2] < plane.strides[1]:
+        mirrored = np.empty_like(target)
+        _put(mirrored, plane)
+    else:
+        mirrored = np.moveaxis(plane, 2, 0)
+    for channel, other in zip(target, flip, strict=True):
+        channel += mirrored[other]
+        channel *= np.float32(0.5)
+
+
+def channel_sum(channels, places=None) -> np.ndarray:
+    """Sum of up to 128 float32 channels (N, ...), with the same bits as numpy's sum over a contiguous last axis.
+
+    That adds every eighth channel to one of eight sums, these in pairs, and then what is left of the channels.
+    places : where in the result each channel counts, an index or None for nowhere; elsewhere it must be 0.
+    """
+    n, shape = len(channels), channels.shape[1:]
+    places = [...] * n if places is None else places
+    sums = np.zeros((8, *shape), dtype=np.float32)
+    total = None
+    for c, place in enumerate(places):
+        if c == n - n % 8:
+            total = _paired(sums)
+        if place is not None:
+            (sums[c % 8] if total is None else total)[place] += channels[c][place]
+    return _paired(sums) if total is None else total
+
+
+def _paired(sums):
+    while len(sums) > 1:
+        sums = sums[::2] + sums[1::2]
+    return sums[0]
+
+
+def extent(mask):
+    """Slices of the smallest box that holds all of a mask (X, Y, Z); empty ones without any."""
+    box = []
+    for across in ((1, 2), (0, 2), (0, 1)):
+        there = np.nonzero(mask.any(axis=across))[0]
+        box.append(slice(int(there[0]), int(there[-1]) + 1) if len(there) else slice(0, 0))
+    return tuple(box)
 
 
 def largest_component(mask) -> np.ndarray:
     """The largest part of a mask that hangs together by faces; the first one on a tie. No part: the mask itself."""
     from scipy.ndimage import label
 
-    parts, n = label(mask)
+    box = extent(mask)
+    parts, n = label(mask[box])
     if n <= 1:
         return mask
-    return parts == np.bincount(parts.ravel())[1:].argmax() + 1
+    sizes = sum(np.bincount(plane.ravel(), minlength=n + 1) for plane in parts)  # numpy makes 8 bytes of each voxel
+    largest = np.zeros_like(mask)
+    np.equal(parts, sizes[1:].argmax() + 1, out=largest[box])
+    return largest
 
 
-def keep_brain(posteriors, threshold):
-    """Set to zero, in place, what lies outside the largest part of the brain; its mask, and how many voxels dropped."""
-    mask = posteriors[..., 1:].sum(axis=-1) > threshold
+def _brain(posteriors, threshold, each):
+    """The largest part of where there is brain (X, Y, Z), and how many voxels the others have."""
+    planes = np.moveaxis(posteriors, 3, 1)
+    mask = np.stack(each(lambda plane: channel_sum(plane[1:]) > threshold, planes))
     brain = largest_component(mask)
-    for plane, inside in zip(posteriors, brain, strict=True):
-        plane[..., 1:] *= inside[..., None]
     return brain, int(np.count_nonzero(mask) - np.count_nonzero(brain))
 
 
-def keep_components(posteriors, topology, threshold) -> dict:
+def _restrict(channel, box, mask):
+    """Set to zero, in place, what of a channel (X, Y, Z) lies outside a box (slices) and outside a mask within it."""
+    np.copyto(channel[box], 0, where=~mask)
+    for part in box:
+        channel[: part.start] = 0
+        channel[part.stop :] = 0
+        channel = np.moveaxis(channel[part], 0, -1)
+
+
+def keep_brain(posteriors, threshold, threads=1):
+    """Set to zero, in place, what lies outside the largest part of the brain, and posteriors up to FAST_THRESHOLD.
+
+    Returns boxes (slices) that hold what is not zero of each channel, and the voxels dropped as {0: number}.
+    """
+    with workers(threads) as each:
+        brain, dropped = _brain(posteriors, threshold, each)
+        box = extent(brain)
+        brain = brain[box]
+        channels = np.moveaxis(posteriors, 3, 0)
+        each(lambda channel: _restrict(channel, box, brain & (channel[box] > FAST_THRESHOLD)), channels[1:])
+    return [(slice(None),) * 3, *[box] * (len(channels) - 1)], {0: dropped}
+
+
+def keep_components(posteriors, topology, threshold, threads=1):
     """Set to zero, in place, what lies outside the brain's largest part and outside each class's largest part.
 
-    topology : (N,) class per channel; 0 is left alone. Classes have no channel in common. Returns the voxels dropped:
-    {0: of the brain, class: of that class}.
+    topology : (N,) class per channel; 0 is left alone. Classes have no channel in common. Returns boxes (slices) that
+    hold what is not zero of each channel, and the voxels dropped: {0: of the brain, class: of that class}.
     """
-    from scipy.ndimage import find_objects
+    with workers(threads) as each:
+        brain, dropped = _brain(posteriors, threshold, each)
+        box = extent(brain)
+        brain = brain[box]
+        channels = np.moveaxis(posteriors, 3, 0)
 
-    brain, dropped = keep_brain(posteriors, threshold)
-    classes = np.unique(topology[topology > 0]).tolist()
-    removed = {0: dropped, **dict.fromkeys(classes, 0)}
-    extent = find_objects(brain.astype(np.uint8))
-    if not extent:
-        return removed
-    posteriors = posteriors[extent[0]]  # outside there is nothing left to find
-    # Plane by plane, for all classes at once: channels lie side by side in memory, and reading one of them reads all.
-    groups = [np.nonzero(topology == group)[0] for group in classes]
-    inside = np.empty((len(groups), *posteriors.shape[:3]), dtype=bool)
-    for x, plane in enumerate(posteriors):
-        above = plane > threshold
-        for mask, channels in zip(inside, groups, strict=True):
-            mask[x] = above[..., channels].any(axis=-1)
-    for group, mask in zip(classes, inside, strict=True):
-        largest = largest_component(mask)
-        removed[group] = int(np.count_nonzero(mask) - np.count_nonzero(largest))
-        mask[:] = largest
-    for x, plane in enumerate(posteriors):
-        keep = np.ones(plane.shape, dtype=bool)
-        for mask, channels in zip(inside, groups, strict=True):
-            keep[..., channels] = mask[x, ..., None]
-        plane *= keep
-    return removed
+        def part(group):
+            """Box and mask of a class's largest part, and how many voxels the others have."""
+            mask = np.zeros(brain.shape, dtype=bool)
+            for c in np.nonzero(topology == group)[0]:
+                mask |= channels[c][box] > threshold
+            mask &= brain
+            largest = largest_component(mask)
+            inner = extent(largest)
+            at = tuple(slice(b.start + i.start, b.start + i.stop) for b, i in zip(box, inner, strict=True))
+            return at, largest[inner].copy(), int(np.count_nonzero(mask) - np.count_nonzero(largest))
+
+        classes = np.unique(topology[topology > 0]).tolist()
+        parts = {0: (box, brain, dropped), **dict(zip(classes, each(part, classes), strict=True))}
+        each(lambda channel, group: _restrict(channel, *parts[group][:2]), channels[1:], topology[1:].tolist())
+    boxes = [(slice(None),) * 3, *(parts[group][0] for group in topology[1:].tolist())]
+    return boxes, {group: found[2] for group, found in parts.items()}
 
 
-def label(posteriors, values, removed) -> Segmentation:
+def label(posteriors, values, removed, boxes=None, threads=1) -> Segmentation:
     """Normalise, in place, and take the likeliest label of each voxel; the first one on a tie.
 
-    values : (N,) label per channel. A voxel without any posterior is background.
+    values : (N,) label per channel · boxes : (N,) slices outside which a channel is known to be 0. A voxel without any
+    posterior is background.
     """
     shape, n = posteriors.shape[:3], posteriors.shape[3]
-    channel = np.empty(shape, dtype=np.int32)
+    boxes = [(slice(None),) * 3] * n if boxes is None else boxes
+    reached = [range(shape[0])[box[0]] for box in boxes]
+    labels = np.empty(shape, dtype=np.int32)
     margin = np.empty(shape, dtype=np.float32)
-    soft, best_sums = np.zeros(n), np.zeros(n)
-    for x, plane in enumerate(posteriors):
-        total = plane.sum(axis=-1, keepdims=True)
+    soft, best_sums = np.zeros((2, shape[0], n))
+    counts = np.zeros((shape[0], n), dtype=np.int64)
+
+    def plane(x, channels):
+        places = [box[1:] if x in there else None for box, there in zip(boxes, reached, strict=True)]
+        total = channel_sum(channels, places)
         total[total == 0] = 1
-        plane /= total
-        soft += plane.sum(axis=(0, 1), dtype=np.float64)
-        winner = plane.argmax(axis=-1)
-        best = np.take_along_axis(plane, winner[..., None], axis=-1)
-        np.put_along_axis(plane, winner[..., None], -1, axis=-1)
-        channel[x] = winner
-        margin[x] = np.minimum(best[..., 0] - plane.max(axis=-1), np.float32(MAX_MARGIN))
-        np.put_along_axis(plane, winner[..., None], best, axis=-1)
-        best_sums += np.bincount(winner.ravel(), weights=best.ravel(), minlength=n)
-    counts = np.bincount(channel.ravel(), minlength=n)
+        best, second = np.zeros((2, *shape[1:]), dtype=np.float32)
+        winner = np.zeros(shape[1:], dtype=np.intp)
+        for c, place in enumerate(places):
+            if place is None:
+                continue
+            posterior, first = channels[c][place], best[place]
+            posterior /= total[place]
+            soft[x, c] = posterior.sum(dtype=np.float64)
+            np.copyto(winner[place], c, where=posterior > first)
+            np.maximum(second[place], np.minimum(posterior, first), out=second[place])
+            np.maximum(posterior, first, out=first)
+        labels[x] = values[winner]
+        margin[x] = np.minimum(best - second, np.float32(MAX_MARGIN))
+        counts[x] = np.bincount(winner.ravel(), minlength=n)
+        best_sums[x] = np.bincount(winner.ravel(), weights=best.ravel(), minlength=n)
+
+    with workers(threads) as each:
+        each(plane, range(shape[0]), np.moveaxis(posteriors, 3, 1))
+    soft, best_sums, counts = (sums.sum(axis=0) for sums in (soft, best_sums, counts))
     foreground = counts[1:].sum()
     return Segmentation(
         posteriors=posteriors,
-        labels=values[channel],
+        labels=labels,
         margin=margin,
         soft=soft,
         counts=counts,
@@ -144,13 +245,20 @@ def label(posteriors, values, removed) -> Segmentation:
     )
 
 
-def finish(posteriors, box, labels, threshold, fast=False) -> Segmentation:
+def finish(posteriors, box, labels, threshold, fast=False, threads=1) -> Segmentation:
     """Components, then labels of the image part `box`: components on the padded grid, in fast mode on the image's."""
-    if not fast:
-        removed = keep_components(posteriors, labels.topology, threshold)
-        return label(posteriors[box], labels.index, removed)
-    posteriors = posteriors[box]
-    removed = {0: keep_brain(posteriors, threshold)[1]}
-    for plane in posteriors:
-        plane[..., 1:] *= plane[..., 1:] > FAST_THRESHOLD
-    return label(posteriors, labels.index, removed)
+    if fast:
+        posteriors = posteriors[box]
+        boxes, removed = keep_brain(posteriors, threshold, threads)
+        return label(posteriors, labels.index, removed, boxes, threads)
+    boxes, removed = keep_components(posteriors, labels.topology, threshold, threads)
+    return label(posteriors[box], labels.index, removed, [_within(inner, box) for inner in boxes], threads)
+
+
+def _within(inner, box):
+    """Slices in an array that were slices in one of which the array is the part `box`."""
+    moved = []
+    for i, b in zip(inner, box, strict=True):
+        start = b.start or 0
+        moved.append(i if i == slice(None) else slice(max(i.start - start, 0), max(i.stop - start, 0)))
+    return tuple(moved)

@@ -121,11 +121,13 @@ class Segmenter:
             progress("network", 0.08)
             flip = None if options.fast else labels.flip
             passed = lambda share: progress("network", 0.08 + 0.72 * share)  # noqa: E731
-            posteriors = wait_for(posterior.predict, engine, prepared.volume, flip, passed)
+            posteriors = wait_for(posterior.predict, engine, prepared.volume, flip, passed, options.threads)
             prepared.volume = None
         with clock("postprocess"):
             progress("labels", 0.8)
-            result = posterior.finish(posteriors, prepared.box, labels, self.model.threshold, options.fast)
+            result = posterior.finish(
+                posteriors, prepared.box, labels, self.model.threshold, options.fast, options.threads
+            )
             del posteriors
             qc = quality.assess(labels, result.labels, result, voxel_mm)
 

@@ -4,6 +4,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from synthseg_native import posterior, reference
 
@@ -77,6 +80,73 @@ def test_largest_component_and_ties():
         mask[5, 1, 1] = False
 
 
+@settings(max_examples=200, deadline=None)
+@given(arrays(bool, st.tuples(*[st.integers(1, 5)] * 3)))
+def test_largest_component_is_the_references(mask):
+    before = mask.copy()
+    np.testing.assert_array_equal(posterior.largest_component(mask), reference.largest_component(mask))
+    np.testing.assert_array_equal(mask, before)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 7, 8, 9, 15, 16, 31, 32, 33, 69, 128])
+def test_channels_are_summed_as_numpy_sums_a_last_axis(n):
+    channels = np.random.default_rng(n).random((n, 20, 30), dtype=np.float32) ** 8
+    expected = np.ascontiguousarray(np.moveaxis(channels, 0, 2)).sum(axis=-1)
+    np.testing.assert_array_equal(posterior.channel_sum(channels), expected)
+    # Where channels are zero they need not be looked at.
+    places = [None if c % 5 == 3 else (slice(c % 4, 20 - c % 3), slice(c % 7, 25)) for c in range(n)]
+    for channel, place in zip(channels, places, strict=True):
+        kept = 0 if place is None else channel[place].copy()
+        channel[...] = 0
+        channel[place or (slice(0), slice(0))] = kept
+    expected = np.ascontiguousarray(np.moveaxis(channels, 0, 2)).sum(axis=-1)
+    np.testing.assert_array_equal(posterior.channel_sum(channels, places), expected)
+
+
+def laid_out(posteriors, order):
+    """The same values, with the axes in another order in memory."""
+    return np.ascontiguousarray(posteriors.transpose(order)).transpose(np.argsort(order))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 3, 1, 2), (3, 0, 1, 2), (2, 1, 0, 3)])
+@pytest.mark.parametrize("flip", [None, FLIP])
+def test_slabs_in_any_layout_give_the_same(order, threads, flip):
+    volume = np.random.default_rng(4).random((10, 9, 8), dtype=np.float32)
+    fixed = random_posteriors()
+    expected = posterior.predict(Echo(lambda v: fixed * v[..., None]), volume, flip)
+    result = posterior.predict(Echo(lambda v: laid_out(fixed * v[..., None], order)), volume, flip, threads=threads)
+    np.testing.assert_array_equal(result, expected)
+    assert np.moveaxis(result, 3, 1).flags.c_contiguous
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 3, 1, 2), (2, 1, 0, 3)])
+def test_layout_and_threads_change_no_bit(order, fast):
+    posteriors = random_posteriors((20, 17, 15), n=10, seed=7)
+    labels = SimpleNamespace(index=np.arange(10, dtype=np.int32), topology=np.array([0, 1, 1, 2, 3, 0, 4, 4, 5, 6]))
+    box = (slice(2, 20), slice(0, 15), slice(1, 13))
+    expected = posterior.finish(posteriors.copy(), box, labels, 0.25, fast)
+    result = posterior.finish(laid_out(posteriors, order), box, labels, 0.25, fast, threads=3)
+    for field in ("posteriors", "labels", "margin", "soft", "counts", "confidences", "confidence"):
+        np.testing.assert_array_equal(getattr(result, field), getattr(expected, field), field)
+    assert result.removed == expected.removed
+    assert len(expected.removed) == (1 if fast else 7)
+
+
+def test_what_components_leave_lies_in_their_boxes():
+    posteriors = random_posteriors((14, 12, 10), n=6, seed=3)
+    topology = np.array([0, 1, 1, 2, 3, 0])
+    boxes, _ = posterior.keep_components(posteriors, topology, 0.25)
+    values = np.arange(6, dtype=np.int32)
+    expected = posterior.label(posteriors.copy(), values, {})
+    assert any(posteriors[..., c][box].size < posteriors[..., c].size for c, box in enumerate(boxes))
+    result = posterior.label(posteriors, values, {}, boxes)
+    np.testing.assert_array_equal(result.posteriors, expected.posteriors)
+    np.testing.assert_array_equal(result.labels, expected.labels)
+    np.testing.assert_array_equal(result.margin, expected.margin)
+
+
 def test_components_hang_together_by_faces_only():
     mask = np.zeros((3, 3, 3), bool)
     mask[0, 0, 0] = mask[1, 1, 0] = mask[1, 2, 0] = True
@@ -102,7 +172,7 @@ def test_islands_are_removed_from_their_class_alone():
     posteriors[1:4, 2, 2] = [0.1, 0.5, 0.4, 0]
     posteriors[7, 2, 2] = [0.1, 0.3, 0.3, 0.3]  # an island of class 1 inside the brain
     posteriors[11, 2, 2] = [0.1, 0.9, 0, 0]  # outside the brain's largest part
-    removed = posterior.keep_components(posteriors, topology, 0.25)
+    _, removed = posterior.keep_components(posteriors, topology, 0.25)
     assert removed == {0: 1, 1: 1}
     np.testing.assert_allclose(posteriors[7, 2, 2], [0.1, 0, 0, 0.3])
     np.testing.assert_allclose(posteriors[11, 2, 2], [0.1, 0, 0, 0])
