@@ -142,12 +142,12 @@ def write_h5(path, table, weights):
     """Write weights as Keras does (``layer_names``, and per layer ``weight_names`` and the arrays)."""
     with h5py.File(path, "w") as file:
         layers = [layer for layer in table if layer.kind != "smooth"]  # upstream adds the smoothing later
-        file.attrs["layer_names"] = [layer.name.encode() for layer in layers]
-        file.attrs["backend"], file.attrs["keras_version"] = b"tensorflow", b"2.15.0"
+        file.attrs["layer_names"] = [layer.name for layer in layers]
+        file.attrs["backend"], file.attrs["keras_version"] = "tensorflow", "2.15.0"
         for layer in layers:
             group = file.create_group(layer.name)
             names = [f"{layer.name}/{name}:0" for name in layer.weights or ()]
-            group.attrs["weight_names"] = np.array(names, dtype="S") if names else np.zeros(0)
+            group.attrs["weight_names"] = names or np.zeros(0)
             for name in names:
                 array = weights[layer.name][name.split("/")[1].removesuffix(":0")]
                 group.create_dataset(name, data=array, dtype="float32", track_times=False)

@@ -1,0 +1,474 @@
+"""The benchmark's machinery: plan, rounds, resuming, comparison and reports, with stand-ins for the engines."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import contestants, report, run  # noqa: E402
+from benchmarks.contestants import Contestant, Runner, Task  # noqa: E402
+
+from synthseg_native.cohort.tables import read_tsv  # noqa: E402
+from synthseg_native.errors import SynthSegError  # noqa: E402
+
+COMPACT = ROOT / "models" / "compact2mm"
+# Called as an interpreter would be; notes its calls, fails or changes voxels where it is told to.
+STAND_IN = """#!{python} -I
+import json, os, sys
+from pathlib import Path
+import nibabel as nib, numpy as np
+arguments = sys.argv[1:]
+if arguments[:1] == ["-I"]:
+    print("stand-in 1 on Python 3")
+    sys.exit()
+value = dict(zip(arguments, arguments[1:]))
+who = value.get("--engine", "upstream" if arguments[0] == "-c" else "reference")
+who += "" if value.get("--precision", "float32") == "float32" else " " + value["--precision"]
+told = json.loads(Path({told!r}).read_text()).get(who, {{}})
+with open({calls!r}, "a") as stream:
+    shape = "x".join(map(str, nib.load(value["--i"]).shape))
+    stream.write(f"{{who}} {{shape}} {{value['--threads']}} {{os.environ['OMP_NUM_THREADS']}}\\n")
+if told.get("fails"):
+    print("synthseg-native: scan.nii:", told["fails"], file=sys.stderr)
+    sys.exit(2)
+image = nib.load(value["--i"])
+if not told.get("blind"):
+    image.get_fdata()
+labels = np.zeros(image.shape, np.int32)
+labels[8:24, 8:24, 8:24] = 2
+labels[8:24, 8:24, 24:40] = 41
+for place, label in told.get("voxels", []):
+    labels[tuple(place)] = label
+nib.save(nib.Nifti1Image(labels, image.affine), value["--o"])
+if "--vol" in value:
+    names = "left cerebral white matter,right cerebral white matter"
+    Path(value["--vol"]).write_text(f"subject,{{names}}\\na,4096.0,4096.0\\n")
+if "--margin" in value:
+    margin = nib.Nifti1Image(np.full(image.shape, 5, np.uint16), image.affine)
+    margin.header.set_slope_inter(told.get("margin", 1e-4) / 5, 0)
+    nib.save(margin, value["--margin"])
+    volumes = "index\\tsoft_volume_mm3\\n2\\t%s\\n41\\t4096.0\\n" % told.get("volume", 4096.0)
+    Path(value["--volumes-tsv"]).write_text(volumes)
+    seconds = dict(start=0.5, read=0.25, network=2.0, postprocess=0.125, write=0.125)
+    Path(value["--record"]).write_text(json.dumps({{"seconds": seconds}}))
+"""
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch):
+    """A benchmark in a folder of its own: bench(arguments) runs it; bench.told, bench.calls() and the like."""
+    interpreter, calls, told = tmp_path / "python", tmp_path / "calls", tmp_path / "told.json"
+    text = STAND_IN.format(python=sys.executable, calls=str(calls), told=str(told))
+    interpreter.write_text(text)
+    interpreter.chmod(0o755)
+    told.write_text("{}")
+    made = []
+
+    def make(sizes, voxel_mm=1.0):
+        for size in sizes:
+            made.append((size, voxel_mm))
+            values = np.zeros(size, np.int16)
+            yield size, nib.Nifti1Image(values, np.diag([voxel_mm] * 3 + [1.0]))
+
+    def make_model(folder, models, weights=None):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("card.yaml", "labels.tsv"):
+            shutil.copy(models / "synthseg1" / name, folder)
+        (folder / "weights.h5").write_bytes(b"weights")
+        return folder
+
+    monkeypatch.setattr(run.weights, "make_model", make_model)
+    monkeypatch.setattr(run.images, "make", make)
+    monkeypatch.setattr(report, "plot", lambda table, path: path.write_text(f"{len(table)} rows"))
+    monkeypatch.setattr(run, "available_mib", lambda: 64 * 1024.0)
+    monkeypatch.delenv("SYNTHSEG_GOLDEN_FULL", raising=False)
+    monkeypatch.setattr(run.environments, "snapshot", lambda: tmp_path / "code-abc")
+    monkeypatch.setattr(contestants, "clean_environment", lambda: dict(os.environ))
+    (tmp_path / "code-abc").mkdir()
+
+    class Bench:
+        folder, results = tmp_path, tmp_path / "benchmarks" / "results"
+        images = made
+
+        def __call__(self, *arguments):
+            given = ["--results", self.results, "--work", tmp_path / "work", "--name", "here"]
+            given += ["--python", f"tensorflow={interpreter}", "--python", f"openvino={interpreter}"]
+            return run.benchmark(run.parser().parse_args(list(map(str, (*given, *arguments)))))
+
+        def tell(self, **what):
+            told.write_text(json.dumps({name.replace("_", " "): value for name, value in what.items()}))
+
+        def calls(self):
+            """Who was called since the last time: "who size threads OMP_NUM_THREADS"."""
+            text = calls.read_text() if calls.exists() else ""
+            calls.unlink(missing_ok=True)
+            return text.splitlines()
+
+        def runs(self):
+            return [report.parse(row) for row in read_tsv(self.results / "here_runs.tsv").to_dict("records")]
+
+        def table(self):
+            rows = read_tsv(self.results / "here.tsv").to_dict("records")
+            return {(row["size"], row["threads"], row["contestant"]): row for row in rows}
+
+    return Bench()
+
+
+def test_quick_measures_compares_and_reports(bench):
+    assert bench("--quick") == 0
+    assert bench.calls() == [f"{who} 64x64x64 2 2" for who in ("reference", "tensorflow", "openvino", "openvino bf16")]
+    rows = {row["contestant"]: row for row in bench.runs()}
+    assert list(rows) == ["reference", "tensorflow float32", "openvino float32", "openvino bf16"]
+    for row in rows.values():
+        assert row["status"] == "ok" and 0 < row["wall_s"] < 60 and row["peak_rss_mib"] > 10 and row["cpu_s"] > 0
+        assert row["model"] == "compact2mm" and row["code"] == "abc" and "stand-in 1" in row["versions"]
+    assert rows["reference"]["compared_with"] is None and rows["reference"]["read_s"] is None
+    row = rows["openvino float32"]
+    assert (row["compared_with"], row["equal"], row["n_different"]) == ("reference", True, 0)
+    assert (row["n_foreground"], row["network_s"]) == (8192, 2.0)
+    table = bench.table()
+    row = table["64x64x64", "2", "openvino float32"]
+    ratio = rows["openvino float32"]["wall_s"] / rows["reference"]["wall_s"]
+    assert float(row["ratio_median"]) == pytest.approx(ratio, abs=1e-5)
+    assert (float(row["median_around_network_s"]), row["n_pairs"]) == (0.5, "1")
+    text = (bench.results / "here.md").read_text()
+    assert "whole commands, from start to exit" in text and "weights made by benchmarks/weights.py" in text
+    assert (bench.results / "here.png").read_text() == "4 rows"
+    assert (bench.results / "README.md").read_text().count("not measured") == len(report.PLATFORMS)
+
+
+def test_rounds_alternate_and_upstream_runs_from_a_copy(bench):
+    checkout = bench.folder / "SynthSeg"
+    for name in contestants.UPSTREAM_FOLDERS:
+        (checkout / name).mkdir(parents=True)
+    (checkout / "scripts" / "commands").mkdir()
+    (checkout / "scripts" / "commands" / "SynthSeg_predict.py").write_text("")
+    before = sorted(checkout.rglob("*"))
+    sizes = ["--sizes", "48x40x48", "32", "--threads", 2, "--pairs", 2, "--pairs-elsewhere", 1]
+    assert bench(*sizes, "--upstream", checkout, "--engines", "openvino") == 0
+    calls = bench.calls()
+    assert calls[:3] == ["reference 64x64x64 2 2", "openvino 64x64x64 2 2", "upstream 64x64x64 2 2"], "the check"
+    assert calls[3:7] == ["reference 48x40x48 2 2", "openvino 48x40x48 2 2"] * 2, "compact2mm"
+    one_round = ("reference", "upstream", "openvino")
+    assert calls[7:] == [f"{who} {size} 2 2" for size in ("32x32x32", "48x40x48") for who in one_round]
+    assert sorted(checkout.rglob("*")) == before
+    weights = bench.folder / "work" / "upstream" / "models" / "synthseg_1.0.h5"
+    assert weights.resolve() == (bench.folder / "work" / "model" / "weights.h5").resolve()
+    row = bench.table()["32x32x32", "2", "openvino float32"]
+    assert float(row["upstream_ratio_median"]) > 0
+    assert bench.table()["32x32x32", "2", "upstream"]["equal"] == "true"
+    assert "× upstream" in (bench.results / "here.md").read_text()
+
+
+def test_goes_on_where_it_stopped(bench):
+    quick = "--quick", "--engines", "openvino", "openvino:bf16"
+    bench(*quick)
+    bench.calls()
+    path = bench.results / "here_runs.tsv"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:3]) + lines[3][:40])  # killed in mid-row
+    bench(*quick)
+    assert bench.calls() == ["openvino bf16 64x64x64 2 2"]
+    assert bench.runs()[-1]["compared_with"] == "reference" and len(bench.runs()) == 3
+    bench(*quick)
+    assert bench.calls() == []
+    bench(*quick, "--fresh")
+    assert len(bench.calls()) == 3 and len(bench.runs()) == 3
+
+
+def test_other_code_is_another_benchmark(bench, monkeypatch):
+    quick = "--quick", "--engines", "openvino"
+    bench(*quick)
+    (bench.folder / "code-new").mkdir()
+    monkeypatch.setattr(run.environments, "snapshot", lambda: bench.folder / "code-new")
+    bench(*quick)
+    assert len(bench.calls()) == 4 and len(bench.runs()) == 4
+    assert {row["n"] for row in bench.table().values()} == {"1"}
+
+
+def test_without_the_references_label_map_the_reference_runs_again(bench):
+    quick = "--quick", "--engines", "openvino"
+    bench(*quick)
+    bench.calls()
+    path = bench.results / "here_runs.tsv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    for file in bench.folder.glob("work/rounds/*/*/reference/dseg.nii.gz"):
+        file.unlink()
+    bench(*quick)
+    assert bench.calls() == ["reference 64x64x64 2 2", "openvino 64x64x64 2 2"]
+    assert bench.runs()[-1]["compared_with"] == "reference"
+
+
+def test_what_fails_is_left_out_and_done_later(bench):
+    bench.tell(openvino={"fails": "no such thing: mend it"})
+    assert bench("--quick") == 0
+    row = bench.table()["64x64x64", "2", "openvino float32"]
+    assert (row["n"], row["median_wall_s"]) == ("0", "n/a") and "no such thing" in row["left_out"]
+    assert "not measured: scan.nii: no such thing" in (bench.results / "here.md").read_text()
+    assert bench.table()["64x64x64", "2", "openvino bf16"]["equal"] == "true"
+    bench.tell()
+    bench.calls()
+    bench("--quick")
+    assert bench.calls() == ["openvino 64x64x64 2 2"]
+    assert bench.table()["64x64x64", "2", "openvino float32"]["n"] == "1"
+
+
+def test_what_fails_the_check_is_not_measured(bench):
+    bench.tell(openvino={"fails": "no such thing: mend it"})
+    bench("--sizes", 32, "--threads", 1, "--pairs", 1, "--pairs-elsewhere", 1, "--engines", "openvino")
+    assert [call for call in bench.calls() if call.startswith("openvino")] == ["openvino 64x64x64 1 1"]
+
+
+def labels():
+    """The stand-in's label map."""
+    array = np.zeros((64, 64, 64), np.int32)
+    array[8:24, 8:24, 8:24] = 2
+    array[8:24, 8:24, 24:40] = 41
+    return array
+
+
+@pytest.fixture
+def compare(tmp_path):
+    """compare(precision, voxels changed, margin, volume of label 2 in mm3): what `contestants.compare` says."""
+
+    def call(precision="float32", voxels=(), margin=1e-4, volume=4096.0):
+        for name, changed, mm3 in (("reference", (), 4096.0), ("engine", voxels, volume)):
+            (tmp_path / name).mkdir()
+            array = labels()
+            for place, label in changed:
+                array[place] = label
+            nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / name / "dseg.nii.gz")
+            text = f"index\tsoft_volume_mm3\n2\t{mm3}\n41\t4096.0\n"
+            (tmp_path / name / "volumes.tsv").write_text(text)
+        image = nib.Nifti1Image(np.full((64, 64, 64), margin, np.float32), np.eye(4))
+        nib.save(image, tmp_path / "engine" / "margin.nii.gz")
+        task = Task(None, COMPACT, None, (64, 64, 64), 1)
+        return contestants.compare(Contestant("openvino", precision), tmp_path / "engine", tmp_path / "reference", task)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("what", "equal"),
+    [
+        ({}, True),
+        ({"voxels": [((8, 8, 8), 0)]}, False),  # 1 of 8192 is more than 1 in 100,000
+        ({"precision": "bf16", "voxels": [((8, 8, 8), 0)], "margin": 0.01}, True),
+        ({"precision": "bf16", "voxels": [((8, 8, n), 0) for n in range(8, 17)]}, False),  # 9 of 8192
+        ({"precision": "bf16", "voxels": [((8, 8, 23), 41)]}, False),  # the other side
+        ({"precision": "bf16", "voxels": [((0, 0, 0), 3)]}, False),  # a label that the reference lacks
+        ({"precision": "bf16", "volume": 4096 * 1.0099}, True),
+        ({"precision": "bf16", "volume": 4096 * 1.0101}, False),
+    ],
+)
+def test_promise_of_each_precision(compare, what, equal):
+    found = compare(**what)
+    assert found["equal"] is equal
+    assert found["n_different"] == len(what.get("voxels", []))
+
+
+@pytest.mark.parametrize(("margin", "equal"), [(9e-4, True), (1.1e-3, False)])
+def test_margin_decides_for_float32(compare, monkeypatch, margin, equal):
+    monkeypatch.setitem(contestants.EQUAL["float32"], "max_fraction_different", 0.5)
+    found = compare(voxels=[((8, 8, 8), 0)], margin=margin)
+    assert found["equal"] is equal and found["margin_max"] == pytest.approx(margin, abs=1e-6)
+
+
+def test_broken_promise_is_in_the_report(bench):
+    bench.tell(openvino={"voxels": [[[8, 8, 8], 0]]})
+    bench("--quick")
+    (line,) = (line for line in (bench.results / "here.md").read_text().splitlines() if "not equal" in line)
+    assert "openvino float32" in line and "1 of 8192 differ from the reference, margins up to 0.0001" in line
+
+
+def test_every_label_of_bf16_is_reported(bench):
+    bench.tell(openvino_bf16={"voxels": [[[8, 8, 8], 0]], "volume": 4100.0})
+    bench("--quick")
+    lines = (bench.results / "here.md").read_text().splitlines()
+    dice = 2 * 4095 / (4095 + 4096)
+    assert f"| 2 | {dice:.5g}, 4 (0.0977) |" in lines
+    assert "| 41 | 1, 0 (0) |" in lines
+
+
+def test_memory_guard(bench, monkeypatch):
+    asked = ["--sizes", "192x256x192", "--threads", 2, "--pairs", 1, "--pairs-elsewhere", 1]
+    asked += ["--engines", "openvino", "--no-reference"]
+    monkeypatch.setattr(run, "HEADLINE", (32, 32, 32))
+    monkeypatch.setattr(run, "available_mib", lambda: 3000.0)
+    bench(*asked)
+    assert [call for call in bench.calls() if "192" in call] == ["openvino 192x256x192 2 2"], "compact2mm alone fits"
+    left_out = [row for row in read_tsv(bench.results / "here.tsv").to_dict("records") if row["left_out"] != "n/a"]
+    assert [(row["model"], row["contestant"]) for row in left_out] == [("synthseg1size", "openvino float32")]
+    assert left_out[0]["left_out"].endswith("GiB, 3 GiB are free")
+
+
+def test_expectation_follows_what_was_measured():
+    task = Task(None, ROOT / "models" / "synthseg1", None, (128, 128, 128), 2)
+    group = run.Group("synthseg1size", task, (), 1)
+    guess = run.Expectation([])(group, Contestant("openvino"))
+    bf16 = run.Expectation([])(group, Contestant("openvino", "bf16"))
+    assert bf16[0] < guess[0] and bf16[1] < guess[1]
+    row = {"model": "synthseg1size", "contestant": "openvino float32", "status": "ok", "threads": 1}
+    rows = [row | {"padded_voxels": 128**3 // 2, "wall_s": 30.0, "peak_rss_mib": 700.0}]
+    assert run.Expectation(rows)(group, Contestant("openvino")) == (30.0, 1400.0)
+    rows.append(row | {"padded_voxels": 128**3, "wall_s": 44.0, "peak_rss_mib": 900.0, "threads": 2})
+    assert run.Expectation(rows)(group, Contestant("openvino")) == (44.0, 900.0)
+
+
+def test_padded_shape_is_the_engines():
+    compact, full = run.models.load(COMPACT), run.models.load(ROOT / "models" / "synthseg1")
+    assert run.padded((240, 320, 240), 0.8, full) == [192, 256, 192]
+    assert run.padded((181, 217, 100), 1.0, full) == [192, 224, 128]
+    assert run.padded((181, 217, 100), 1.0, compact) == [96, 112, 64]
+
+
+def test_memory_rows_are_added_once(bench, monkeypatch):
+    scans = (((32, 40, 32), 1.0, False), ((40, 40, 40), 0.8, True))
+    monkeypatch.setattr(run, "MEMORY_SCANS", scans)
+    bench("--memory", "--engines", "openvino", "openvino:bf16")
+    rows = read_tsv(bench.results.parent / "memory.tsv")
+    assert tuple(rows.columns) == run.MEMORY_COLUMNS and len(rows) == 8
+    assert rows.iloc[2].tolist()[:-1] == [
+        *("openvino", "float32", "cpu", "synthseg1", "40", "40", "40", "0.8", "128", "128", "128", "true")
+    ]
+    assert (rows["peak_rss_mib"].astype(float) > 10).all()
+    assert len(bench.calls()) == 8
+    bench("--memory", "--engines", "openvino", "openvino:bf16")
+    assert bench.calls() == []
+    assert not (bench.results / "here_runs.tsv").exists()
+
+
+def test_image_of_the_user_is_cut_and_padded(tmp_path):
+    data = np.arange(30 * 40 * 50, dtype=np.float32).reshape(30, 40, 50)
+    affine = np.diag([-1.0, 1, 1, 1])
+    affine[:3, 3] = 10, 20, 30
+    nib.save(nib.Nifti1Image(data, affine), tmp_path / "scan.nii.gz")
+    ((size, made),) = run._cut(tmp_path / "scan.nii.gz", [(32, 32, 50)])
+    assert made.shape == size == (32, 32, 50) and nib.aff2axcodes(made.affine) == ("R", "A", "S")
+    values = np.asarray(made.dataobj)
+    assert np.count_nonzero(values) == np.count_nonzero(data[:, 4:36])
+    for voxel in ((5, 6, 7), (20, 30, 40)):
+        place = np.linalg.inv(made.affine) @ affine @ [*voxel, 1]
+        assert values[tuple(np.rint(place[:3]).astype(int))] == data[voxel]
+
+
+def test_access_time_tells_when_the_scan_was_read(tmp_path, bench):
+    probe = tmp_path / "probe"
+    probe.write_text("x")
+    before = contestants._unread(probe)
+    probe.read_text()
+    if probe.stat().st_atime_ns == before:
+        pytest.skip("this file system keeps no access times")
+    bench.tell(tensorflow={"blind": True})
+    bench("--quick")
+    rows = {row["contestant"]: row for row in bench.runs()}
+    assert 0 <= rows["openvino float32"]["first_read_s"] <= rows["openvino float32"]["wall_s"]
+    again = contestants._unread(probe)
+    assert contestants._first_read_s(probe, again, "2026-01-01T00:00:00+00:00") is None, "not read since"
+
+
+def test_ends_a_run_that_takes_too_long(tmp_path, bench):
+    slow = tmp_path / "slow"
+    slow.write_text("#!/bin/sh\nexec sleep 60\n")
+    slow.chmod(0o755)
+    image = tmp_path / "scan.nii.gz"
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4)), np.eye(4)), image)
+    runner = Runner(tmp_path, {"openvino": slow}, tmp_path / "cache", timeout=0.5)
+    row = runner.run(Contestant("openvino"), Task(image, COMPACT, COMPACT / "x.h5", (4, 4, 4), 1), tmp_path / "work")
+    assert row["status"] == "timeout" and "longer than" in row["error"]
+
+
+def rows_of(contestant, walls, peak=1000.0, **more):
+    row = dict.fromkeys(report.RUN_COLUMNS) | {"status": "ok", "contestant": contestant, "cpu": "Zen", "cores": 2}
+    row |= {"memory_gib": 24.0, "system": "Linux", "arch": "x86_64", "weights": "made 12", "image": "phantom 12"}
+    row |= dict(zip(("model", "size", "threads"), report.HEADLINE, strict=True))
+    row |= {"precision": "bf16" if "bf16" in contestant else "float32", "started": "2026-01-02", "versions": "1"}
+    row |= {"peak_rss_mib": peak, "other_cpu_s": 0.0, "labels_sha256": "a"} | more
+    return [row | {"round": n, "wall_s": wall} for n, wall in enumerate(walls, 1) if wall is not None]
+
+
+def test_ratios_are_taken_within_rounds():
+    rows = rows_of("reference", [100, 200, 100]) + rows_of("upstream", [80, None, 160])
+    rows += rows_of("openvino float32", [50, 50, 20], first_read_s=0.5)
+    found = {row["contestant"]: row for row in report.summarise(rows)}
+    row = found["openvino float32"]
+    assert (row["n"], row["n_pairs"], row["median_wall_s"]) == (3, 3, 50)
+    assert (row["ratio_median"], row["ratio_min"], row["ratio_max"]) == (0.25, 0.2, 0.5)
+    assert row["upstream_ratio_median"] == pytest.approx((50 / 80 + 20 / 160) / 2)
+    assert found["reference"]["n_pairs"] == 0 and "ratio_median" not in found["reference"]
+
+
+def test_the_last_run_of_a_round_counts():
+    rows = rows_of("reference", [100]) + rows_of("openvino float32", [70]) + rows_of("openvino float32", [60])
+    row = report.summarise(rows)[-1]
+    assert (row["n"], row["median_wall_s"]) == (1, 60)
+
+
+def test_floors_and_goals():
+    gb = 1e9 / 2**20
+    rows = rows_of("upstream", [100]) + rows_of("openvino float32", [30], 3.4 * gb, first_read_s=2.5)
+    rows += rows_of("openvino bf16", [12])
+    cells = {
+        line.split(" | ")[0].strip("| "): line.split(" | ")[3:] for line in report.floors(report.summarise(rows))[2:]
+    }
+    assert cells["wall, float32, 192x256x192, upstream = 1"] == ["0.3", "floor met |"]
+    assert cells["wall, bf16, 192x256x192, upstream = 1"] == ["0.12", "goal met |"]
+    assert cells["peak memory in GB, float32, 192x256x192"] == ["3.4", "goal met |"]
+    assert cells["seconds from start to the first byte read"] == ["2.5", "**missed** |"]
+    assert cells["peak memory in GB, float32, 256x256x256"] == ["not measured", " |"]
+
+
+def test_platforms_say_what_was_not_measured(tmp_path):
+    report.write(rows_of("reference", [100]) + rows_of("openvino float32", [30]), {}, tmp_path, "zen")
+    assert (tmp_path / "zen.png").read_bytes()[:4] == b"\x89PNG"
+    lines = (tmp_path / "README.md").read_text().splitlines()
+    assert "| Linux x86-64, CPU | [Zen, 2 cores](zen.md) | 2 | openvino float32 | 30.0 | 0.30 | 1.0 |" in lines
+    assert "| macOS arm64, Apple GPU | not measured |  |  |  |  |  |" in lines
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["--python", "/bin/sh"], "--python"),
+        (["--python", "openvino=missing/python"], "missing/python: no such interpreter"),
+        (["--weights", "missing.h5"], "missing.h5: no such weights file"),
+        (["--upstream", "missing"], "give --upstream a checkout"),
+        (["--image", "missing.nii.gz"], "missing.nii.gz"),
+        (["--report"], "no runs: measure first"),
+    ],
+)
+def test_wrong_use_is_one_line(bench, arguments, what):
+    with pytest.raises(SynthSegError) as caught:
+        bench("--quick", *arguments)
+    assert what in str(caught.value) and "\n" not in str(caught.value)
+    assert bench.calls() == []
+
+
+def test_table_of_another_version_is_refused(bench):
+    bench.results.mkdir(parents=True)
+    (bench.results / "here_runs.tsv").write_text("key\twall\na\t1\n")
+    with pytest.raises(SynthSegError, match="another version"):
+        bench("--quick")
+
+
+@pytest.mark.slow
+def test_real_engine_and_reference(tmp_path, tensorflow_python):
+    script = ROOT / "benchmarks" / "run.py"
+    command = [sys.executable, script, "--quick", "--engines", "tensorflow", "--name", "here", "--threads", "1"]
+    command += ["--python", f"tensorflow={tensorflow_python}", "--results", tmp_path / "r", "--work", tmp_path / "w"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    reference, engine = (report.parse(row) for row in read_tsv(tmp_path / "r" / "here_runs.tsv").to_dict("records"))
+    assert (reference["contestant"], engine["contestant"]) == ("reference", "tensorflow float32")
+    assert engine["equal"] and engine["n_different"] == 0 and engine["n_foreground"] > 0
+    assert engine["labels_sha256"] == reference["labels_sha256"]
+    assert 200 < engine["peak_rss_mib"] < 4000 and engine["network_s"] > 0
