@@ -426,7 +426,7 @@ def benchmark(arguments):
 
 def _report(runs, key, left_out, results, name):
     rows = [row for row in runs.rows if row["key"] == key]
-    if not rows:
+    if not any(row["status"] == "ok" for row in rows):
         raise SynthSegError("internal", f"{runs.path}: nothing could be measured: see the lines above")
     for path in report.write(rows, left_out, results, name):
         say(f"wrote {os.path.relpath(path)}")
