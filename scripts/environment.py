@@ -2,6 +2,7 @@
 
 environment.py ensure NAME...           make the environments that are missing
 environment.py run NAME -- ARGS...      the environment's Python with ARGS, this project's packages importable
+environment.py segment ARGS...          the command synthseg-native, in the environment of its --engine
 environment.py snakemake ARGS...        Snakemake, one run per working directory at a time
 """
 
@@ -34,12 +35,33 @@ def main(argv):
         for name in argv[1:]:
             environments.ensure(name)
     elif len(argv) > 3 and argv[0] == "run" and argv[2] == "--":
-        env = dict(environments.clean_environment(), PYTHONPATH=str(ROOT / "src"))
-        execute([environments.ensure(argv[1]), *argv[3:]], env)
+        run(argv[1], argv[3:])
+    elif argv[:1] == ["segment"]:
+        segment(argv[1:])
     elif argv[:1] == ["snakemake"]:
         snakemake(argv[1:])
     else:
         sys.exit(__doc__.strip())
+
+
+def run(name, arguments):
+    """Become the Python of an environment."""
+    env = dict(environments.clean_environment(), PYTHONPATH=str(ROOT / "src"))
+    execute([environments.ensure(name), *arguments], env)
+
+
+def segment(arguments):
+    """Become the command synthseg-native, in the environment of the engine that it is to use."""
+    from synthseg_native import weights
+    from synthseg_native.cohort import ranking
+    from synthseg_native.errors import SynthSegError
+
+    try:
+        engine, arguments = ranking.for_command(arguments, weights.default_cache() / "verified")
+    except SynthSegError as error:
+        print(f"synthseg-native: {error.message}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    run(engine, ["-m", "synthseg_native", *arguments])
 
 
 def execute(command, env):

@@ -14,6 +14,11 @@ import pytest
 from synthseg_native.cohort import environments
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+LAUNCHING = ("scripts/environment.py", "scripts/launch.sh")
+# What the launcher imports before there is an environment.
+STANDARD_LIBRARY_ONLY = ("cohort/environments", "cohort/paths", "cohort/ranking", "engines/__init__", "errors")
+STANDARD_LIBRARY_ONLY += ("record", "verify", "weights")
+MAIN = "import os, sys; print(os.getcwd(), os.environ['ENVIRONMENT'], sys.argv[1:])"
 SNAKEFILE = """
 configfile: "config.yaml"
 
@@ -34,22 +39,22 @@ rule wait:
 def project(tmp_path, monkeypatch):
     """The launchers around a small workflow; its environments are the interpreter of the tests."""
     project = tmp_path / "a project"
-    for name in ("src/synthseg_native/cohort/environments.py", "scripts/environment.py", "scripts/launch.sh"):
+    for name in (*(f"src/synthseg_native/{name}.py" for name in STANDARD_LIBRARY_ONLY), *LAUNCHING):
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / name, project / name)
-    for package in ("src/synthseg_native", "src/synthseg_native/cohort"):
-        (project / package / "__init__.py").touch()
-    (project / "src/synthseg_native/__main__.py").write_text("import os, sys; print(os.getcwd(), sys.argv[1:])")
+    (project / "src/synthseg_native/__init__.py").write_text("__version__ = '0'")
+    (project / "src/synthseg_native/cohort/__init__.py").touch()
+    (project / "src/synthseg_native/__main__.py").write_text(MAIN)
     for launcher in ("snakemake", "synthseg-native"):
         shutil.copy(REPOSITORY / launcher, project)
     for folder in ("ROOT", project), ("LOCKS", project / "envs"), ("ENVS", project / ".envs"):
         monkeypatch.setattr(environments, *folder)
     (project / "envs").mkdir()
-    for name in ("workflow", "tensorflow"):
+    for name in ("workflow", "tensorflow", "openvino"):
         (project / "envs" / f"{name}.txt").write_text(name)
         python = environments.python(name)
         python.parent.mkdir(parents=True)
-        python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+        python.write_text(f'#!/bin/sh\nENVIRONMENT={name} exec "{sys.executable}" "$@"\n')
         python.chmod(0o755)
     (project / "Snakefile").write_text(SNAKEFILE)
     (project / "config.yaml").write_text("word: default\n")
@@ -156,7 +161,30 @@ def test_which_workflow_runs_and_where(project, tmp_path, monkeypatch, cwd, argu
 def test_engine_runs_in_the_folder_of_the_caller(project, tmp_path):
     command = [project / "synthseg-native", "--i", "my scan.nii.gz"]
     out = subprocess.check_output(command, cwd=tmp_path, text=True, env=os.environ | {"PYTHONPATH": "/elsewhere"})
-    assert out == f"{tmp_path} ['--i', 'my scan.nii.gz']\n"
+    assert out == f"{tmp_path} tensorflow ['--i', 'my scan.nii.gz']\n"
+
+
+@pytest.mark.parametrize("words", [["--engine", "openvino"], ["--engine", "abacus", "--engine=openvino"]])
+def test_an_engine_runs_in_its_own_environment(project, words):
+    out = subprocess.check_output([project / "synthseg-native", "--i", "a.nii", *words], cwd=project, text=True)
+    assert out == f"{project} openvino {['--i', 'a.nii', *words]}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--engine", "abacus"], "--engine abacus: no such engine: use auto or one of tensorflow, openvino, torch"),
+        (
+            ["--engine", "torch"],
+            "--engine torch: no NVIDIA or Apple GPU is seen on this machine: use another engine, or --device cpu",
+        ),
+    ],
+)
+def test_an_engine_that_cannot_run_here_is_one_line(project, words, says):
+    if words[1] == "torch" and environments.gpu():
+        pytest.skip("this machine has a GPU")
+    done = subprocess.run([project / "synthseg-native", *words], cwd=project, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"synthseg-native: {says}\n")
 
 
 @pytest.mark.parametrize("answer", ["exit 1", "echo 'pyenv: python3: command not found' >&2; exit 127"])

@@ -29,7 +29,14 @@ PYTHONS = {"tensorflow": ((3, 11), (3, 11))}
 PYTHONS_DEFAULT = ((3, 11), (3, 13))
 # Snakemake needs one package that exists as source only (pure Python); for everything else a compiler is never needed.
 SOURCE_ONLY = "connection-pool"
-SIZES = {"tensorflow": "about 1.9 GB", "workflow": "about 0.4 GB", "dev": "about 0.6 GB", "demo": "about 0.5 GB"}
+SIZES = {
+    "tensorflow": "about 1.9 GB",
+    "openvino": "about 0.6 GB",
+    "torch": "several GB on Linux, with CUDA",
+    "workflow": "about 0.4 GB",
+    "dev": "about 0.6 GB",
+    "demo": "about 0.5 GB",
+}
 SNAPSHOTS_KEPT_S = 30 * 24 * 3600
 
 _CHECK = (
@@ -68,7 +75,7 @@ def lock_hash(name: str) -> str:
 
 def env_dir(name: str) -> Path:
     """Where the environment lies. Operating system and processor count too: cluster nodes may share one folder."""
-    text = f"{lock_hash(name)} {sys.platform} {_machine()}"
+    text = f"{lock_hash(name)} {sys.platform} {machine()}"
     return ENVS / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
@@ -236,15 +243,15 @@ def _problem(candidate: str, low: tuple[int, int], high: tuple[int, int]) -> str
     answer = re.match(r"(\d+) (\d+) (\S+)\s+(venv)?", done.stdout)
     if not answer:
         return "does not run"
-    version, machine = (int(answer[1]), int(answer[2])), answer[3]
+    version, processor = (int(answer[1]), int(answer[2])), answer[3]
     if not low <= version <= high:
         return f"is Python {version[0]}.{version[1]}"
-    if machine != _machine():
-        return f"is built for {machine}, this machine is {_machine()}"
+    if processor != machine():
+        return f"is built for {processor}, this machine is {machine()}"
     return None if answer[4] else "has no venv"
 
 
-def _machine() -> str:
+def machine() -> str:
     """The processor, also under Rosetta, where Python says x86_64 on an Apple-silicon Mac."""
     if sys.platform == "darwin" and platform.machine() == "x86_64":
         with contextlib.suppress(OSError):
@@ -280,6 +287,13 @@ def _how_to_install(name: str, version: str) -> str:
         if name == "tensorflow" and find_python("dev"):  # uv lies in the environment dev
             ways.append("make python311 (no root needed; fetches one with uv)")
     return " or ".join(ways) or "install one with your system's package manager"
+
+
+def gpu() -> str | None:
+    """The kind of GPU that torch could use, "NVIDIA" or "Apple", as far as the system shows it without a package."""
+    if sys.platform == "darwin" and machine() == "arm64":
+        return "Apple"
+    return "NVIDIA" if Path("/proc/driver/nvidia/version").exists() else None
 
 
 def snapshot() -> Path:

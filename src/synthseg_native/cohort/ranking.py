@@ -1,0 +1,162 @@
+"""Which engine is best on this machine: a fixed ranking per platform, filtered by the environment verification.
+
+Standard library only: the launcher asks before any environment is there. Candidates are looked at from the best one
+down; the first that works is taken, so that no environment is made for nothing.
+"""
+
+import platform
+import subprocess
+from pathlib import Path
+
+from synthseg_native import record, verify
+from synthseg_native.cohort import environments
+from synthseg_native.cohort.paths import read_json, write_json
+from synthseg_native.engines import NAMES
+from synthseg_native.errors import SynthSegError
+
+AUTO = "auto"
+BF16 = ("openvino", "torch")  # engines with a second precision
+CPU_ONLY = ("openvino",)
+# (system, processor): (engine, device), the best first. What nobody measured stands where TensorFlow, the origin's
+# engine, comes before it.
+RANKING = {
+    ("Linux", "x86_64"): (("torch", "gpu"), ("openvino", "cpu"), ("tensorflow", "cpu")),
+    # OpenVINO's 3-D convolution is not accelerated on Apple CPUs.
+    ("Darwin", "arm64"): (("torch", "gpu"), ("tensorflow", "cpu"), ("openvino", "cpu")),
+    ("Linux", "aarch64"): (("torch", "gpu"), ("tensorflow", "cpu"), ("openvino", "cpu")),  # not measured
+}
+DEFAULT = (("tensorflow", "cpu"), ("openvino", "cpu"))
+
+
+def problem(engine: str, precision: str, device: str) -> str | None:
+    """Why an engine cannot do what a configuration or a call asks for; None where it can."""
+    if precision == "bf16" and engine not in BF16:
+        return f"precision: bf16: {engine} has float32 only: use {' or '.join(BF16)}, or precision float32"
+    if device == "gpu" and engine in CPU_ONLY:
+        return f"device: gpu: {engine} runs on the CPU only: use torch, or device auto"
+    return None
+
+
+def without_gpu(engine: str, device: str) -> str | None:
+    """Why torch is not for this machine, unless its CPU is asked for: it would be a large download for nothing."""
+    if engine == "torch" and device != "cpu" and not environments.gpu():
+        return "torch: no NVIDIA or Apple GPU is seen on this machine"
+    return None
+
+
+def candidates(precision="float32", device="auto") -> list[dict]:
+    """This platform's ranking, best first: engine, device, and outcome: why it is out before it was tried, or None."""
+    rows = []
+    for engine, place in RANKING.get((platform.system(), environments.machine()), DEFAULT):
+        why = problem(engine, precision, place) or without_gpu(engine, place)
+        if device not in ("auto", place):
+            why = f"device {device} is asked for"
+        rows.append({"engine": engine, "device": place, "outcome": why})
+    return rows
+
+
+def choose(folder, precision="float32", device="auto", log=environments.say) -> dict:
+    """Deploy and verify the candidates until one works; what was ranked, dropped and chosen, as JSON can hold it.
+
+    folder: where verifications are kept, one file per engine and kind of machine; what is known is not asked again.
+    precision, device: as configured. Raises SynthSegError("usage") where nothing is left, and SetupError where an
+    environment cannot be made: a network that is down says nothing about the machine.
+    """
+    rows, chosen = candidates(precision, device), None
+    for row in rows:
+        if chosen:
+            row["outcome"] = row["outcome"] or "not needed: a better one works"
+            continue
+        if row["outcome"]:
+            continue
+        decision = verified(row["engine"], folder, log)["decision"]
+        works = decision["device"] == row["device"] or (row["device"] == "cpu" and decision["device"])
+        row["outcome"] = f"chosen: {decision['reason']}" if works else decision["reason"]
+        chosen = row if works else None
+        log(f"engine auto: {row['engine']} on the {row['device'].upper()}: {row['outcome']}")
+    if not chosen:
+        raise SynthSegError("usage", f"engine auto: none works here with {precision} on device {device}: name one")
+    about = {"engine": chosen["engine"], "device": chosen["device"], "precision": precision}
+    return {"schema": 1, **about, "machine": record.machine(), "ranking": rows}
+
+
+def verified(engine: str, folder, log=environments.say) -> dict:
+    """This machine's verification of an engine's environment; both are made where they are missing.
+
+    Raises SetupError.
+    """
+    finding = verify.ensure_verified(engine, folder)
+    if finding is None:
+        python = environments.ensure(engine, log)
+        log(f"verifying the {engine} environment on this machine ...")
+        path = Path(folder, f"{engine}-{verify.fingerprint(engine)[:8]}.json")
+        command = [python, environments.ROOT / "scripts/verify_env.py", "--environment", engine, "--out", path]
+        env = environments.clean_environment() | {"PYTHONPATH": str(environments.ROOT / "src")}
+        done = subprocess.run([str(word) for word in command], env=env, capture_output=True, text=True)
+        finding = verify.ensure_verified(engine, folder)
+        if finding is None:
+            said = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
+            raise environments.SetupError(f"the {engine} environment could not be verified: {said[-1]}")
+    return finding
+
+
+def of_results(path, folder, precision, device, looking=False, log=environments.say) -> str:
+    """The engine of a results folder: the one that `path` (engine.json) names, else chosen now and written there.
+
+    Nothing changes it but the user, who deletes the file or names an engine; on another machine a line says so.
+    looking: a dry run, which makes and writes nothing, goes by the best engine that may work here.
+    Raises SynthSegError("usage"), SetupError.
+    """
+    path, found = Path(path), None
+    if path.exists():
+        found = read_json(path)
+        if not isinstance(found, dict) or found.get("engine") not in NAMES:
+            raise SynthSegError("usage", f"{path}: names no engine: delete it to choose anew, or name one in engines")
+        if found.get("machine") != record.machine():
+            where = (found.get("machine") or {}).get("cpu") or "another machine"
+            log(f"engine auto: {found['engine']} was chosen on {where}, and stays: {path} (delete it to choose anew)")
+    elif looking:
+        engine = next((row["engine"] for row in candidates(precision, device) if not row["outcome"]), "tensorflow")
+        log(f"engine auto: chosen when the workflow runs, and kept in {path}; this dry run goes by {engine}")
+        return engine
+    else:
+        found = choose(folder, precision, device, log)
+        write_json(path, found)
+    return found["engine"]
+
+
+def for_command(arguments: list[str], folder) -> tuple[str, list[str]]:
+    """The engine's environment and the arguments for a call of the command line, whose engine may be auto.
+
+    folder: keeps verifications between calls. An engine of the GPU that is asked for by name alone gets the device
+    that its verification decides. Raises SynthSegError("usage"), SetupError.
+    """
+    engine = _value(arguments, "--engine") or "tensorflow"
+    precision = _value(arguments, "--precision") or "float32"
+    device = "cpu" if "--cpu" in arguments else _value(arguments, "--device") or "auto"
+    if engine not in (AUTO, *NAMES):
+        raise SynthSegError("usage", f"--engine {engine}: no such engine: use {AUTO} or one of {', '.join(NAMES)}")
+    if set(arguments) & {"--help", "-h", "--version"}:
+        return ("tensorflow" if engine == AUTO else engine), arguments
+    if engine == AUTO:
+        found = choose(folder, precision, device)
+        # argparse goes by the last one.
+        return found["engine"], [*arguments, "--engine", found["engine"], "--device", found["device"]]
+    if why := without_gpu(engine, device):
+        raise SynthSegError("usage", f"--engine {why}: use another engine, or --device cpu")
+    if engine == "torch" and device == "auto":
+        decision = verified(engine, folder)["decision"]
+        environments.say(f"device {decision['device'] or 'cpu'}: {decision['reason']}")
+        return engine, [*arguments, "--device", decision["device"] or "cpu"]
+    return engine, arguments
+
+
+def _value(arguments, option):
+    """The last value of an option, as argparse takes it; None without one."""
+    value = None
+    for number, word in enumerate(arguments):
+        if word == option and number + 1 < len(arguments):
+            value = arguments[number + 1]
+        elif word.startswith(f"{option}="):
+            value = word.partition("=")[2]
+    return value

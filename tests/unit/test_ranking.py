@@ -1,0 +1,185 @@
+"""engine: auto. The ranking of each platform, what drops a candidate, and that only the user changes a choice."""
+
+import json
+import platform
+import sys
+
+import pytest
+
+from synthseg_native import verify
+from synthseg_native.cohort import environments, ranking
+from synthseg_native.engines import NAMES
+from synthseg_native.errors import SynthSegError
+
+LINUX, MAC, ARM = ("Linux", "x86_64"), ("Darwin", "arm64"), ("Linux", "aarch64")
+CPU, GPU, NOTHING = "cpu", "gpu", None
+
+
+class Machine:
+    """A platform with or without a GPU; `devices`: what the verification of each engine's environment decides."""
+
+    def __init__(self, monkeypatch, system=LINUX, gpu=None, **devices):
+        self.devices = dict.fromkeys(NAMES, CPU) | devices
+        self.looked_at, self.said = [], []
+        monkeypatch.setattr(platform, "system", lambda: system[0])
+        monkeypatch.setattr(environments, "machine", lambda: system[1])
+        monkeypatch.setattr(environments, "gpu", lambda: gpu)
+        monkeypatch.setattr(ranking, "verified", self.verified)
+
+    def verified(self, engine, folder, log=None):
+        self.looked_at.append(engine)
+        if self.devices[engine] == "no network":
+            raise environments.SetupError(f"the {engine} environment could not be made: no network")
+        device = self.devices[engine]
+        return {"decision": {"device": device, "reason": "passed every probe" if device else "Conv3D: wrong numbers"}}
+
+    def choose(self, **asked):
+        return ranking.choose("folder", **asked, log=self.said.append)
+
+
+@pytest.mark.parametrize(
+    ("system", "gpu", "devices", "engine", "device"),
+    [
+        (LINUX, "NVIDIA", {"torch": GPU}, "torch", GPU),
+        (LINUX, "NVIDIA", {"torch": CPU}, "openvino", CPU),  # the GPU is seen, and fails a probe
+        (LINUX, None, {}, "openvino", CPU),
+        (LINUX, None, {"openvino": NOTHING}, "tensorflow", CPU),
+        (MAC, "Apple", {"torch": GPU}, "torch", GPU),
+        (MAC, "Apple", {}, "tensorflow", CPU),
+        (MAC, "Apple", {"torch": NOTHING, "tensorflow": NOTHING}, "openvino", CPU),
+        (ARM, None, {}, "tensorflow", CPU),
+        (ARM, "NVIDIA", {"torch": GPU}, "torch", GPU),
+        (("FreeBSD", "riscv64"), None, {}, "tensorflow", CPU),
+    ],
+)
+def test_the_best_engine_that_works_is_taken(monkeypatch, system, gpu, devices, engine, device):
+    machine = Machine(monkeypatch, system, gpu, **devices)
+    found = machine.choose()
+    assert (found["engine"], found["device"]) == (engine, device)
+    outcomes = {row["engine"]: row["outcome"] for row in found["ranking"]}
+    assert outcomes[engine] == "chosen: passed every probe" and all(outcomes.values())
+    assert machine.looked_at[-1] == engine, "no environment is made for nothing"
+    assert any(f"engine auto: {engine} on the {device.upper()}: chosen" in line for line in machine.said)
+    json.dumps(found, allow_nan=False)
+
+
+def test_what_was_dropped_says_why(monkeypatch):
+    rows = Machine(monkeypatch, openvino=NOTHING).choose()["ranking"]
+    assert [row["outcome"] for row in rows] == [
+        "torch: no NVIDIA or Apple GPU is seen on this machine",
+        "Conv3D: wrong numbers",
+        "chosen: passed every probe",
+    ]
+
+
+def test_precision_and_device_filter_the_ranking(monkeypatch):
+    machine = Machine(monkeypatch, MAC, "Apple", torch=GPU)
+    assert machine.choose(device="cpu")["engine"] == "tensorflow"
+    assert machine.choose(device="cpu", precision="bf16")["engine"] == "openvino"
+    assert machine.choose(device="gpu", precision="bf16")["engine"] == "torch"
+    machine = Machine(monkeypatch, LINUX, "NVIDIA")
+    with pytest.raises(SynthSegError, match="engine auto: none works here with float32 on device gpu: name one"):
+        machine.choose(device="gpu")
+
+
+# --- once per results folder -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def of_results(tmp_path):
+    def engine(looking=False, precision="float32"):
+        said = []
+        found = ranking.of_results(tmp_path / "engine.json", "env", precision, "auto", looking, said.append)
+        return found, said
+
+    return engine
+
+
+def test_a_choice_stays_until_the_user_changes_it(monkeypatch, of_results, tmp_path):
+    machine = Machine(monkeypatch)
+    assert of_results()[0] == "openvino"
+    written = (tmp_path / "engine.json").read_bytes()
+    machine = Machine(monkeypatch, openvino=NOTHING)
+    assert of_results() == ("openvino", []) and machine.looked_at == []
+    monkeypatch.setattr(ranking.record, "machine", lambda: {"cpu": "another", "system": "Linux"})
+    engine, said = of_results()
+    assert engine == "openvino" and len(said) == 1
+    assert "openvino was chosen on" in said[0] and "delete it to choose anew" in said[0]
+    assert (tmp_path / "engine.json").read_bytes() == written
+    (tmp_path / "engine.json").unlink()
+    assert of_results()[0] == "tensorflow"
+
+
+def test_a_dry_run_chooses_nothing(monkeypatch, of_results, tmp_path):
+    machine = Machine(monkeypatch)
+    engine, said = of_results(looking=True)
+    assert engine == "openvino" and "chosen when the workflow runs" in said[0]
+    assert machine.looked_at == [] and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"engine": "abacus"}', '{"engine": ["openvino"]}'])
+def test_a_file_that_names_no_engine_is_one_line(monkeypatch, of_results, tmp_path, content):
+    Machine(monkeypatch)
+    (tmp_path / "engine.json").write_text(content)
+    with pytest.raises(SynthSegError, match=r"engine\.json: names no engine: delete it to choose anew, or name one"):
+        of_results()
+
+
+def test_a_network_that_is_down_chooses_no_other_engine(monkeypatch, of_results, tmp_path):
+    Machine(monkeypatch, openvino="no network")
+    with pytest.raises(environments.SetupError, match="openvino environment could not be made"):
+        of_results()
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "engine", "more"),
+    [
+        ([], "tensorflow", []),
+        (["--engine", "openvino"], "openvino", []),
+        (["--engine", "auto"], "torch", ["--engine", "torch", "--device", "gpu"]),
+        (["--engine=auto", "--cpu"], "openvino", ["--engine", "openvino", "--device", "cpu"]),
+        (["--engine", "auto", "--device", "cpu"], "openvino", ["--engine", "openvino", "--device", "cpu"]),
+        (["--engine", "torch"], "torch", ["--device", "gpu"]),
+        (["--engine", "torch", "--device", "cpu"], "torch", []),
+        (["--engine", "auto", "--help"], "tensorflow", []),
+    ],
+)
+def test_the_command_gets_an_engine_and_a_device(monkeypatch, words, engine, more):
+    Machine(monkeypatch, LINUX, "NVIDIA", torch=GPU)
+    assert ranking.for_command(words, "folder") == (engine, [*words, *more])
+
+
+def test_torch_without_a_gpu_is_for_the_cpu_by_name_only(monkeypatch):
+    Machine(monkeypatch)
+    with pytest.raises(SynthSegError, match="--engine torch: no NVIDIA or Apple GPU is seen"):
+        ranking.for_command(["--engine", "torch"], "folder")
+    assert ranking.for_command(["--engine", "torch", "--cpu"], "folder")[0] == "torch"
+
+
+# --- verification ----------------------------------------------------------------------------------------------------
+
+
+def test_a_machine_is_verified_once(monkeypatch, tmp_path):
+    finding = {"fingerprint": verify.fingerprint("openvino"), "decision": {"device": "cpu", "reason": "well"}}
+    script = tmp_path / "scripts/verify_env.py"
+    script.parent.mkdir()
+    script.write_text(f"import sys; open(sys.argv[-1], 'x').write({json.dumps(json.dumps(finding))}); sys.exit(1)")
+    monkeypatch.setattr(environments, "ROOT", tmp_path)
+    monkeypatch.setattr(environments, "ensure", lambda name, log: sys.executable)
+    said = []
+    for _ in range(2):
+        assert ranking.verified("openvino", tmp_path, said.append) == finding
+    assert said == ["verifying the openvino environment on this machine ..."]
+
+
+def test_a_verification_that_says_nothing_is_one_line(monkeypatch, tmp_path):
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts/verify_env.py").write_text("raise SystemExit('no numpy')")
+    monkeypatch.setattr(environments, "ROOT", tmp_path)
+    monkeypatch.setattr(environments, "ensure", lambda name, log: sys.executable)
+    with pytest.raises(environments.SetupError, match="openvino environment could not be verified: no numpy"):
+        ranking.verified("openvino", tmp_path, print)
