@@ -8,7 +8,7 @@ from synthseg_native.cohort.paths import failure_of
 
 def main(argv=None):
     parser = runs.step_parser(__doc__, runs.REFERENCE_FILES)
-    parser.add_argument("--memory-mb", type=int, metavar="MB", help="limit of a container")
+    parser.add_argument("--memory-mb", type=runs.megabytes, metavar="MB", help="limit of a container")
     args = parser.parse_args(argv)
 
     def run(work):

@@ -97,8 +97,10 @@ def parser() -> argparse.ArgumentParser:
     add("--threads", type=int, default=1, metavar="N", help="CPU threads (default 1)")
     add("--cpu", action="store_true", help="the same as --device cpu")
     add("--device", metavar="NAME", help="cpu or gpu (default cpu)")
-    add("--engine", default="tensorflow", metavar="NAME", help="what runs the network (default tensorflow)")
-    add("--precision", default="float32", metavar="NAME", help="numbers of the network (default float32)")
+    add("--engine", default="tensorflow", metavar="NAME", help="what runs the network: tensorflow (default), openvino, "
+        "torch (GPUs), or auto: the best one that works on this machine")  # fmt: skip
+    add("--precision", default="float32", metavar="NAME", help="numbers of the network: float32 (default), or bf16, "
+        "which openvino and torch have: half the time and memory, labels nearly the same")  # fmt: skip
     add("--recompute", action="store_true", help="do all scans again, also those whose results are current")
     add("--version", action="version", version=f"synthseg-native {__version__}")
     for name in NOT_YET:
@@ -149,6 +151,8 @@ def _begin(arguments):
     for name in ("i", "o"):
         if not getattr(arguments, name):
             raise usage(f"--{name}: missing: see synthseg-native --help")
+    if arguments.engine == "auto":
+        raise usage("--engine auto: only the launcher ./synthseg-native can choose: name an engine")
     if arguments.threads < 1:
         raise usage(f"--threads {arguments.threads}: too few: give 1 or more")
     if arguments.v1 and arguments.model not in (None, "synthseg1"):
@@ -242,6 +246,7 @@ def _segment_one(job, segmenter, tables, bar, argv):
             tables.write(places, {id(job): volumes})
             record.succeed(notes)
             notes["seconds"] = clock.report()
+            tables.note_memory(notes)
             if "record" in job.outputs:
                 outputs.save_json(staged.path(job.outputs["record"]), notes)
     except SynthSegError as failure:
@@ -252,6 +257,8 @@ def _segment_one(job, segmenter, tables, bar, argv):
     took = f"segmented with {notes['model']['name']}{grade} in {notes['seconds']['total']:.1f} s"
     flags = notes["output"]["qc"]["flags"]
     bar.say(f"{job.outputs['o']}: {took}{'; look at it: ' if flags else ''}{', '.join(flags)}", sys.stdout)
+    if notes["memory_remark"]:
+        bar.say(f"synthseg-native: {job.image}: {notes['memory_remark']}", sys.stderr)
     return None
 
 
@@ -294,6 +301,7 @@ class Tables:
 
     def __init__(self, call, labels):
         self.call, self.labels, self.volumes = call, labels, {}
+        self.predicted = 0  # MiB, of the largest scan so far
 
     def add_current(self, segmenter):
         """Take the volumes of the scans whose results are current."""
@@ -308,6 +316,14 @@ class Tables:
                 return  # no weights, say: the run of the scan tells
             if volumes := planning.current(job, settings):
                 self.volumes[id(job)] = volumes
+
+    def note_memory(self, notes):
+        """The peak of this process, which earlier scans of the call share, beside what was predicted."""
+        from . import memory
+
+        notes["peak_rss_mib"] = memory.own_peak_mib()
+        self.predicted = max(self.predicted, notes["predicted_peak_mib"] or 0)
+        notes["memory_remark"] = memory.remark(self.predicted, notes["peak_rss_mib"])
 
     def places(self, staged):
         """Where the tables are written for now: option -> path."""

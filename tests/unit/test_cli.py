@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from stand_in import SHAPE, Brightness, affine, head
 
-from synthseg_native import cli, outputs, record
+from synthseg_native import cli, memory, outputs, record, segment
 from synthseg_native.errors import EXIT_CODES, SynthSegError
 
 
@@ -70,6 +70,26 @@ def test_a_run_writes_everything(stand_in, scan, call, capsys):
         _, row = csv.reader(file)
     assert row[0] == "scan"
     assert [float(v) for v in row[1:]] == [float(row["soft_volume_mm3"]) for row in rows]
+
+
+def test_the_peak_is_told_beside_its_prediction(stand_in, scan, call, monkeypatch, capsys):
+    peaks = iter([1250.0, 1400.0])
+    monkeypatch.setattr(memory, "own_peak_mib", lambda: next(peaks))
+    predict = segment.Segmenter.run
+
+    def predicted(self, job, staged, notes, *more):
+        result = predict(self, job, staged, notes, *more)
+        notes["predicted_peak_mib"] = 1100
+        return result
+
+    monkeypatch.setattr(segment.Segmenter, "run", predicted)
+    notes = []
+    for number in (1, 2):
+        _, folder = call(scan, out=f"out{number}")
+        notes.append(json.loads((folder / "run.json").read_text()))
+    assert [n["peak_rss_mib"] for n in notes] == [1250, 1400]
+    assert [n["memory_remark"] for n in notes] == [None, "the peak of 1400 MiB is 27 % above the predicted 1100 MiB"]
+    assert capsys.readouterr().err == f"synthseg-native: {scan}: {notes[1]['memory_remark']}\n"
 
 
 @pytest.mark.parametrize("codes", ["LPS", "PIR", "SAL"])
@@ -157,6 +177,7 @@ def test_bad_input_is_one_line_and_status_3(call, capsys, tmp_path):
     [
         (["--threads", "0"], "--threads 0"),
         (["--engine", "abacus"], "abacus: no such engine"),
+        (["--engine", "auto"], "--engine auto: only the launcher ./synthseg-native can choose"),
         (["--model", "synthseg9"], "synthseg9: no such model"),
         (["--weights", "nowhere.h5"], "nowhere.h5"),
         (["--v1"], "--v1 and --model"),

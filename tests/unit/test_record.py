@@ -13,8 +13,8 @@ def test_a_new_record_has_the_whole_schema_and_is_json():
     notes = record.new("native", ["synthseg-native", "--i", "a.nii"])
     assert set(notes) == {
         "schema", "kind", "status", "error", "scan", "command", "engine", "model", "mode", "precision", "device",
-        "device_reason", "threads", "input", "output", "machine", "seconds", "wall_s", "peak_rss_mib",
-        "cgroup_peak_mib", "reference", "key", "started", "finished",
+        "device_reason", "threads", "input", "output", "machine", "seconds", "wall_s", "predicted_peak_mib",
+        "peak_rss_mib", "memory_remark", "cgroup_peak_mib", "reference", "key", "started", "finished",
     }  # fmt: skip
     assert notes["status"] == "failed"  # until it is known to be done
     assert notes["started"].endswith("+00:00")

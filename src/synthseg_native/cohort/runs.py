@@ -25,7 +25,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from synthseg_native import measure, model, outputs, verify
+from synthseg_native import measure, memory, model, outputs, verify
 from synthseg_native import record as record_of
 from synthseg_native import scan as scans
 from synthseg_native.cohort import containers, environments, keys
@@ -46,6 +46,7 @@ RECORD = "run.json"
 LOG = "log.txt"
 # What the engine knows of its run. Time and memory are measure.py's: it also sees the interpreter start and end.
 ENGINE_SAYS = ("engine", "model", "mode", "precision", "device", "threads", "input", "output", "machine", "seconds")
+ENGINE_SAYS += ("predicted_peak_mib",)
 STALE_DAYS = 7  # after which the work folder of a process on another machine counts as left behind
 
 MEMORY_HINT = "not enough memory: close other programs, run fewer at once, or use a larger machine"
@@ -173,7 +174,13 @@ def take_measurement(record, work):
     for name in ("wall_s", "peak_rss_mib", "cgroup_peak_mib", "started", "finished"):
         if measured.get(name) is not None:
             record[name] = measured[name]
+    note_memory(record)
     return measured
+
+
+def note_memory(record):
+    """Say in the record where the peak was far from the prediction."""
+    record["memory_remark"] = memory.remark(record["predicted_peak_mib"], record["peak_rss_mib"])
 
 
 def failure(status, measured, log, image, timeout=None):
@@ -251,6 +258,7 @@ def run_native(scan, image, settings, python, model_dir, weights, verification, 
         status, measured = _measured(record, command, work, settings["threads"], timeout)
         told = read_json(engine_record) or {}
         _merge(record, {name: told[name] for name in ENGINE_SAYS if name in told})
+        note_memory(record)
         record["device_reason"] = reason or told.get("device_reason")
         if status != 0:
             error = told.get("error") or {}
@@ -307,7 +315,7 @@ def run_reference(scan, image, settings, python, model_dir, weights, work, timeo
     settings: dict with kind (own, upstream, existing), runtime (local, docker, podman, apptainer), image and platform
     (upstream), key (own: of its image), pattern (existing), threads, what keys.flags takes, accept (header faults to
     take). python: interpreter for runtime local. work: folder that is emptied and gets REFERENCE_FILES. timeout:
-    seconds; memory_mb: limit of a container.
+    seconds; memory_mb: limit of a container, None for what the prediction or the card says, whichever is more.
     Failures are in the record (status "failed"), not raised.
     """
     image, work = Path(image), Path(work)
@@ -325,10 +333,15 @@ def run_reference(scan, image, settings, python, model_dir, weights, work, timeo
             _take_existing(record, settings, scan, work)
         else:
             record["model"].update(name=card.name, research_grade=card.research_grade)
+            shape, voxel_mm = record["input"]["shape"], record["input"]["voxel_mm"]
+            size = memory.size_of(card.card, shape, voxel_mm, settings.get("crop"), own_grid=False)
+            predicted = record["predicted_peak_mib"] = memory.predict(size, memory.REFERENCE)
+            memory.check(image, size, memory.REFERENCE, card=card.card)
+            limit_mb = memory_mb or max(card.memory_mb, memory.declared_mb(predicted))
             if kind == "own":
                 record["model"]["weights_sha256"] = scans.sha256_of(weights)
             run_it = _run_local if runtime == "local" else _run_container
-            job = containers.Job(settings, image, Path(model_dir), Path(weights), work, card.name, timeout, memory_mb)
+            job = containers.Job(settings, image, Path(model_dir), Path(weights), work, card.name, timeout, limit_mb)
             run_it(record, job, python)
         _finish_reference(record, card.labels, work)
 
@@ -458,6 +471,11 @@ def _take_existing(record, settings, scan, work):
 # --- the step: a work folder, and results whole or not at all --------------------------------------------------------
 
 
+def megabytes(text):
+    """A number of MB from the command line; None where the configuration says none."""
+    return int(text) if text else None
+
+
 def step_parser(description, files):
     """The command line that the steps of native and reference runs share.
 
@@ -527,6 +545,8 @@ def step(scan, settings, places, failure_path, run):
             peak = f", {record['peak_rss_mib']:.0f} MiB" if record["peak_rss_mib"] else ""
             took = f" in {record['wall_s']:.1f} s{peak}" if record["wall_s"] else ""
             print(f"{who} done{took}", flush=True)
+            if record["memory_remark"]:
+                print(f"{who}: {record['memory_remark']}", file=sys.stderr, flush=True)
             return 0
         error = record["error"]
         with contextlib.suppress(OSError):
