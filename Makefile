@@ -2,7 +2,7 @@
 
 RUN = sh scripts/launch.sh run
 DEV = $(RUN) dev --
-LOCKS = workflow tensorflow demo dev
+LOCKS = workflow tensorflow openvino torch demo dev
 # Tests in the order in which two processes are busy about equally long; TESTS= and JOBS= change what runs and how many.
 TESTS = tests/workflow tests/golden tests/container tests/unit
 JOBS = 2
@@ -10,7 +10,7 @@ PARALLEL = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 # What goes to pytest as well, e.g. make test ARGS="-k golden"
 ARGS =
 
-.PHONY: help demo demo-docker test test-fast lint format locks python311 clean-envs reference-image
+.PHONY: help demo demo-docker test test-fast benchmark lint format locks python311 clean-envs reference-image
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' Makefile | awk -F '\t' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -22,11 +22,15 @@ demo-docker: ## the same with the reference in its Docker container
 	@./snakemake --cores 1 results/summary.tsv --configfile config/demo-docker.yaml
 
 test: ## run all tests
-	@sh scripts/launch.sh ensure dev tensorflow demo
+	@sh scripts/launch.sh ensure dev tensorflow openvino demo
 	@$(DEV) -m pytest $(PARALLEL) $(TESTS) $(ARGS)
 
 test-fast: ## run the tests that take seconds and need no Docker
 	@$(DEV) -m pytest $(PARALLEL) -m "not slow and not docker" $(TESTS) $(ARGS)
+
+benchmark: ## time and memory of engines and reference on this machine (what and how: make benchmark ARGS=--help)
+	@sh scripts/launch.sh ensure dev tensorflow openvino
+	@$(DEV) benchmarks/run.py $(ARGS)
 
 lint: ## check style, workflow, profiles, configurations
 	@$(DEV) -m ruff check

@@ -29,7 +29,7 @@ rule all:
 
 onstart:
     try:
-        PLAN.deploy()
+        PLAN.deploy(here=not workflow.non_local_exec)
     except (SynthSegError, environments.SetupError) as error:
         raise SystemExit(f"synthseg-native: {error}")
 

@@ -18,24 +18,26 @@ def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--settings", required=True, type=json.loads, help="JSON: repeats, warmups, threads, ...")
     parser.add_argument("--scan", required=True, nargs="+", action="extend", metavar="NAME=IMAGE")
-    parser.add_argument("--python", required=True, help="interpreter of the TensorFlow environment")
+    parser.add_argument("--pythons", required=True, type=json.loads, help="JSON: interpreter of every environment")
     parser.add_argument("--model", required=True, type=Path, metavar="DIR")
     parser.add_argument("--weights", required=True, type=Path, metavar="H5")
     parser.add_argument("--verification", required=True, type=Path, metavar="DIR", help="verified environments")
-    parser.add_argument("--memory-mb", type=int, help="limit of a reference container")
+    parser.add_argument("--memory-mb", type=runs.megabytes, help="limit of a reference container")
     parser.add_argument("--timeout-min", type=float, metavar="MINUTES", help="limit of one run")
     parser.add_argument("--work", required=True, type=Path, metavar="DIR", help="for the runs' work folders")
     parser.add_argument("--runs", required=True, type=Path, metavar="TSV", help="every run")
     parser.add_argument("--out", required=True, type=Path, metavar="TSV", help="the statistics")
     args = parser.parse_args(argv)
     timeout = None if args.timeout_min is None else 60 * args.timeout_min
-    given = args.python, args.model, args.weights
+    given = args.model, args.weights
 
     def native(scan, image, settings, work):
-        return runs.run_native(scan, image, settings, *given, args.verification, work, timeout)
+        python = args.pythons[settings["engine"]]
+        return runs.run_native(scan, image, settings, python, *given, args.verification, work, timeout)
 
     def reference(scan, image, settings, work):
-        return runs.run_reference(scan, image, settings, *given, work, timeout, args.memory_mb)
+        python = args.pythons["tensorflow"]
+        return runs.run_reference(scan, image, settings, python, *given, work, timeout, args.memory_mb)
 
     def stop(number, frame):
         raise SystemExit(128 + number)  # as an exception it ends the run and removes its work folder

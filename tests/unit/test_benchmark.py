@@ -196,6 +196,7 @@ from synthseg_native.cohort import runs
 def run(scan, image, settings, python, model, weights, *rest):
     work = next(part for part in rest if "run-" in str(part))
     (work / "started").write_text("")
+    assert python == settings.get("engine", "tensorflow") + " python"
     time.sleep({sleep})
     return {{"status": "ok", "wall_s": 2.0 if "engine" in settings else 3.0, "peak_rss_mib": None}}
 runs.run_native = runs.run_reference = run
@@ -210,7 +211,11 @@ def start_script(tmp_path):
     children = []
 
     def start(sleep):
-        options = {"settings": json.dumps(settings([FIRST])), "scan": f"{FIRST}=1.nii", "python": sys.executable}
+        options = {
+            "settings": json.dumps(settings([FIRST], engines=("tensorflow", "openvino"))),
+            "scan": f"{FIRST}=1.nii",
+        }
+        options["pythons"] = json.dumps({"tensorflow": "tensorflow python", "openvino": "openvino python"})
         options |= {name: tmp_path / name for name in ("model", "weights", "verification", "work", "runs", "out")}
         (tmp_path / "work" / "run-old").mkdir(parents=True)
         command = [sys.executable, "-c", FAKED_RUNS.format(sleep=sleep), ROOT / "scripts" / "benchmark.py"]
@@ -231,8 +236,8 @@ def test_script_writes_both_tables(tmp_path, start_script):
     assert out.splitlines()[-1] == f"benchmark: {FIRST} tensorflow, run 2 of 2: 2.0 s"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runs"]
     table = read_tsv(tmp_path / "out")
-    assert list(table.columns) == list(COLUMNS) and table["ratio_geomean"].tolist() == ["1.5", "n/a"] * 2
-    assert len(read_tsv(tmp_path / "runs")) == 6
+    assert list(table.columns) == list(COLUMNS) and table["ratio_geomean"].tolist() == ["1.5", "1.5", "n/a"] * 2
+    assert len(read_tsv(tmp_path / "runs")) == 9
 
 
 def test_script_that_is_stopped_leaves_nothing(tmp_path, start_script):

@@ -5,7 +5,9 @@ import re
 import pytest
 import yaml
 
+from synthseg_native import engines
 from synthseg_native.cohort import config as configuration
+from synthseg_native.errors import SynthSegError
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +24,17 @@ def test_defaults_fill_nested_keys(schema):
     assert config["reference"]["kind"] == "own" and config["reference"]["runtime"] == "docker"
     assert config["benchmark"] == {"scans": 0, "repeats": 5, "warmups": 1}
     assert config["reference"]["subjects"] == "all"
+
+
+def test_engines_are_a_list_or_auto(schema):
+    assert complete(schema)["engines"] == ["tensorflow"], "the default names an engine"
+    assert complete(schema, engines="auto")["engines"] == "auto"
+    assert complete(schema, engines=["openvino", "torch"])["engines"] == ["openvino", "torch"]
+    assert list(engines.NAMES) == schema["properties"]["engines"]["anyOf"][1]["items"]["enum"]
+    assert list(engines.PRECISIONS) == schema["properties"]["precision"]["enum"]
+    for wrong in ("openvino", [], ["auto"], ["openvino", "openvino"]):
+        with pytest.raises(SynthSegError, match="config: engines"):
+            complete(schema, engines=wrong)
 
 
 def test_own_data_are_not_compared_by_default(schema):

@@ -4,8 +4,12 @@ import json
 import os
 import shutil
 
+import nibabel as nib
+import numpy as np
 import pytest
 
+from synthseg_native import memory
+from synthseg_native.cohort import environments, ranking
 from synthseg_native.cohort.plan import Plan
 from synthseg_native.errors import SynthSegError
 
@@ -24,7 +28,8 @@ def make(root, tmp_path, monkeypatch):
             if not image.exists():
                 image.write_text(f"image {scan}")
         basics = {"samples": "samples.tsv", "model": "compact2mm", "allow_small_model": True}
-        return Plan(basics | config, root)
+        looking = config.pop("looking", False)
+        return Plan(basics | config, root, looking)
 
     return plan
 
@@ -230,3 +235,124 @@ def test_the_demo_never_names_images_of_the_sheet(make):
 def test_the_plan_of_a_summary_cannot_change_under_it(make):
     assert make().plan_file != make(("01",)).plan_file
     assert make().plan_file == make().plan_file
+
+
+# Engines -------------------------------------------------------------------------------------------------------------
+
+
+def test_engines_run_side_by_side_and_none_makes_the_other_run_again(make):
+    both, one = make(engines=["tensorflow", "openvino"]), make()
+    scan = scan_of("01")
+    assert both.native_settings("tensorflow", scan) == one.native_settings("tensorflow", scan)
+    assert both.native_settings("openvino", scan) == make(engines=["openvino"]).native_settings("openvino", scan)
+    assert both.reference_settings(scan) == one.reference_settings(scan)
+    assert both.locks["openvino"] == environments.lock_hash("openvino") != both.locks["tensorflow"]
+    assert both.engine_code["openvino"] != both.engine_code["tensorflow"]
+    assert set(one.wanted_runs()) < set(both.wanted_runs())
+    assert "results/env/openvino.json" in both.wanted_once()
+
+
+def test_an_engine_s_code_is_its_own(make, root, tmp_path):
+    for folder in ("src", "scripts", "workflow", "models"):
+        shutil.copytree(root / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    make()
+    config = {"samples": "samples.tsv", "model": "compact2mm", "allow_small_model": True}
+    config["engines"] = ["tensorflow", "openvino"]
+
+    def codes():
+        return Plan(config, tmp_path).engine_code
+
+    def change(name):
+        path = tmp_path / "src/synthseg_native" / name
+        path.write_text(path.read_text() + "\n_CHANGED = True\n")
+
+    before = codes()
+    change("engines/openvino.py")
+    after = codes()
+    assert after["tensorflow"] == before["tensorflow"] and after["openvino"] != before["openvino"]
+    change("memory.py")
+    assert codes() == after, "another prediction of memory changes no label"
+    change("posterior.py")
+    assert not set(codes().values()) & set(after.values())
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (
+            {"engines": ["tensorflow", "openvino"], "precision": "bf16"},
+            "config: precision: bf16: tensorflow has float32 only: use openvino or torch, or precision float32",
+        ),
+        (
+            {"engines": ["openvino"], "device": "gpu"},
+            "config: device: gpu: openvino runs on the CPU only: use torch, or device auto",
+        ),
+    ],
+)
+def test_what_an_engine_cannot_do_is_one_line(make, config, says):
+    with pytest.raises(SynthSegError) as caught:
+        make(**config)
+    assert caught.value.message == says
+
+
+def test_precision_is_part_of_the_native_run_alone(make):
+    settings = [make(engines=["openvino"], precision=precision) for precision in ("float32", "bf16")]
+    native = {plan.native_settings("openvino", scan_of("01")) for plan in settings}
+    reference = {plan.reference_settings(scan_of("01")) for plan in settings}
+    assert (len(native), len(reference)) == (2, 1)
+
+
+def test_auto_is_the_engine_that_the_results_folder_names(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(ranking, "verified", lambda engine, folder, log: pytest.fail("nothing is to be verified"))
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/engine.json").write_text('{"engine": "openvino"}')
+    assert make(engines="auto").engines == ["openvino"]
+    with pytest.raises(SynthSegError, match=r"results/engine\.json: device: gpu: openvino runs on the CPU only"):
+        make(engines="auto", device="gpu")
+    (tmp_path / "results/engine.json").unlink()
+    assert make(engines="auto", looking=True).engines != [] and not (tmp_path / "results/engine.json").exists()
+
+
+def test_auto_is_chosen_after_all_mistakes_are_found(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(ranking, "of_results", lambda *arguments: pytest.fail("too early"))
+    with pytest.raises(SynthSegError, match="no such weights file"):
+        make(engines="auto", weights="nowhere.h5")
+
+
+def test_torch_is_deployed_only_where_a_gpu_is_seen(make, monkeypatch):
+    monkeypatch.setattr(environments, "gpu", lambda: None)
+    made = []
+    monkeypatch.setattr(environments, "ensure", made.append)
+    monkeypatch.setattr(environments, "lock_hash", lambda name: name)
+    with pytest.raises(SynthSegError, match="config: engines: torch: no NVIDIA or Apple GPU is seen on this machine"):
+        make(engines=["torch"]).deploy()
+    assert made == []
+    make(engines=["torch"], device="cpu").deploy()
+    make(engines=["torch"]).deploy(here=False)  # a cluster's node may have one
+    assert made == ["torch", "torch"]
+
+
+# Memory --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_asks_for_what_its_scan_is_predicted_to_take(make, tmp_path):
+    engines = ("tensorflow", "openvino")
+    plan = make(("01", "02"), engines=list(engines), reference={"runtime": "local"}, benchmark={"scans": 1})
+    nib.save(nib.Nifti1Image(np.zeros((100, 120, 90), np.uint8), np.diag([2, 2, 2, 1])), tmp_path / "images/01.nii")
+    size = memory.Size((112, 128, 96), 100 * 120 * 90, features=16, labels=32)
+    for engine in (*engines, "reference"):
+        assert plan.memory(engine, scan_of("01")) == memory.declared_mb(memory.predict(size, engine))
+        assert plan.memory(engine, scan_of("02")) == plan.model.memory_mb == 3000, "no image"
+    assert plan.benchmark_memory() == max(plan.memory(engine, scan_of("01")) for engine in (*engines, "reference"))
+    assert make(memory_mb=777).memory("tensorflow", scan_of("01")) == 777
+
+
+def test_a_crop_and_a_precision_take_less(make, tmp_path):
+    nib.save(nib.Nifti1Image(np.zeros((256,) * 3, np.uint8), np.eye(4)), tmp_path / "01.nii")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "01.nii").rename(tmp_path / "images/01.nii")
+
+    def asked(**config):
+        return make(("01",), model="synthseg1", engines=["openvino"], **config).memory("openvino", scan_of("01"))
+
+    assert asked(crop=160) < asked() and asked(precision="bf16") < asked()

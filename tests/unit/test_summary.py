@@ -98,6 +98,8 @@ class Cohort:
                 "header_flags": ["qform_sform_differ", "scaled"],
             },
             "output": {"labels_sha256": labels_sha256, "shape": [36, 32, 60], "voxel_mm": [2.0, 2.0, 2.0]} | output,
+            "machine": {"cpu": "Zen 5", "system": "Linux", "arch": "x86_64", "emulated": False},
+            "predicted_peak_mib": 1100,
             "wall_s": 12.5 if engine != "reference" else 20.0,
             "peak_rss_mib": 1000.4,
             "reference": reference if engine == "reference" else None,
@@ -229,6 +231,40 @@ def test_odd_scans_are_named_for_people_but_not_hundreds_of_them(cohort, capsys)
     print_table(cohort.plan, cohort.results)
     said = capsys.readouterr().out
     assert said.count(": low_confidence") == 10 and "\n  and 2 more\n" in said
+
+
+def test_what_produced_the_cohort_is_told_at_the_end(cohort, capsys):
+    cohort.good(1, 2)
+    cohort.fail(3)
+    cohort.rows()
+    found = json.loads((cohort.results / "homogeneity.json").read_text())
+    assert found["tensorflow"]["homogeneous"] is True and found["tensorflow"]["runs"] == 2
+    assert found["tensorflow"]["cpu"] == {"Zen 5": 2} and found["tensorflow"]["engine_version"] == {"2.15.1": 2}
+    print_table(cohort.plan, cohort.results)
+    said = capsys.readouterr().out
+    assert "\nHomogeneous: 2 runs, tensorflow 2.15.1, float32, cpu, 2 threads, Zen 5\n" in said
+
+    record = json.loads(cohort.files(2)["record"].read_text())
+    record["machine"]["cpu"], record["device"] = "Xeon", "gpu"
+    write_json(cohort.files(2)["record"], record)
+    cohort.rows()
+    assert json.loads((cohort.results / "homogeneity.json").read_text())["tensorflow"]["homogeneous"] is False
+    print_table(cohort.plan, cohort.results)
+    said = capsys.readouterr().out
+    assert "\nMixed: 2 runs of tensorflow differ in device: cpu (1), gpu (1); cpu: Zen 5 (1), Xeon (1)\n" in said
+
+
+def test_every_engine_is_a_cohort_of_its_own(cohort, capsys):
+    cohort.plan["engines"] = ["tensorflow", "openvino"]
+    cohort.good(1)
+    cohort.run(1, "openvino")
+    cohort.rows()
+    print_table(cohort.plan, cohort.results)
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(",")[1] for line in said if line.startswith("Homogeneous: 1 run,")] == [
+        " tensorflow 2.15.1",
+        " openvino 2.15.1",
+    ]
 
 
 def test_columns_are_the_design_s_and_every_one_is_explained(cohort):

@@ -13,7 +13,7 @@ rule benchmark:
         f"{RESULTS}/logs/benchmark.log",
     threads: workflow.cores or 1
     resources:
-        mem_mb=PLAN.memory_mb,
+        mem_mb=PLAN.benchmark_memory(),
         runtime=PLAN.minutes
         * 2
         * (PLAN.config["benchmark"]["repeats"] + PLAN.config["benchmark"]["warmups"])
@@ -28,7 +28,7 @@ rule benchmark:
         "Benchmark: native and reference in turn"
     shell:
         '"$PYTHON" "$CODE/scripts/benchmark.py" --settings {params.settings:q} --scan {params.scans:q}'
-        ' --python "$PYTHON_tensorflow" --model "$MODEL" --weights "$WEIGHTS"'
+        ' --pythons "$PYTHONS" --model "$MODEL" --weights "$WEIGHTS"'
         ' --memory-mb "$MEMORY_MB" --timeout-min "$TIMEOUT_MIN"'
         ' --verification "$RESULTS/env" --work "$STATE/benchmark"'
         " --runs {output.runs:q} --out {output.table:q} 2>&1 | tee {log:q} >&2"

@@ -5,13 +5,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir) / "src"))
 
-from synthseg_native import verify
+from synthseg_native import memory, verify
 from synthseg_native.cohort import environments, keys, state
 from synthseg_native.cohort.plan import Plan
 from synthseg_native.errors import SynthSegError
 
 try:
-    PLAN = Plan(config, workflow.basedir)
+    PLAN = Plan(config, workflow.basedir, looking=workflow.output_settings.dryrun)
     # Jobs run a copy of the code made when the run began, so that an edit in mid-cohort cannot mix versions.
     CODE = environments.run_snapshot()
 except (SynthSegError, environments.SetupError) as error:
@@ -25,6 +25,12 @@ shell.executable("bash")
 
 if workflow.is_main_process:
     PLAN.prepare()
+    # So many jobs at once as the machine's memory holds, unless the user gave a limit or a cluster packs them.
+    if workflow.resource_settings.nodes is None and not any(
+        name.startswith("mem") for name in workflow.global_resources
+    ):
+        if limit := memory.packing_mb():
+            workflow.global_resources["mem_mb"] = limit
 
 
 wildcard_constraints:

@@ -13,7 +13,7 @@ rule native:
         f"{RESULTS}/logs/{{engine}}/{{scan}}.log",
     threads: PLAN.config["threads"]
     resources:
-        mem_mb=PLAN.memory_mb,
+        mem_mb=lambda wildcards: PLAN.memory(wildcards.engine, wildcards.scan),
         runtime=PLAN.minutes + 10,  # the step ends by itself first, and says why
     params:
         image=lambda wildcards: PLAN.scans[wildcards.scan].image,

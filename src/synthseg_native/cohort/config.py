@@ -35,6 +35,10 @@ def _with_defaults(config: dict, schema: dict) -> dict:
 
 
 def _lines(error: jsonschema.ValidationError) -> list[str]:
+    # Of alternatives the one that the value comes closest to: a fault in an item, not "under any of the schemas".
+    within = [other for other in error.context or () if len(other.path) > 0]
+    if within:
+        return [line for other in within for line in _lines(other)]
     where = "".join(f"{part}." for part in error.absolute_path)
     if error.validator == "additionalProperties":
         known = list(error.schema["properties"])

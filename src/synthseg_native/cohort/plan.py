@@ -10,10 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel as nib
+
+from synthseg_native import memory, weights
 from synthseg_native import model as models
-from synthseg_native import weights
 from synthseg_native.cohort import config as configuration
-from synthseg_native.cohort import containers, demo, environments, keys, paths, runs, state
+from synthseg_native.cohort import containers, demo, environments, keys, paths, ranking, runs, state
 from synthseg_native.cohort.samples import openable, read_samples
 from synthseg_native.errors import SynthSegError
 
@@ -21,6 +23,7 @@ PACKAGE = Path("src/synthseg_native")
 AGGREGATES = {
     "summary": "summary.tsv",
     "columns": "summary.json",
+    "homogeneity": "homogeneity.json",
     "failed": "failed.tsv",
     "volumes": "volumes.tsv",
     "volumes_wide": "volumes_wide.tsv",
@@ -28,14 +31,28 @@ AGGREGATES = {
 }
 
 
+EXISTING_MB = 3000  # to take a label map that is already there
+
+
+def header_of(image):
+    """Shape and voxel sizes (mm), (3,) each, of a scan; (None, None) where its header cannot be read."""
+    try:
+        header = nib.load(image).header
+        shape = [n for n in header.get_data_shape() if n != 1]
+        return (shape, [float(size) for size in header.get_zooms()[:3]]) if len(shape) == 3 else (None, None)
+    except Exception:  # whatever is wrong with it, the run says
+        return None, None
+
+
 class Plan:
     """A checked configuration with its sheet; `SynthSegError("usage")` names every mistake in them.
 
-    config: the dict as it was read; root: the folder of the project. Scans are named by their composed name
-    ("sub-01/anat/sub-01_T1w"), results by paths relative to the working directory.
+    config: the dict as it was read; root: the folder of the project; looking: whether this is a dry run, which chooses
+    no engine. Scans are named by their composed name ("sub-01/anat/sub-01_T1w"), results by paths relative to the
+    working directory.
     """
 
-    def __init__(self, config: dict, root: Path):
+    def __init__(self, config: dict, root: Path, looking: bool = False):
         self.root = Path(root)
         self.config = configuration.complete(
             config, configuration.read_schema(self.root / "workflow/schemas/config.schema.yaml")
@@ -43,7 +60,6 @@ class Plan:
         self.model = self._chosen_model()
         self.reference = configuration.complete_reference(self.config["reference"], self.model.name)
         self.scans = {scan.scan: scan for scan in read_samples(self.config["samples"])}
-        self.engines = self.config["engines"]
         self.results = self.config["results"]
         self.state = f"{self.results}/{state.FOLDER}"
         self.resolution = f"{self.model.resolution:g}mm"
@@ -53,8 +69,8 @@ class Plan:
         self.weights = self._find_weights()
         crop = self.config["crop"]
         self.crop = [crop] * 3 if isinstance(crop, int) else crop
-        self.memory_mb = self.config["memory_mb"] or self.model.memory_mb
         self.minutes = self.config["timeout_min"]
+        self.engines = self._chosen_engines(looking)
         self.demo_images = demo.image_paths() if self.config["demo"] else []
         self.compared = self._compared()
         self.benchmarked = list(self.scans)[: self.config["benchmark"]["scans"]]
@@ -77,6 +93,18 @@ class Plan:
             why = f"{model.name} is not research grade"
             raise SynthSegError("usage", f"config: model: {why}: to try it all the same set allow_small_model: true")
         return model
+
+    def _chosen_engines(self, looking) -> list[str]:
+        """The engines that the configuration names, or the one that stands for auto in this results folder."""
+        engines, asked = self.config["engines"], (self.config["precision"], self.config["device"])
+        where = "config"
+        if engines == ranking.AUTO:
+            where = f"{self.results}/engine.json"
+            engines = [ranking.of_results(where, f"{self.results}/env", *asked, looking)]
+        wrong = [why for engine in engines if (why := ranking.problem(engine, *asked))]
+        if wrong:
+            raise SynthSegError("usage", *(f"{where}: {why}" for why in wrong))
+        return engines
 
     def _find_weights(self) -> str:
         """The user's weights, those beside the card, or where the download goes."""
@@ -195,7 +223,8 @@ class Plan:
     def _engine_code(self, engine: str) -> str:
         """The code of an engine: the modules that the command line imports.
 
-        Without the other engines, and without the picture, which the workflow draws by itself.
+        Without the other engines, without the picture, which the workflow draws by itself, and without the prediction
+        of memory: another one changes no label.
         """
         engines = sorted(path.stem for path in (self.root / PACKAGE / "engines").glob("[!_]*.py"))
         return keys.code_digest(
@@ -204,6 +233,7 @@ class Plan:
             self.root / PACKAGE / f"engines/{engine}.py",
             without=[
                 "synthseg_native.picture",
+                "synthseg_native.memory",
                 *(f"synthseg_native.engines.{other}" for other in engines if other != engine),
             ],
         )
@@ -263,6 +293,35 @@ class Plan:
             code=self.step_key("benchmark.py"),
         )
 
+    # --- memory ------------------------------------------------------------------------------------------------------
+
+    def memory(self, engine: str, scan: str) -> int:
+        """MB (10^6 bytes) that a run ("reference" is one) asks for, from the scan's header.
+
+        Of a scan that cannot be read, or is not there yet, the model card's figure. memory_mb in the configuration
+        overrides.
+        """
+        if self.config["memory_mb"]:
+            return self.config["memory_mb"]
+        if engine == "reference" and self.reference["kind"] == "existing":
+            return EXISTING_MB
+        size = self._size(scan)
+        if size is None:
+            return self.model.memory_mb
+        device = "gpu" if engine == "torch" and self.config["device"] != "cpu" else "cpu"
+        precision = "float32" if engine == "reference" else self.config["precision"]
+        return memory.declared_mb(memory.predict(size, engine, precision, device))
+
+    @functools.cache  # noqa: B019 (there is one plan in a process)
+    def _size(self, scan):
+        """What memory depends on, from the image's header alone; None where it cannot be read."""
+        shape, voxel_mm = header_of(self.scans[scan].image)
+        return shape and memory.size_of(self.model.card, shape, voxel_mm, self.crop)
+
+    def benchmark_memory(self) -> int:
+        """The same for the benchmark, which runs everything in turn."""
+        return max((self.memory(e, s) for e in (*self.engines, "reference") for s in self.benchmarked), default=1000)
+
     # --- before, and after -------------------------------------------------------------------------------------------
 
     @functools.cached_property
@@ -319,8 +378,10 @@ class Plan:
         They say where things lie and what a run may take, which is no reason to run a job again: so they are no params.
         """
         engines = {*self.engines, "tensorflow", "demo"}
-        os.environ |= {f"PYTHON_{name}": str(environments.python(name)) for name in engines}
+        pythons = {name: str(environments.python(name)) for name in sorted(engines)}
+        os.environ |= {f"PYTHON_{name}": path for name, path in pythons.items()}
         os.environ |= {
+            "PYTHONS": json.dumps(pythons),
             "PYTHON": sys.executable,
             "CODE": str(code),
             "PYTHONPATH": f"{code}/src",
@@ -329,20 +390,24 @@ class Plan:
             "WEIGHTS": self.weights,
             "RESULTS": self.results,
             "STATE": self.state,
-            "MEMORY_MB": str(self.memory_mb),
+            "MEMORY_MB": str(self.config["memory_mb"] or ""),
             "TIMEOUT_MIN": str(self.minutes),
         }
 
-    def deploy(self) -> None:
+    def deploy(self, here: bool = True) -> None:
         """Make what the jobs need and Snakemake must not track: environments, official weights, the reference's image.
 
         As inputs, renewed ones would make the whole cohort again. A container daemon that is absent or refuses stops
-        nothing: one line, and the reference runs fail one by one. Raises SetupError, and SynthSegError for weights.
+        nothing: one line, and the reference runs fail one by one. here: whether the jobs run on this machine. Raises
+        SetupError, and SynthSegError for weights and for torch where no GPU is seen.
         """
         self._announce_changes()
         used = self.compared or self.benchmarked
         local = used and (self.reference["kind"], self.reference["runtime"]) == ("own", "local")
         needed = [*self.engines, *(["tensorflow"] if local else []), *(["demo"] if self.demo_images else [])]
+        for engine in self.engines if here else []:
+            if why := ranking.without_gpu(engine, self.config["device"]):
+                raise SynthSegError("usage", f"config: engines: {why}: name another engine, or set device: cpu")
         for name in dict.fromkeys(needed):
             environments.ensure(name)
         if self.fetched:

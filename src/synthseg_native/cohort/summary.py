@@ -4,11 +4,12 @@ import csv
 import io
 import os
 import re
+from collections import Counter
 from pathlib import Path
 
 from synthseg_native import __version__, volumes
 from synthseg_native.cohort.paths import failure_record, paths, read_json, write_json, write_text
-from synthseg_native.cohort.tables import MISSING, read_tsv, write_tsv
+from synthseg_native.cohort.tables import MISSING, as_text, read_tsv, write_tsv
 from synthseg_native.compare import verdict_text
 from synthseg_native.model import CSF, read_labels
 from synthseg_native.outputs import VOLUME_COLUMNS
@@ -69,6 +70,9 @@ COLUMNS = {
     "n_labels_missing": ("labels", "Labels of the model without a voxel in the label map"),
     "labels_at_fov_edge": ("", "Names of labels that touch the edge of the image, comma-separated; none: no label"),
     "mean_confidence": ("", "Mean posterior of the labels given, over the foreground"),
+    "cpu": ("", "Processor of the machine that the native run was on"),
+    "native_predicted_peak_mib": ("MiB", "Peak memory that was predicted for the native run"),
+    "reference_predicted_peak_mib": ("MiB", "Peak memory that was predicted for the reference run"),
     "input_sha256": ("", "Hash of the image file"),
     "weights_sha256": ("", "Hash of the weights file"),
     "labels_sha256": ("", "Hash of the native label array (shape and values)"),
@@ -81,6 +85,8 @@ COLUMNS = {
 MOST_SHOWN = 10  # scans that the table for people names as worth a look
 ENTITIES = ("participant_id", "session_id", "acq", "run", "suffix")
 FILES = {"label_map": "dseg", "label_map_native": "dseg_native", "picture": "picture", "run_record": "record"}
+# What a cohort should not mix: columns of summary.tsv.
+HOMOGENEOUS = ("engine_version", "precision", "device", "threads", "cpu")
 COMPARED = tuple(COLUMNS)[tuple(COLUMNS).index("geometry_equal") : tuple(COLUMNS).index("native_wall_s")]
 
 
@@ -105,6 +111,7 @@ def summarise(plan: dict, results) -> None:
     _write_volumes_synthseg(results / "volumes_synthseg.csv", plan, runs, labels)
     for engine in [*plan["engines"], *([REFERENCE] if plan["reference"] else [])]:
         _describe_derivative(results / engine, engine, plan, runs, labels)
+    write_json(results / "homogeneity.json", homogeneity(rows))
     write_json(results / "summary.json", _describe_columns(columns))
     write_tsv(results / "summary.tsv", columns, rows)
 
@@ -187,6 +194,9 @@ def _row(plan, results, scan, engine, runs, labels):
         "n_labels_missing": sum(row["n_voxels"] == 0 for row in native.volumes) if native.volumes else None,
         "labels_at_fov_edge": _listed(at_edge and [names[value] for value in at_edge]),
         "mean_confidence": native.get("output", "mean_confidence"),
+        "cpu": native.get("machine", "cpu"),
+        "native_predicted_peak_mib": native.get("predicted_peak_mib"),
+        "reference_predicted_peak_mib": reference and reference.get("predicted_peak_mib"),
         "input_sha256": native.get("input", "sha256"),
         "weights_sha256": native.get("model", "weights_sha256"),
         "labels_sha256": native.get("output", "labels_sha256"),
@@ -365,6 +375,32 @@ def _without_folders(text):
     return re.sub(r"""(?<![\w.~:/])/(?=\S)(?:[^/\s:'"]+/)*""", "", text)
 
 
+def homogeneity(rows) -> dict:
+    """What produced the cohort: per engine {"runs", "homogeneous", column of HOMOGENEOUS: {value: number of runs}}.
+
+    rows: of summary.tsv; runs that are not ok do not count.
+    """
+    found = {}
+    for engine in dict.fromkeys(row["engine"] for row in rows):
+        good = [row for row in rows if row["engine"] == engine and row["status"] == "ok"]
+        if good:
+            kinds = {name: dict(Counter(as_text(row[name]) for row in good)) for name in HOMOGENEOUS}
+            alike = all(len(counts) == 1 for counts in kinds.values())
+            found[engine] = {"runs": len(good), "homogeneous": alike, **kinds}
+    return found
+
+
+def homogeneity_line(engine, found) -> str:
+    """One entry of `homogeneity` as a sentence."""
+    runs = _count(str(found["runs"]), "run")
+    if found["homogeneous"]:
+        version, precision, device, threads, cpu = (next(iter(found[name])) for name in HOMOGENEOUS)
+        return f"Homogeneous: {runs}, {engine} {version}, {precision}, {device}, {_count(threads, 'thread')}, {cpu}"
+    mixed = {name: counts for name, counts in found.items() if name in HOMOGENEOUS and len(counts) > 1}
+    said = (f"{name}: {', '.join(f'{value} ({n})' for value, n in counts.items())}" for name, counts in mixed.items())
+    return f"Mixed: {runs} of {engine} differ in {'; '.join(said)}"
+
+
 # --- for people ---------------------------------------------------------------------------------------------------
 
 
@@ -412,6 +448,9 @@ def print_table(plan: dict, results) -> None:
                 print(benchmark_line(row))
     if any(row["research_grade"] == "false" for row in rows):
         print("\nThe model is for trying the software only, not for research.")
+    print()
+    for engine, found in homogeneity(rows).items():
+        print(homogeneity_line(engine, found))
     print(f"\n{results / 'summary.tsv'} has everything and names each picture, {results / 'volumes.tsv'} the volumes.")
 
 
