@@ -13,7 +13,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from synthseg_native import measure
+from synthseg_native import measure, memory
 from synthseg_native.cohort import runs
 from synthseg_native.cohort.environments import clean_environment
 from synthseg_native.cohort.paths import read_json
@@ -188,12 +188,12 @@ def _processor_s():
 
 def available_mib() -> float | None:
     """Memory that a new process can have, in MiB; None where the system does not tell."""
+    limit = memory.limit_mib()
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) / 2**10
-    with contextlib.suppress(OSError, ValueError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**20
-    return None
+        free = int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) / 2**10
+        return free if limit is None else min(free, limit)
+    return limit
 
 
 def compare(contestant, work, reference, task) -> dict:

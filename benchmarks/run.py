@@ -27,6 +27,7 @@ from benchmarks.contestants import (  # noqa: E402
     upstream_tree,
 )
 
+from synthseg_native import memory  # noqa: E402
 from synthseg_native import model as models  # noqa: E402
 from synthseg_native.cohort import environments  # noqa: E402
 from synthseg_native.cohort.tables import as_text, read_tsv, write_tsv  # noqa: E402
@@ -38,27 +39,29 @@ SIZES = ((160, 160, 160), (192, 256, 192), (256, 256, 256))
 HEADLINE = (192, 256, 192)
 SMALL = (64, 64, 64)
 ENGINES = ("tensorflow", "openvino", "openvino:bf16")
-# What to expect where nothing was measured yet: thread-seconds and bytes per voxel of the padded volume, for the
-# full-size network, and seconds of start. Only for the estimate of time, and not to run out of memory.
+# Thread-seconds per voxel of the padded volume, for the full-size network, and seconds of start: for the estimate of
+# time where nothing was measured yet.
 GUESSES = {
-    "reference": (16e-6, 1400, 8),
-    "upstream": (16e-6, 1600, 12),
-    "tensorflow": (14e-6, 1250, 5),
-    "openvino": (7e-6, 500, 2),
-    "torch": (14e-6, 1300, 4),
+    "reference": (16e-6, 8),
+    "upstream": (16e-6, 12),
+    "tensorflow": (14e-6, 5),
+    "openvino": (7e-6, 2),
+    "torch": (14e-6, 4),
 }
+UPSTREAM_MEMORY = 1.1  # of the reference's
 MEMORY_SHARE = 0.95
 MEMORY_COLUMNS = (
     *("engine", "precision", "device", "model", "input_x", "input_y", "input_z", "voxel_mm"),
     *("padded_x", "padded_y", "padded_z", "native_grid", "peak_rss_mib"),
 )
-# Sizes and voxel sizes for --memory; the last but one and the last also ask for the label map on the scan's own grid.
+# For --memory: size, voxel size in mm, and whether the label map on the scan's own grid is asked for too.
 MEMORY_SCANS = (
     *(((n, n, n), 1.0, False) for n in (128, 160, 192)),
     ((192, 256, 192), 1.0, False),
     ((256, 256, 256), 1.0, False),
     ((192, 256, 192), 1.0, True),
-    ((240, 320, 240), 0.8, True),
+    ((320, 416, 320), 0.6, False),
+    ((320, 416, 320), 0.6, True),
 )
 
 
@@ -141,23 +144,23 @@ class Expectation:
             scale = voxels / near["padded_voxels"]
             seconds = near["wall_s"] * scale * near["threads"] / threads
             return seconds, near["peak_rss_mib"] * max(1.0, scale)
-        per_voxel, memory, start = GUESSES[contestant.engine]
-        network = models.load(group.task.model).card["network"]
-        share = network["features"] / 24
+        per_voxel, start = GUESSES[contestant.engine]
+        per_voxel *= models.load(group.task.model).card["network"]["features"] / 24
         if contestant.precision == "bf16":
-            per_voxel, memory = per_voxel / 2, memory * 0.7
-        return start + share * per_voxel * voxels / threads, 500 + share * memory * voxels / 2**20
+            per_voxel /= 2
+        return start + per_voxel * voxels / threads, predicted_mib(group.task, contestant)
+
+
+def predicted_mib(task, contestant, voxel_mm=1.0, own_grid=False):
+    """What the memory model says of a run."""
+    size = memory.size_of(models.load(task.model).card, task.size, (voxel_mm,) * 3, own_grid=own_grid)
+    if contestant.engine == UPSTREAM:
+        return UPSTREAM_MEMORY * memory.predict(size, REFERENCE)
+    return memory.predict(size, contestant.engine, contestant.precision, contestant.device)
 
 
 def padded_voxels(task):
-    return int(np.prod(padded(task.size, 1.0, models.load(task.model))))
-
-
-def padded(size, voxel_mm, model):
-    """The shape that the network works on."""
-    shape = [int(np.ceil(n * voxel_mm / model.resolution - 1e-9)) for n in size]
-    multiple = model.pad_multiple
-    return [-(-max(n, model.min_size) // multiple) * multiple for n in shape]
+    return int(np.prod(memory.padded_shape(models.load(task.model).card, task.size, (1.0,) * 3)))
 
 
 class Benchmark:
@@ -231,10 +234,9 @@ class Benchmark:
     def _fits(self, group, contestant):
         if (group.title, contestant.name) in self.left_out:
             return False
-        needed, there = self.expect(group, contestant)[1], available_mib()
-        if there is None or needed <= MEMORY_SHARE * there:
+        why = too_large(self.expect(group, contestant)[1])
+        if why is None:
             return True
-        why = f"needs about {needed / 1024:.0f} GiB, {there / 1024:.0f} GiB are free"
         self.left_out[group.title, contestant.name] = why
         self.say(f"{group.title}: {contestant.name} is left out: {why}")
         return False
@@ -270,7 +272,6 @@ class Benchmark:
 def measure_memory(runner, contestants, tasks, path, say):
     """Run each contestant once per entry of `tasks`: (Task, voxel_mm, own grid or not); append rows to `path`."""
     path = Path(path)
-    expect = Expectation([])
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\t".join(MEMORY_COLUMNS) + "\n", encoding="utf-8")
@@ -278,17 +279,15 @@ def measure_memory(runner, contestants, tasks, path, say):
     for task, voxel_mm, own_grid in tasks:
         model = models.load(task.model)
         name = "synthseg1" if model.name == "synthseg1size" else model.name
-        shape = padded(task.size, voxel_mm, model)
+        shape = memory.padded_shape(model.card, task.size, (voxel_mm,) * 3)
         for contestant in contestants:
             row = (contestant.engine, contestant.precision, contestant.device, name, *task.size, voxel_mm, *shape)
             row = tuple(map(as_text, (*row, own_grid)))
-            if row in have:
+            if row in have or (own_grid and contestant.engine == REFERENCE):  # which has the network's grid alone
                 continue
             about = f"{name}, {'x'.join(map(str, task.size))} voxels of {voxel_mm:g} mm, {contestant.name}"
-            group = Group(name, Task(task.image, task.model, task.weights, tuple(shape), task.threads), (), 1)
-            needed, there = expect(group, contestant)[1], available_mib()
-            if there is not None and needed > MEMORY_SHARE * there:
-                say(f"{about}: left out: needs about {needed / 1024:.0f} GiB, {there / 1024:.0f} GiB are free")
+            if why := too_large(predicted_mib(task, contestant, voxel_mm, own_grid)):
+                say(f"{about}: left out: {why}")
                 continue
             work = runner.cache.parent / "memory"
             more = ["--native-grid", work / "native.nii.gz"] if own_grid else []
@@ -299,6 +298,14 @@ def measure_memory(runner, contestants, tasks, path, say):
             with path.open("a", encoding="utf-8") as stream:
                 stream.write("\t".join((*row, as_text(found["peak_rss_mib"]))) + "\n")
             say(f"{about}: {found['peak_rss_mib']:.0f} MiB, {found['wall_s']:.1f} s")
+
+
+def too_large(needed):
+    """Why a run that needs so many MiB is left out; None where it fits."""
+    there = available_mib()
+    if there is None or needed <= MEMORY_SHARE * there:
+        return None
+    return f"needs about {needed / 1024:.0f} GiB, {there / 1024:.0f} GiB are free"
 
 
 def parser():
@@ -378,15 +385,15 @@ def benchmark(arguments):
         return Task(heads[size, voxel_mm], full if model == "full" else compact.folder, file, size, threads)
 
     engines = [c for c in arguments.engines if c.environment in pythons]
+    base = [] if arguments.no_reference or "tensorflow" not in pythons else [Contestant(REFERENCE)]
     if arguments.memory:
         tasks = []
         for model in ("full", "compact2mm"):
             for size, voxel_mm, own_grid in MEMORY_SCANS:
                 tasks.append((task(size, model, arguments.threads[0], voxel_mm), voxel_mm, own_grid))
-        measure_memory(runner, engines, tasks, arguments.results.parent / "memory.tsv", say)
+        measure_memory(runner, [*base, *engines], tasks, arguments.results.parent / "memory.tsv", say)
         return 0
 
-    base = [] if arguments.no_reference or "tensorflow" not in pythons else [Contestant(REFERENCE)]
     above = [Contestant(UPSTREAM)] if upstream and base else []
     groups = []
     if arguments.quick:

@@ -334,24 +334,17 @@ def test_expectation_follows_what_was_measured():
     assert run.Expectation(rows)(group, Contestant("openvino")) == (44.0, 900.0)
 
 
-def test_padded_shape_is_the_engines():
-    compact, full = run.models.load(COMPACT), run.models.load(ROOT / "models" / "synthseg1")
-    assert run.padded((240, 320, 240), 0.8, full) == [192, 256, 192]
-    assert run.padded((181, 217, 100), 1.0, full) == [192, 224, 128]
-    assert run.padded((181, 217, 100), 1.0, compact) == [96, 112, 64]
-
-
 def test_memory_rows_are_added_once(bench, monkeypatch):
     scans = (((32, 40, 32), 1.0, False), ((40, 40, 40), 0.8, True))
     monkeypatch.setattr(run, "MEMORY_SCANS", scans)
     bench("--memory", "--engines", "openvino", "openvino:bf16")
     rows = read_tsv(bench.results.parent / "memory.tsv")
-    assert tuple(rows.columns) == run.MEMORY_COLUMNS and len(rows) == 8
-    assert rows.iloc[2].tolist()[:-1] == [
+    assert tuple(rows.columns) == run.MEMORY_COLUMNS and len(rows) == 8 + 2
+    assert rows.iloc[3].tolist()[:-1] == [
         *("openvino", "float32", "cpu", "synthseg1", "40", "40", "40", "0.8", "128", "128", "128", "true")
     ]
     assert (rows["peak_rss_mib"].astype(float) > 3).all()
-    assert len(bench.calls()) == 8
+    assert len(bench.calls()) == 10
     bench("--memory", "--engines", "openvino", "openvino:bf16")
     assert bench.calls() == []
     assert not (bench.results / "here_runs.tsv").exists()
