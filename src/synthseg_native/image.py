@@ -3,7 +3,10 @@
 Positions are in mm (RAS+), affines map voxel indices to them, sizes are in voxels unless said otherwise.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -42,14 +45,21 @@ class Prepared:
     flipped: np.ndarray
 
 
+@contextmanager
+def workers(threads):
+    """A function that calls another with each element of some sequences, by so many threads, and lists the results."""
+    with ThreadPoolExecutor(threads) as pool:
+        yield lambda function, *sequences: list(pool.map(function, *sequences))
+
+
 # To the network's grid -----------------------------------------------------------------------------------------------
 
 
-def regrid(scan, resolution) -> Regridded:
+def regrid(scan, resolution, threads=1) -> Regridded:
     """Resample a `scan.Scan` to isotropic voxels of `resolution` mm where its voxel sizes ask for it."""
     if not needs_resampling(scan.voxel_mm, resolution):
         return Regridded(scan.data, scan.affine, scan.voxel_mm, None)
-    data, affine = resample(scan.data, scan.affine, resolution)
+    data, affine = resample(scan.data, scan.affine, resolution, threads)
     return Regridded(data, affine, np.full(3, resolution, dtype=np.float64), voxel_sizes(scan.affine) / resolution)
 
 
@@ -142,22 +152,41 @@ def sample_positions(n, factor) -> np.ndarray:
     return np.clip(np.arange(start, start + step * np.ceil(n * factor), step), 0, n - 1)
 
 
-def resample(data, affine, resolution):
+def _neighbours(positions, n):
+    """The voxels before and after positions on an axis of n voxels, each with its weight in linear interpolation."""
+    before = np.minimum(positions.astype(np.intp), n - 2)
+    share = positions - before
+    return (before, 1 - share), (before + 1, share)
+
+
+def resample(data, affine, resolution, threads=1):
     """Linear interpolation to isotropic voxels (mm), after a light blur along axes that lose resolution.
 
     data (X, Y, Z) float64 and its affine; returns both for the new grid.
     """
-    from scipy.interpolate import RegularGridInterpolator
-    from scipy.ndimage import gaussian_filter
+    from scipy.ndimage import gaussian_filter1d
 
     factor = voxel_sizes(affine) / resolution
-    blurred = gaussian_filter(data, np.where(factor > 1, 0, 0.25 / factor))
-    lookup = RegularGridInterpolator([np.arange(n) for n in data.shape], blurred)
-    x, y, z = (sample_positions(n, f) for n, f in zip(data.shape, factor, strict=True))
+    blurred = np.array(data, order="C")
+    x, y, z = (_neighbours(sample_positions(n, f), n) for n, f in zip(data.shape, factor, strict=True))
+    result = np.zeros([len(axis[0][0]) for axis in (x, y, z)])
 
-    result = np.empty((len(x), len(y), len(z)))
-    for i in range(len(x)):  # plane by plane: the interpolator needs some ten arrays of what it is given
-        result[i] = lookup((x[i], y[:, None], z[None, :]))
+    def interpolate(plane, *near):
+        # Products and sums over the eight neighbours in the order of SciPy's RegularGridInterpolator, as upstream.
+        for i, along_x in near:
+            for j, along_y in y:
+                rows, weights = blurred[i].take(j, axis=0), (along_x * along_y)[:, None]
+                for k, along_z in z:
+                    term = rows.take(k, axis=1)
+                    term *= weights * along_z
+                    plane += term
+
+    with workers(threads) as each:
+        for axis in np.nonzero(factor <= 1)[0]:
+            blur = partial(gaussian_filter1d, sigma=0.25 / factor[axis], axis=axis)
+            parts = np.array_split(blurred, threads, axis=axis - 1)
+            each(lambda part, blur=blur: blur(part, output=part), parts)
+        each(interpolate, result, *(zip(*side, strict=True) for side in x))
 
     new = affine.astype(np.float64)
     new[:3, :3] = new[:3, :3] / factor
@@ -190,7 +219,7 @@ def from_ras(data, axes, flipped):
 
 def rescale(data) -> np.ndarray:
     """Clip to the 0.5 and 99.5 percentiles of all voxels and scale to [0, 1]; all zeros where they are equal."""
-    low, high = np.percentile(data, [0.5, 99.5])
+    low, high = np.percentile(data.flatten(order="K"), [0.5, 99.5], overwrite_input=True)  # of one copy, as it lies
     if low == high:
         return np.zeros(data.shape)
     scaled = np.clip(data, low, high)

@@ -7,11 +7,11 @@ labels stay in float32 and in SynthSeg's order; volumes are summed in float64.
 any layout, and give the same bits for it and for any number of threads.
 """
 
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+
+from .image import workers
 
 MAX_MARGIN = 0.0655  # what the margin map can hold: 65500 steps of 1e-6
 FAST_THRESHOLD = 0.2  # posteriors below it are dropped in fast mode, in place of the topology step
@@ -38,13 +38,6 @@ class Segmentation:
     confidence: float
     confidences: np.ndarray
     removed: dict
-
-
-@contextmanager
-def workers(threads):
-    """A function that calls another with each element of some sequences, by so many threads, and lists the results."""
-    with ThreadPoolExecutor(threads) as pool:
-        yield lambda function, *sequences: list(pool.map(function, *sequences))
 
 
 def predict(engine, volume, flip, progress=lambda share: None, threads=1) -> np.ndarray:

@@ -23,6 +23,7 @@ from .image import ras_order, voxel_sizes
 EXTENSIONS = (".nii", ".nii.gz", ".mgz", ".mgh")
 MAX_VOXELS = 2**30
 MAX_BYTES = 8 * MAX_VOXELS
+CHUNK = 1 << 22
 MAX_AXIS = 2**15 - 1  # what NIfTI-1 can hold
 MIN_SLICES = 11  # upstream takes a last axis up to 10 for channels; here every axis is held to that
 FEW_SLICES = 16
@@ -118,7 +119,7 @@ def _quiet():
 
 
 def _read(path, accept) -> Scan:
-    length = _length(path)
+    _check_file(path)
     header, raw_voxel_mm, no_orientation = _header(path)
     shape, squeezed = _shape(header)
 
@@ -179,7 +180,7 @@ def _read(path, accept) -> Scan:
         if _mirrored(used):
             raise _Refused("so sheared that left and right would be swapped", "resample it to axes at right angles")
 
-    data = _voxels(path, header, shape, length)
+    data = _voxels(path, header, shape)
     if data.min() == data.max():
         flags.add("constant_image")
     description = {
@@ -202,11 +203,7 @@ def _open(path):
     return gzip.open(path) if path.name.lower().endswith("gz") else path.open("rb")
 
 
-def _length(path) -> int:
-    """Bytes of the image, uncompressed; a compressed one longer than MAX_BYTES is not read to its end.
-
-    The checksum stands at the end of a compressed file, and readers of a header or of voxels stop before.
-    """
+def _check_file(path):
     try:
         about = path.stat()
     except ValueError:  # a zero byte in the path
@@ -217,13 +214,6 @@ def _length(path) -> int:
         raise _Refused("not an ordinary file", "save the image in one")
     if about.st_size == 0:
         raise _Refused("the file is empty", "copy or convert it again")
-    if not path.name.lower().endswith("gz"):
-        return about.st_size
-    length = 0
-    with _open(path) as file:
-        while length <= MAX_BYTES and (chunk := len(file.read(1 << 22))):
-            length += chunk
-    return length
 
 
 def _header(path):
@@ -285,18 +275,26 @@ def _shape(header):
     return shape, shape != stored
 
 
-def _voxels(path, header, shape, length) -> np.ndarray:
+def _voxels(path, header, shape) -> np.ndarray:
     """Values (X, Y, Z) float64 with slope and intercept applied, all of them numbers and not all of them zero."""
-    offset = int(header.get_data_offset())
-    needed = offset + int(np.prod(shape, dtype=object)) * header.get_data_dtype().itemsize
+    dtype, offset = header.get_data_dtype(), int(header.get_data_offset())
+    needed, content = offset + int(np.prod(shape, dtype=object)) * dtype.itemsize, bytearray()
+    with _open(path) as file:
+        while len(content) < needed and (chunk := file.read(min(CHUNK, needed - len(content)))):
+            content += chunk
+        # To the end, where a compressed file has its checksum, unless that is far away.
+        length = len(content)
+        while length <= MAX_BYTES and (chunk := file.read(CHUNK)):
+            length += len(chunk)
     if length < needed:
         raise _Refused(
             f"the file is cut off: {length} bytes, and the header wants {needed}", "copy or convert it again"
         )
-    try:
-        data = np.asarray(nib.arrayproxy.ArrayProxy(str(path), header), dtype=np.float64).reshape(shape)
-    except ValueError as error:
-        raise _Refused("the file is cut off or damaged", "copy or convert it again") from error
+    stored = np.ndarray(shape, dtype, content, offset, order="F")
+    slope, intercept = header.get_slope_inter()
+    slope, intercept = np.float64(1 if slope is None else slope), np.float64(intercept or 0)
+    data = nib.volumeutils.apply_read_scaling(stored, slope, intercept).astype(np.float64, copy=False)
+    del stored, content
     low, high = data.min(), data.max()
     if not (np.isfinite(low) and np.isfinite(high)):
         strange = sum(plane.size - np.count_nonzero(np.isfinite(plane)) for plane in data)

@@ -92,7 +92,7 @@ class Segmenter:
             progress("read", 0.0)
             found = scan.read(job.image, options.accept)
             notes["input"] = found.description
-            gridded = image.regrid(found, self.model.resolution)
+            gridded = image.regrid(found, self.model.resolution, options.threads)
             prepared = image.prepare(
                 gridded.data,
                 gridded.affine,

@@ -84,12 +84,18 @@ def test_only_axes_that_lose_resolution_are_blurred():
     np.testing.assert_allclose(result[3, 3, 5], (blurred[6:8, 1, 5] * 0.75 + blurred[6:8, 2, 5] * 0.25).mean())
 
 
-def test_engine_and_reference_resample_alike():
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("order", "CF")
+@pytest.mark.parametrize("voxel_mm", [(1.2, 0.9, 1.5), (5, 1, 1), (2, 4.2, 2.3), (0.7, 0.3, 2)])
+def test_engine_and_reference_resample_alike(voxel_mm, order, threads):
     rng = np.random.default_rng(2)
-    affine = np.diag([1.2, 0.9, 1.5, 1]) @ nib.affines.from_matvec(np.eye(3), [3, 4, 5])
-    data = rng.random((20, 22, 18))
-    for ours, expected in zip(image.resample(data, affine, 2.0), reference.resample(data, affine, 2.0), strict=True):
+    affine = np.diag([*voxel_mm, 1]) @ nib.affines.from_matvec(np.eye(3), [3, 4, 5])
+    data = np.array(rng.normal(size=(20, 22, 18)), order=order)
+    before = data.copy()
+    results = image.resample(data, affine, 2.0, threads), reference.resample(data, affine, 2.0)
+    for ours, expected in zip(*results, strict=True):
         np.testing.assert_array_equal(ours, expected)
+    np.testing.assert_array_equal(data, before)
 
 
 ORIENTATIONS = ["RAS", "LPS", "LIA", "PSR", "SAL", "ILP"]

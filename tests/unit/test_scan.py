@@ -353,7 +353,7 @@ def test_a_drive_that_fails_is_no_bad_input(tmp_path, monkeypatch, error, code, 
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(nib.arrayproxy, "ArrayProxy", fail)
+    monkeypatch.setattr(scan, "_voxels", fail)
     with pytest.raises(SynthSegError, match=said) as caught:
         read(path)
     assert caught.value.code == code
