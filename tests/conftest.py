@@ -26,6 +26,25 @@ def tensorflow_python() -> str:
 
 
 @pytest.fixture(scope="session")
+def openvino_python() -> str:
+    """The interpreter of the openvino environment (SYNTHSEG_OPENVINO_PYTHON, else made where it is missing)."""
+    return _python("openvino")
+
+
+@pytest.fixture(scope="session")
+def torch_python() -> str:
+    """An interpreter with PyTorch: SYNTHSEG_TORCH_PYTHON, or the torch environment where it was made for a GPU.
+
+    It is not made for the tests: on Linux it brings gigabytes of CUDA.
+    """
+    from synthseg_native.cohort import environments
+
+    if "SYNTHSEG_TORCH_PYTHON" not in os.environ and not environments.python("torch").exists():
+        pytest.skip("SYNTHSEG_TORCH_PYTHON is not set")
+    return _python("torch")
+
+
+@pytest.fixture(scope="session")
 def demo_python() -> str:
     """The interpreter of the demo environment, which has nilearn."""
     return _python("demo")

@@ -11,6 +11,8 @@ The contract of a module ``engines.<name>``:
     is smoothed, as float32 (planes, Y, Z, labels) for the planes ``start: start + planes`` of the first axis. The slabs
     cover the volume once, in any order; a slab is only valid until the next one is asked for. A consumer thus
     accumulates the average with the mirror image in a single array.
+``engine.reshape(shape)``
+    Goes over to padded volumes of another shape, and keeps what fits it too.
 ``engine.name, engine.version, engine.device, engine.device_reason``
     What ran and where, for the record.
 """
@@ -19,7 +21,8 @@ import importlib
 
 from ..errors import SynthSegError
 
-NAMES = ("tensorflow",)
+NAMES = ("tensorflow", "openvino", "torch")
+PRECISIONS = ("float32", "bf16")
 
 
 def load(name):

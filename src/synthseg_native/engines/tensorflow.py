@@ -61,8 +61,11 @@ class TensorFlowEngine:
             self._weights = {
                 layer: {name: tf.Variable(value) for name, value in values.items()} for layer, values in weights.items()
             }
-        signature = [tf.TensorSpec((1, *shape, 1), tf.float32)]
-        self._network = tf.function(self._forward, input_signature=signature, autograph=False)
+        self.reshape(shape)
+
+    def reshape(self, shape):
+        signature = [self.tf.TensorSpec((1, *shape, 1), self.tf.float32)]
+        self._network = self.tf.function(self._forward, input_signature=signature, autograph=False)
 
     def posteriors(self, volume):
         tf = self.tf

@@ -1,0 +1,330 @@
+"""The OpenVINO engine: the layer table as three small graphs, run slab by slab along the first axis.
+
+At the finest level a tensor of the whole volume takes a gigabyte, so nothing there is ever whole but the skip tensor:
+
+head : image -> skip tensor and pooled tensor, slab by slab
+deep : pooled tensor -> tensor before the last upsampling, the whole volume at once, an eighth of the voxels
+tail : skip tensor and deep tensor -> smoothed posteriors, slab by slab
+
+A slab is computed with as many planes more on either side as its convolutions reach, and zero padding applies at the
+borders of the volume alone, so that the result is that of the whole volume. The decoder is computed without the
+concatenated tensor, by two identities: conv(concat(a, b)) = conv_a(a) + conv_b(b), and a convolution of kernel 3 of
+an image upsampled by 2 is a transposed convolution of kernel 4 and stride 2 (`transposed_kernel`).
+"""
+
+import os
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import SynthSegError
+from ..network import NORMALISATION_EPSILON, gaussian_kernel
+
+SLAB = 16  # planes of the volume at a time; an even number
+KEPT = 12  # compiled graphs that stay in memory: those of two or three shapes
+BF16 = "bf16"
+# Kernel 4 of the transposed convolution from kernel 3 of the convolution, along one axis.
+TAPS = np.array([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], dtype=np.float64)
+
+
+def build(table, weights, shape, *, device="cpu", threads=1, precision="float32"):
+    """See `engines`. Devices: cpu. Precisions: float32, and bf16 where the CPU computes in it."""
+    if device != "cpu":
+        raise SynthSegError("usage", f"device {device}: the openvino engine runs on the cpu: ask for that")
+    if precision not in ("float32", BF16):
+        raise SynthSegError("usage", f"precision {precision}: the openvino engine has float32 and bf16: ask for one")
+    if sum(layer.kind == "pool" for layer in table) < 1:
+        raise SynthSegError("usage", "levels 1: the openvino engine needs two or more: correct the model card")
+    if any(layer.kind == "conv" and layer.weights["kernel"][0] not in (1, 3) for layer in table):
+        raise SynthSegError("usage", "kernel: the openvino engine has convolutions of 3 alone: correct the model card")
+    ov = _import()
+    core = ov.Core()
+    if precision == BF16 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise SynthSegError("usage", "precision bf16: this CPU does not compute in it: ask for float32")
+    return OpenVINOEngine(ov, core, table, weights, shape, threads, precision)
+
+
+def _import():
+    try:
+        import openvino as ov
+        import openvino.opset13  # noqa: F401
+    except ImportError as error:
+        raise SynthSegError(
+            "usage", f"openvino: cannot be imported ({error}): install the environment envs/openvino.txt"
+        ) from error
+    return ov
+
+
+def transposed_kernel(kernel):
+    """The kernel (4, 4, 4, in, out) whose transposed convolution, stride 2, padding 1, is the convolution of kernel
+    (3, 3, 3, in, out), padding 1, of the image upsampled by 2 with nearest neighbours.
+
+    Along an axis, output 2j reads x[j-1] once and x[j] twice, output 2j+1 reads x[j] twice and x[j+1] once.
+    """
+    wide = np.einsum("ax,by,cz,xyzio->abcio", TAPS, TAPS, TAPS, kernel.astype(np.float64), optimize=True)
+    return wide.astype(np.float32)
+
+
+def to_bf16(array):
+    """Float32 rounded to bfloat16, half to even, as its bits (uint16); for finite numbers."""
+    bits = np.ascontiguousarray(array, dtype=np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def from_bf16(bits):
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def split_kernel(kernel):
+    """The first convolution's kernel (3, 3, 3, 1, out) for the image in the channels coarse, fine, coarse.
+
+    Eight bits of the image are too few: a posterior would be off by 0.03. Image and kernel are the sum of what bfloat16
+    makes of them, coarse, and of what it makes of the rest, fine; of the product only fine times fine is left out.
+    """
+    coarse = from_bf16(to_bf16(kernel))
+    return np.concatenate([coarse, coarse, kernel - coarse], axis=3)
+
+
+class OpenVINOEngine:
+    """An engine for one shape; see `engines` for the contract."""
+
+    name = "openvino"
+    device, device_reason = "cpu", "the openvino engine has no other"
+
+    def __init__(self, ov, core, table, weights, shape, threads, precision):
+        self.version = ov.__version__.split("-")[0]
+        self.shape = tuple(shape)
+        if precision == BF16:
+            first = next(layer.name for layer in table if layer.kind == "conv")
+            weights = {**weights, first: {**weights[first], "kernel": split_kernel(weights[first]["kernel"])}}
+        self._ov, self._core, self._weights = ov, core, weights
+        self._precision, self._threads = precision, threads
+        self._parts(table)
+        self._compiled, self._used, self._stage = {}, set(), None
+
+    def reshape(self, shape):
+        """Go over to padded volumes of another shape (X, Y, Z); compiled graphs that fit it too are kept."""
+        self.shape = tuple(shape)
+
+    def _parts(self, table):
+        """Cut the table at the first pooling and the last upsampling."""
+        kinds = [layer.kind for layer in table]
+        pool, up = kinds.index("pool"), len(kinds) - 1 - kinds[::-1].index("up")
+        self._image, self._head, self._deep, self._tail = (
+            table[0],
+            table[1 : pool + 1],
+            table[pool + 1 : up],
+            table[up:],
+        )
+        skip = table[up + 1].inputs[0]
+        self._skip = next(layer for layer in table if layer.name == skip)
+        # The last convolution, whose rounding is the posteriors', is done apart, in float32, with all that follows it.
+        cut = len(self._tail)
+        if self._precision == BF16:
+            cut = max(number for number, layer in enumerate(self._tail) if layer.kind == "conv")
+        self._tail, self._last = self._tail[:cut], self._tail[cut:]
+        self._head_reach, self._tail_reach = sum(map(_reach, self._head)), sum(map(_reach, self._tail))
+        self._last_reach = sum(map(_reach, self._last))
+        # Planes of the deep tensor beyond a slab: half of those that the skip tensor has, rounded up.
+        self._deep_reach = (self._tail_reach + self._last_reach + 1) // 2
+
+    def posteriors(self, volume):
+        x, y, z = self.shape
+        try:
+            skip = self._array(x, y, z, self._skip.channels)
+            pooled = self._array(x // 2, y // 2, z // 2, self._head[-1].channels)
+            reach = self._head_reach
+            for start, stop, low, high in self._slabs():
+                image = self._image_array(volume[start - low * reach : stop + high * reach])
+                results = skip[start:stop], pooled[start // 2 : stop // 2]
+                self._run("head", low, high, (image,), results)
+            deep = self._array(x // 2, y // 2, z // 2, self._deep[-1].channels)
+            self._run("deep", 0, 0, (pooled,), (deep,))
+            del pooled
+            last, half = self._last_reach, self._deep_reach
+            reach = self._tail_reach + last
+            for start, stop, low, high in self._slabs():
+                around = skip[start - low * reach : stop + high * reach]
+                below = deep[start // 2 - low * half : stop // 2 + high * half]
+                slab = np.empty((stop - start + (low + high) * last, y, z, self._tail[-1].channels), dtype=np.float32)
+                self._run("tail", low, high, (around, below), (slab,))
+                if self._last:
+                    features, slab = slab, np.empty((stop - start, y, z, self._last[-1].channels), dtype=np.float32)
+                    self._run("last", low, high, (features,), (slab,))
+                yield start, slab
+        except RuntimeError as error:
+            if "alloc" in str(error):  # std::bad_alloc, and what oneDNN says of it
+                raise MemoryError("OpenVINO: no memory for an array") from error
+            raise
+        finally:
+            self._release()
+
+    def _slabs(self):
+        """(start, stop, low, high): planes of a slab, and whether there are planes below and above it."""
+        planes, start = self.shape[0], 0
+        while start < planes:
+            stop = start + SLAB
+            if planes - stop < SLAB // 2:  # what is left must be more than a neighbour reaches into
+                stop = planes
+            yield start, stop, int(start > 0), int(stop < planes)
+            start = stop
+
+    def _array(self, *shape):
+        """An array for what goes from one part to the next; of bfloat16 the bits."""
+        return np.empty(shape, dtype=np.uint16 if self._precision == BF16 else np.float32)
+
+    def _image_array(self, volume):
+        """The image (planes, Y, Z) as the input of the first convolution; see `split_kernel`."""
+        if self._precision != BF16:
+            return volume[..., None]
+        coarse = to_bf16(volume)
+        fine = to_bf16(volume - from_bf16(coarse))
+        return np.stack([coarse, fine, coarse], axis=-1)
+
+    # --- graphs ------------------------------------------------------------------------------------------------------
+
+    def _run(self, part, low, high, inputs, outputs):
+        """Run a part on arrays (planes, Y, Z, channels), which share their memory with OpenVINO."""
+        stage = ("tail" if part == "last" else part), low, high
+        if stage != self._stage:
+            self._release()
+            self._stage = stage
+        key = part, low, high, *(array.shape for array in inputs)
+        if key not in self._compiled:
+            self._compiled[key] = self._compile(part, low, high, inputs)
+        self._used.add(key)
+        request = self._compiled[key].create_infer_request()
+        for number, array in enumerate(inputs):
+            request.set_input_tensor(number, self._tensor(array))
+        for number, array in enumerate(outputs):
+            request.set_output_tensor(number, self._tensor(array))
+        request.infer()
+
+    def _release(self):
+        """Give back the intermediate tensors of the graphs that ran: each keeps its own."""
+        for key in self._used:
+            self._compiled[key].release_memory()
+        self._used, self._stage = set(), None
+
+    def _type(self, array):
+        return self._ov.Type.bf16 if array.dtype == np.uint16 else self._ov.Type.f32
+
+    def _tensor(self, array):
+        return self._ov.Tensor(array[None], self._ov.Shape([1, *array.shape]), self._type(array))
+
+    def _compile(self, part, low, high, inputs):
+        ov, graph = self._ov, Graph(self._ov, self._weights)
+        parameters = [ov.opset13.parameter([1, *array.shape], self._type(array)) for array in inputs]
+        kept, tail = self._precision == BF16, self._tail_reach + self._last_reach
+        layers, sources, results, bits = {
+            "head": (self._head, [(self._image, self._head_reach)], [self._skip, self._head[-1]], kept),
+            "deep": (self._deep, [(self._head[-1], 0)], [self._deep[-1]], kept),
+            "tail": (self._tail, [(self._skip, tail), (self._deep[-1], self._deep_reach)], [self._tail[-1]], False),
+            "last": (self._last, [(self._tail[-1], self._last_reach)], self._last[-1:], False),
+        }[part]
+        for parameter, (layer, reach) in zip(parameters, sources, strict=True):
+            graph.take(layer.name, parameter, low * reach, high * reach)
+        graph.add(layers)
+        settings = {
+            "INFERENCE_PRECISION_HINT": "bf16" if self._precision == BF16 and part != "last" else "f32",
+            "INFERENCE_NUM_THREADS": self._threads,
+            "NUM_STREAMS": 1,
+        }
+        model = ov.Model([graph.give(layer.name, bits) for layer in results], parameters)
+        return self._core.compile_model(model, "CPU", settings)
+
+
+def _reach(layer):
+    """Planes that a layer reads beyond those it writes, on either side."""
+    if layer.kind == "conv":
+        return layer.weights["kernel"][0] // 2
+    return gaussian_kernel(layer.sigma).shape[0] // 2 if layer.kind == "smooth" else 0
+
+
+class Graph:
+    """Turns layers into OpenVINO operations on tensors (1, channels, planes, Y, Z).
+
+    Every tensor is known with the planes (low, high) that it has beyond the slab: none at a border of the volume, and
+    there zero padding applies. An upsampling or a concatenation is only noted, for the convolution that reads it.
+    """
+
+    def __init__(self, ov, weights):
+        self.ov, self.ops, self.weights = ov, ov.opset13, weights
+        self.tensors, self.noted = {}, {}
+
+    def take(self, name, parameter, low, high):
+        """A tensor (1, planes, Y, Z, channels) from outside."""
+        if parameter.get_element_type() != self.ov.Type.f32:
+            parameter = self.ops.convert(parameter, "f32")
+        self.tensors[name] = self.ops.transpose(parameter, np.array([0, 4, 1, 2, 3])), low, high
+
+    def give(self, name, bits):
+        """The same for outside, as bfloat16 on request."""
+        node = self.ops.transpose(self.tensors[name][0], np.array([0, 2, 3, 4, 1]))
+        return self.ops.convert(node, "bf16") if bits else node
+
+    def add(self, layers):
+        for layer in layers:
+            if layer.kind in ("up", "concat"):
+                self.noted[layer.name] = layer
+            else:
+                self.tensors[layer.name] = getattr(self, f"_{layer.kind}")(layer)
+
+    def _conv(self, layer):
+        """A convolution, of a concatenation the sum over what was put together."""
+        ops, (source,), w = self.ops, layer.inputs, self.weights[layer.name]
+        reach, parts = _reach(layer), [source]
+        if source in self.noted:
+            parts = self.noted[source].inputs
+        total, first = None, 0
+        for name in parts:
+            upsampled = self.noted.get(name)
+            node, low, high = self.tensors[upsampled.inputs[0] if upsampled else name]
+            channels = node.shape[1]
+            kernel = w["kernel"][..., first : first + channels, :]
+            first += channels
+            if upsampled:  # comes second: the planes that the first part leaves are what is wanted
+                kernel = np.ascontiguousarray(transposed_kernel(kernel).transpose(3, 4, 0, 1, 2))
+                cut = [1 + 2 * low - planes[0], 1, 1], [1 + 2 * high - planes[1], 1, 1]
+                node = ops.convolution_backprop_data(node, ops.constant(kernel), [2] * 3, None, *cut, [1] * 3)
+            else:
+                planes = max(low - reach, 0), max(high - reach, 0)
+                kernel = np.ascontiguousarray(kernel.transpose(4, 3, 0, 1, 2))
+                padding = self._padding(reach, low, high)
+                node = ops.convolution(node, ops.constant(kernel), [1] * 3, *padding, [1] * 3)
+            total = node if total is None else ops.add(total, node)
+        total = ops.add(total, self._per_channel(w["bias"]))
+        return (ops.elu(total, 1.0) if layer.activation == "elu" else total), *planes
+
+    @staticmethod
+    def _padding(reach, low, high):
+        """Zeros before and after: along the first axis at the volume's borders alone."""
+        return [0 if low else reach, reach, reach], [0 if high else reach, reach, reach]
+
+    def _per_channel(self, values):
+        return self.ops.constant(np.ascontiguousarray(values, dtype=np.float32).reshape(1, -1, 1, 1, 1))
+
+    def _norm(self, layer):
+        node, *planes = self.tensors[layer.inputs[0]]
+        w = {name: value.astype(np.float64) for name, value in self.weights[layer.name].items()}
+        scale = w["gamma"] / np.sqrt(w["moving_variance"] + NORMALISATION_EPSILON)
+        node = self.ops.multiply(node, self._per_channel(scale))
+        return self.ops.add(node, self._per_channel(w["beta"] - w["moving_mean"] * scale)), *planes
+
+    def _pool(self, layer):
+        node, low, high = self.tensors[layer.inputs[0]]
+        pooled = self.ops.max_pool(node, [2] * 3, [1] * 3, [0] * 3, [0] * 3, [2] * 3)
+        return pooled.output(0), low // 2, high // 2
+
+    def _softmax(self, layer):
+        # Over the last axis, which is where the convolutions keep their channels: over axis 1 all is moved twice.
+        node, *planes = self.tensors[layer.inputs[0]]
+        node = self.ops.softmax(self.ops.transpose(node, np.array([0, 2, 3, 4, 1])), 4)
+        return self.ops.transpose(node, np.array([0, 4, 1, 2, 3])), *planes
+
+    def _smooth(self, layer):
+        node, low, high = self.tensors[layer.inputs[0]]
+        kernel = np.tile(gaussian_kernel(layer.sigma), (layer.channels, 1, 1, 1, 1, 1))
+        padding = self._padding(_reach(layer), low, high)
+        return self.ops.group_convolution(node, self.ops.constant(kernel), [1] * 3, *padding, [1] * 3), 0, 0

@@ -1,0 +1,91 @@
+"""The other engines against SynthSeg's own results: their numbers are other roundings of the same formulas."""
+
+import json
+import os
+import subprocess
+
+import numpy as np
+import pytest
+from golden_runs import GOLDEN, THREADS, read_labels
+from test_golden import CASES
+
+from synthseg_native import outputs
+from synthseg_native.compare import compare_label_maps
+
+pytestmark = pytest.mark.slow
+ENGINES = ("openvino", "torch")
+
+
+@pytest.fixture(scope="module")
+def run(request, root, tmp_path_factory):
+    """A function that runs an engine on a golden case once; returns its folder."""
+    done = {}
+
+    def run(engine, case, precision="float32", again=0):
+        key = engine, case, precision, again
+        if key not in done:
+            folder = done[key] = tmp_path_factory.mktemp("run")
+            image, flags = CASES[case]
+            files = {"o": "dseg.nii.gz", "margin": "margin.nii.gz", "volumes-tsv": "volumes.tsv", "record": "run.json"}
+            command = [request.getfixturevalue(f"{engine}_python"), "-m", "synthseg_native"]
+            command += ["--i", GOLDEN / f"{image}_image.nii.gz", "--model", root / "models/compact2mm", *flags]
+            command += [part for flag, file in files.items() for part in (f"--{flag}", folder / file)]
+            command += ["--engine", engine, "--precision", precision, "--threads", THREADS]
+            finished = subprocess.run(
+                [str(part) for part in command],
+                env={**os.environ, "PYTHONPATH": str(root / "src")}, capture_output=True, text=True,
+            )  # fmt: skip
+            if "does not compute in it" in finished.stderr:
+                done[key] = finished.stderr
+            else:
+                assert finished.returncode == 0, finished.stderr
+        if isinstance(done[key], str):
+            pytest.skip(done[key])
+        return done[key]
+
+    return run
+
+
+def compare(root, folder, case, **thresholds):
+    labels = root / "models/compact2mm/labels.tsv"
+    golden = GOLDEN / f"{case}_dseg.nii.gz"
+    result = compare_label_maps(folder / "dseg.nii.gz", golden, labels, folder / "margin.nii.gz", thresholds)
+    print(f"{case}: {result['n_voxels_different']} of {result['n_voxels_foreground']} foreground voxels differ")
+    return result
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_float32_equals_upstream(run, root, engine, case):
+    result = compare(root, run(engine, case), case)
+    assert result["verdict"] in ("identical", "equivalent"), result["verdict_reason"]
+    assert result["n_voxels_contralateral"] == 0
+    assert result["labels_lost"] == []
+
+
+@pytest.mark.parametrize("case", ["t1_default", "oblique_default", "thick_default", "t1_fast"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_bf16_is_near_upstream(run, root, engine, case):
+    result = compare(root, run(engine, case, "bf16"), case)
+    print({entry["name"]: entry["dice"] for entry in result["labels"]})
+    assert result["fraction_different"] <= 1e-3
+    for entry in result["labels"]:
+        assert abs(entry["n_voxels_difference"]) * 8 <= max(20, 0.01 * 8 * entry["n_voxels_reference"]), entry
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_twice_gives_the_same_labels_margins_and_volumes(run, engine, precision):
+    first, second = (run(engine, "t1_default", precision, again) for again in range(2))
+    for name in ("dseg.nii.gz", "margin.nii.gz"):
+        np.testing.assert_array_equal(read_labels(first / name)[0], read_labels(second / name)[0])
+    assert (first / "volumes.tsv").read_bytes() == (second / "volumes.tsv").read_bytes()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_record_says_what_ran(run, engine):
+    folder = run(engine, "t1_default", "bf16")
+    record = json.loads((folder / "run.json").read_text())
+    assert (record["engine"]["name"], record["precision"], record["device"]) == (engine, "bf16", "cpu")
+    assert record["engine"]["version"]
+    assert record["output"]["labels_sha256"] == outputs.labels_sha256(read_labels(folder / "dseg.nii.gz")[0])

@@ -1,0 +1,149 @@
+"""The OpenVINO engine against the formulas in NumPy, on small networks."""
+
+import json
+import os
+import subprocess
+
+import numpy as np
+import pytest
+
+from synthseg_native import engines, probes
+from synthseg_native.engines import openvino
+from synthseg_native.errors import SynthSegError
+from synthseg_native.network import layer_table
+
+# Runs in the OpenVINO environment: networks and volumes of several shapes, in slabs of several sizes.
+PROGRAM = """
+import json, sys
+import numpy as np
+from synthseg_native import probes
+from synthseg_native.engines import openvino
+from synthseg_native.network import layer_table
+
+def posteriors(engine, volume):
+    slabs = sorted(engine.posteriors(volume), key=lambda item: item[0])
+    assert [start for start, _ in slabs] == np.cumsum([0, *(len(slab) for _, slab in slabs[:-1])]).tolist()
+    return np.concatenate([slab for _, slab in slabs])
+
+found = {}
+rng = np.random.default_rng(3)
+values = lambda *shape: rng.standard_normal(shape, dtype=np.float32)
+for name, settings, shape in json.loads(sys.argv[1]):
+    table = layer_table(**settings)
+    weights = {
+        layer.name: {key: probes._plausible(values, key, size) for key, size in layer.weights.items()}
+        for layer in table if layer.weights
+    }
+    volume = values(*shape)
+    expected = probes._network(table, weights, volume)
+    engine = openvino.build(table, weights, volume.shape, threads=2)
+    found[name] = {"errors": [], "same": []}
+    whole = None
+    for slab in (1000, 16, 8):
+        openvino.SLAB = slab
+        result = posteriors(engine, volume)
+        whole = result if whole is None else whole
+        found[name]["errors"].append(float(np.abs(result - expected).max()))
+        found[name]["same"].append(bool(np.array_equal(posteriors(engine, volume), result)))
+    found[name]["type"] = str(result.dtype)
+    openvino.SLAB = 16
+    other = np.ascontiguousarray(volume[: shape[0] // 2, :, ::-1])
+    engine.reshape(other.shape)
+    found[name]["reshaped"] = float(np.abs(posteriors(engine, other) - probes._network(table, weights, other)).max())
+    try:
+        rough = openvino.build(table, weights, volume.shape, threads=2, precision="bf16")
+    except Exception as error:
+        found[name]["bf16"] = str(error)
+        continue
+    result = posteriors(rough, volume)
+    found[name]["bf16"] = [float(np.abs(result - expected).max()), float((result.argmax(-1) == expected.argmax(-1)).mean())]
+    # bfloat16 has 8 bits: posteriors that passed through it have the lower 16 of float32 empty.
+    found[name]["bits"] = float((result.view(np.uint32) & 0xFFFF != 0).mean())
+found["place"] = [engine.name, engine.version, engine.device]
+print(json.dumps(found))
+"""
+CASES = {
+    "like SynthSeg": ({"levels": 3, "features": 6, "labels": 5}, (48, 24, 20)),
+    "two levels": ({"levels": 2, "features": 4, "labels": 3}, (36, 6, 10)),
+    "three convolutions": ({"levels": 3, "features": 3, "labels": 4, "convolutions_per_level": 3}, (40, 8, 12)),
+    "not smoothed": ({"levels": 2, "features": 5, "labels": 4, "smoothing_sigma": 0}, (32, 8, 8)),
+}
+
+
+@pytest.fixture(scope="module")
+def found(root, openvino_python):
+    cases = json.dumps([(name, settings, shape) for name, (settings, shape) in CASES.items()])
+    done = subprocess.run(
+        [openvino_python, "-c", PROGRAM, cases],
+        env={**os.environ, "PYTHONPATH": str(root / "src")}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_slabs_give_what_the_whole_volume_gives(found, case):
+    assert max(found[case]["errors"]) < 1e-5
+    assert found[case]["type"] == "float32"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_twice_gives_the_same_bytes(found, case):
+    assert found[case]["same"] == [True] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_another_shape_needs_no_new_engine(found, case):
+    assert found[case]["reshaped"] < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_bf16_is_near_and_its_posteriors_are_not_rounded(found, case):
+    if isinstance(found[case]["bf16"], str):
+        assert "this CPU does not compute in it" in found[case]["bf16"]
+        pytest.skip("this CPU has no bfloat16")
+    error, equal = found[case]["bf16"]
+    assert 1e-6 < error < 0.1
+    assert equal > 0.97
+    assert found[case]["bits"] > 0.9
+
+
+@pytest.mark.slow
+def test_what_ran_is_known(found):
+    name, version, device = found["place"]
+    assert (name, device) == ("openvino", "cpu")
+    assert version[:2] == "20"
+
+
+def test_transposed_convolution_is_the_convolution_of_the_upsampled_image():
+    rng = np.random.default_rng(0)
+    x, kernel = rng.standard_normal((1, 3, 4, 5, 2)), rng.standard_normal((3, 3, 3, 2, 3)).astype(np.float32)
+    wide = openvino.transposed_kernel(kernel)
+    shape = [2 * n for n in x.shape[1:4]]
+    result = np.zeros((*[n + 2 for n in shape], 3))  # the transposed convolution by the book: each voxel spreads
+    for i, j, k in np.ndindex(x.shape[1:4]):
+        result[2 * i : 2 * i + 4, 2 * j : 2 * j + 4, 2 * k : 2 * k + 4] += np.tensordot(x[0, i, j, k], wide, (0, 3))
+    expected = probes._conv3d(probes._up_sampling3d(x), kernel, np.zeros(3))
+    np.testing.assert_allclose(result[1:-1, 1:-1, 1:-1], expected[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"device": "gpu"}, "device gpu: the openvino engine runs on the cpu"),
+        ({"precision": "float16"}, "precision float16: the openvino engine has float32 and bf16"),
+        ({"levels": 1}, "levels 1"),
+        ({"kernel": 5}, "convolutions of 3 alone"),
+    ],
+)
+def test_what_it_cannot_do_is_one_line(how, words):
+    network = {name: how.pop(name) for name in ("levels", "kernel") if name in how}
+    table = layer_table(**{"levels": 2, "features": 2, "labels": 2, **network})
+    with pytest.raises(SynthSegError, match=words) as caught:
+        engines.load("openvino").build(table, {}, (8, 8, 8), **how)
+    assert caught.value.exit_code == 2
