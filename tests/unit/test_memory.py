@@ -176,3 +176,38 @@ def test_the_layer_table_has_the_features_that_the_size_names(cards):
     table = network.layer_table(**cards["synthseg1"]["network"])
     size = memory.size_of(cards["synthseg1"], (181, 217, 181), (1, 1, 1))
     assert (size.features, size.labels) == (table[1].channels, table[-1].channels)
+
+
+def test_the_fit_finds_what_made_the_measurements(root, monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(root)
+    from benchmarks import fit_memory
+    from benchmarks.run import MEMORY_COLUMNS, MEMORY_SCANS
+
+    made_from = memory.Coefficients(base=310, read=30, network=4.2, posterior=1.5, mask=10, own=60)
+    lines = ["\t".join(MEMORY_COLUMNS)]
+    for name in ("synthseg1", "compact2mm"):
+        card = model.load(root / "models" / name).card
+        for shape, voxel_mm, own_grid in MEMORY_SCANS:
+            padded = memory.padded_shape(card, shape, (voxel_mm,) * 3)
+            peak = memory.peak(made_from, memory.size_of(card, shape, (voxel_mm,) * 3, own_grid=own_grid))
+            cells = [
+                "openvino",
+                "float32",
+                "cpu",
+                name,
+                *shape,
+                voxel_mm,
+                *padded,
+                str(own_grid).lower(),
+                f"{peak:.1f}",
+            ]
+            lines.append("\t".join(map(str, cells)))
+    (tmp_path / "memory.tsv").write_text("\n".join(lines) + "\n")
+    assert fit_memory.main([str(tmp_path / "memory.tsv")]) == 0
+    said = capsys.readouterr().out
+    table = {}
+    exec(said.partition("\n}\n")[0] + "\n}", {"Coefficients": memory.Coefficients, "REFERENCE": "reference"}, table)
+    assert set(table["TABLE"]) == set(memory.TABLE)
+    misses = [float(line.split("%")[0]) for line in said.partition("\n}\n")[2].splitlines()]
+    assert len(misses) == 2 * len(MEMORY_SCANS) and max(map(abs, misses)) < 3
+    assert fit_memory.main([str(tmp_path / "nowhere.tsv")]) == 2

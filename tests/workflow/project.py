@@ -139,16 +139,21 @@ class Project:
         return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in results if path.is_file()}
 
     def _name(self, path: Path) -> str | None:
-        """The job that makes a file: "native 01", "reference 01", "picture 01", "compare 01", or an aggregate."""
+        """The job that makes a file: "native 01", "reference 01", "picture 01", "compare 01", or an aggregate.
+
+        Of another engine than tensorflow its name follows: "native 01 openvino".
+        """
         parts = path.relative_to(self.folder / "results").parts
         described = len(parts) == 2 and parts[0] != "env"  # a derivative's dataset_description.json and the like
         if parts[0] in ("logs", ".state") or described:
             return None
+        if parts == ("engine.json",):
+            return "engine"
         if len(parts) == 1:
             return "summary" if not path.name.startswith("benchmark") else "benchmark"
         if parts[0] == "env":
             return "verify_env"
-        scan = parts[1].removeprefix("sub-")
+        scan = parts[1].removeprefix("sub-") + (f" {parts[0]}" if parts[0] not in ("reference", "tensorflow") else "")
         for ending, rule in (("_compare.json", "compare"), ("_qc.png", "picture")):
             if path.name.endswith(ending):
                 return f"{rule} {scan}"

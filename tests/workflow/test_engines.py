@@ -1,0 +1,101 @@
+"""Several engines, the word auto, and memory as a resource, in the real workflow."""
+
+import json
+from datetime import datetime
+
+import pytest
+from project import SUMMARY, Project, write_image
+
+from synthseg_native import memory
+
+pytestmark = pytest.mark.slow
+SCANS = ("01", "02")
+
+
+@pytest.fixture
+def project(finished, tmp_path) -> Project:
+    return finished.copy(tmp_path / "project")
+
+
+def jobs(*kinds, engine=""):
+    return [f"{kind} {scan} {engine}".strip() for kind in kinds for scan in SCANS]
+
+
+def add_statement(project, name):
+    path = project.folder / "src/synthseg_native" / name
+    path.write_text(path.read_text() + "\n_CHANGED = True\n")
+
+
+def test_two_engines_side_by_side(project, openvino_python):
+    """Each is compared with the reference, and nothing of one engine makes the other run again."""
+    project.configure(engines=["tensorflow", "openvino"])
+    call = project.run().expect(*jobs("native", "compare", engine="openvino"), "verify_env", "summary")
+    rows = project.summary()
+    assert [(row["participant_id"], row["engine"]) for row in rows] == [
+        (f"sub-{scan}", engine) for scan in SCANS for engine in ("tensorflow", "openvino")
+    ]
+    assert {row["verdict"] for row in rows} <= {"identical", "equivalent"}, rows
+    assert {row["picture"] for row in rows} != {"n/a"}
+    said = [line.split(",")[1] for line in call.output.splitlines() if line.startswith("Homogeneous: 2 runs")]
+    assert [words.split()[0] for words in said] == ["tensorflow", "openvino"]
+    project.run().expect()
+
+    add_statement(project, "engines/openvino.py")
+    project.run().expect(*jobs("native", "compare", engine="openvino"), "summary")
+    add_statement(project, "engines/tensorflow.py")
+    add_statement(project, "memory.py")
+    project.run().expect(*jobs("native", "compare"), "summary")
+    project.configure()
+    project.run().expect("summary")
+    assert project.label_map("01", "openvino").exists(), "an engine that leaves the list keeps its results"
+
+
+def test_auto_is_chosen_once(project, openvino_python):
+    project.configure(engines="auto")
+    call = project.run("-n", SUMMARY).expect()
+    assert "engine auto: chosen when the workflow runs" in call.output
+    call = project.run()
+    assert call.code == 0 and {"engine", "summary"} <= call.made, call.output
+    written = (project.folder / "results/engine.json").read_text()
+    chosen = json.loads(written)["engine"]
+    assert f"engine auto: {chosen} on the" in call.output
+    assert {row["engine"] for row in project.summary()} == {chosen}
+    project.run().expect()
+
+    # On another machine, with other findings: it stays, and a line says so.
+    elsewhere = json.loads(written)
+    elsewhere["machine"]["cpu"] = "another processor"
+    (project.folder / "results/engine.json").write_text(json.dumps(elsewhere))
+    call = project.run().expect()
+    assert f"{chosen} was chosen on another processor, and stays" in call.output
+
+    # The user's word changes it, and neither engine's results go.
+    project.configure(engines=["tensorflow"])
+    project.run()
+    assert {row["engine"] for row in project.summary()} == {"tensorflow"}
+    project.configure(engines="auto")
+    project.run().expect("summary")
+    assert {row["engine"] for row in project.summary()} == {chosen}
+
+
+def spans(project):
+    """(start, end) of the native runs."""
+    records = [json.loads(project.record(scan).read_text()) for scan in SCANS]
+    return sorted((datetime.fromisoformat(r["started"]), datetime.fromisoformat(r["finished"])) for r in records)
+
+
+def test_jobs_that_do_not_fit_into_memory_together_run_one_after_the_other(project):
+    """Pins workflow.global_resources, which Snakemake does not document, and that a limit of the user's counts."""
+    limit = memory.packing_mb()
+    project.configure(reference={"runtime": "none"}, memory_mb=int(0.6 * limit))
+    for seed, scan in enumerate(SCANS):
+        write_image(project.image(scan), seed=20 + seed)
+    project.run().expect(*jobs("native"), "summary")
+    (_, first_ends), (second_starts, _) = spans(project)
+    assert second_starts >= first_ends
+
+    for seed, scan in enumerate(SCANS):
+        write_image(project.image(scan), seed=30 + seed)
+    project.run("--resources", f"mem_mb={2 * limit}", "--", SUMMARY).expect(*jobs("native"), "summary")
+    (_, first_ends), (second_starts, _) = spans(project)
+    assert second_starts < first_ends
