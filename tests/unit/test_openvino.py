@@ -56,7 +56,8 @@ for name, settings, shape in json.loads(sys.argv[1]):
         found[name]["bf16"] = str(error)
         continue
     result = posteriors(rough, volume)
-    found[name]["bf16"] = [float(np.abs(result - expected).max()), float((result.argmax(-1) == expected.argmax(-1)).mean())]
+    equal = (result.argmax(-1) == expected.argmax(-1)).mean()
+    found[name]["bf16"] = [float(np.abs(result - expected).max()), float(equal)]
     # bfloat16 has 8 bits: posteriors that passed through it have the lower 16 of float32 empty.
     found[name]["bits"] = float((result.view(np.uint32) & 0xFFFF != 0).mean())
 found["place"] = [engine.name, engine.version, engine.device]

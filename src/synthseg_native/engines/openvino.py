@@ -12,17 +12,12 @@ concatenated tensor, by two identities: conv(concat(a, b)) = conv_a(a) + conv_b(
 an image upsampled by 2 is a transposed convolution of kernel 4 and stride 2 (`transposed_kernel`).
 """
 
-import os
-from collections import OrderedDict
-from pathlib import Path
-
 import numpy as np
 
 from ..errors import SynthSegError
 from ..network import NORMALISATION_EPSILON, gaussian_kernel
 
 SLAB = 16  # planes of the volume at a time; an even number
-KEPT = 12  # compiled graphs that stay in memory: those of two or three shapes
 BF16 = "bf16"
 # Kernel 4 of the transposed convolution from kernel 3 of the convolution, along one axis.
 TAPS = np.array([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], dtype=np.float64)
@@ -48,7 +43,7 @@ def build(table, weights, shape, *, device="cpu", threads=1, precision="float32"
 def _import():
     try:
         import openvino as ov
-        import openvino.opset13  # noqa: F401
+        import openvino.opset13
     except ImportError as error:
         raise SynthSegError(
             "usage", f"openvino: cannot be imported ({error}): install the environment envs/openvino.txt"
@@ -101,29 +96,28 @@ class OpenVINOEngine:
         self._ov, self._core, self._weights = ov, core, weights
         self._precision, self._threads = precision, threads
         self._parts(table)
-        self._compiled, self._used, self._stage = {}, set(), None
+        self._compiled, self._recent = {}, set()
+        self._used, self._stage = set(), None
 
     def reshape(self, shape):
-        """Go over to padded volumes of another shape (X, Y, Z); compiled graphs that fit it too are kept."""
+        """Go over to padded volumes of another shape (X, Y, Z). The graphs of the last shape are kept, and no others:
+        many fit both, and each has a copy of its weights."""
         self.shape = tuple(shape)
+        self._compiled = {key: self._compiled[key] for key in self._recent}
+        self._recent = set()
 
     def _parts(self, table):
         """Cut the table at the first pooling and the last upsampling."""
         kinds = [layer.kind for layer in table]
         pool, up = kinds.index("pool"), len(kinds) - 1 - kinds[::-1].index("up")
-        self._image, self._head, self._deep, self._tail = (
-            table[0],
-            table[1 : pool + 1],
-            table[pool + 1 : up],
-            table[up:],
-        )
+        self._image, self._head, self._deep = table[0], table[1 : pool + 1], table[pool + 1 : up]
         skip = table[up + 1].inputs[0]
         self._skip = next(layer for layer in table if layer.name == skip)
         # The last convolution, whose rounding is the posteriors', is done apart, in float32, with all that follows it.
-        cut = len(self._tail)
+        cut = len(table)
         if self._precision == BF16:
-            cut = max(number for number, layer in enumerate(self._tail) if layer.kind == "conv")
-        self._tail, self._last = self._tail[:cut], self._tail[cut:]
+            cut = len(kinds) - 1 - kinds[::-1].index("conv")
+        self._tail, self._last = table[up:cut], table[cut:]
         self._head_reach, self._tail_reach = sum(map(_reach, self._head)), sum(map(_reach, self._tail))
         self._last_reach = sum(map(_reach, self._last))
         # Planes of the deep tensor beyond a slab: half of those that the skip tensor has, rounded up.
@@ -194,6 +188,7 @@ class OpenVINOEngine:
         if key not in self._compiled:
             self._compiled[key] = self._compile(part, low, high, inputs)
         self._used.add(key)
+        self._recent.add(key)
         request = self._compiled[key].create_infer_request()
         for number, array in enumerate(inputs):
             request.set_input_tensor(number, self._tensor(array))
@@ -277,7 +272,7 @@ class Graph:
         reach, parts = _reach(layer), [source]
         if source in self.noted:
             parts = self.noted[source].inputs
-        total, first = None, 0
+        total, first, planes = None, 0, None
         for name in parts:
             upsampled = self.noted.get(name)
             node, low, high = self.tensors[upsampled.inputs[0] if upsampled else name]
