@@ -13,6 +13,7 @@ from .network import NORMALISATION_EPSILON, gaussian_kernel, layer_table
 # Largest difference to the CPU in results of order 1. Other orders of summation stay below 1e-5; reduced precision
 # (TF32, bfloat16) and wrong kernels do not.
 TOLERANCE = 1e-4
+TOLERANCE_BF16 = 0.05  # of posteriors: with 8 bits of mantissa small networks stay below 0.02
 
 
 class Device(Protocol):
@@ -20,6 +21,7 @@ class Device(Protocol):
 
     name: str  # "CPU:0", "GPU:0"
     kind: str  # "cpu" or "gpu": what the engine is told
+    precisions: list  # of "float32", "bf16": those that the device says it has
     description: str  # the maker's name for it, or ""
 
     def run(self, operation: str, inputs: dict) -> tuple[np.ndarray, str]:
@@ -38,6 +40,7 @@ class Probe:
     operation: str
     inputs: dict = field(repr=False)
     needed: bool = True
+    precision: str = "float32"  # a device without it is not asked
 
 
 def probes() -> list[Probe]:
@@ -51,14 +54,18 @@ def probes() -> list[Probe]:
         kernel = values(3, 3, 3, shape[-1], labels) / np.float32(np.sqrt(27 * shape[-1]))
         return {"x": values(*shape), "kernel": kernel, "bias": values(labels)}
 
+    def network(*shape, **more):
+        table = layer_table(**more)
+        weights = {
+            layer.name: {name: _plausible(values, name, shape) for name, shape in layer.weights.items()}
+            for layer in table
+            if layer.weights
+        }
+        return {"table": table, "weights": weights, "x": values(*shape)}
+
     moments = {"mean": values(5), "variance": values(5) ** 2 + 0.1, "offset": values(5), "scale": values(5)}
     normalisation = {"x": values(1, 6, 8, 10, 5), **moments}
-    table = layer_table(levels=3, features=4, labels=5)
-    weights = {
-        layer.name: {name: _plausible(values, name, shape) for name, shape in layer.weights.items()}
-        for layer in table
-        if layer.weights
-    }
+    small = network(32, 24, 16, levels=3, features=4, labels=5)
     return [
         Probe("ELU", "elu", {"x": 3 * values(1, 6, 8, 10, 4)}),
         Probe("softmax", "softmax", {"x": 5 * values(1, 6, 8, 10, 7)}),
@@ -67,8 +74,19 @@ def probes() -> list[Probe]:
         Probe("batch normalisation, 5-D", "batch_normalisation", normalisation),
         Probe("batch normalisation, 5-D, fused", "fused_batch_normalisation", normalisation, needed=False),
         Probe("Conv3D", "conv3d", convolution(1, 7, 9, 11, 4, labels=6)),
-        Probe("Conv3D, 256x256 plane", "conv3d", convolution(1, 2, 256, 256, 4, labels=4)),
-        Probe("small network", "network", {"table": table, "weights": weights, "x": values(32, 24, 16)}),
+        Probe(
+            "Conv3D per channel", "depthwise_conv3d", {"x": values(1, 7, 9, 11, 6), "kernel": values(3, 3, 3, 1, 6) / 3}
+        ),
+        Probe("small network", "network", small),
+        # Planes as large as those of a 256x256x256 image, and as many channels as SynthSeg has there: some kernels are
+        # wrong from a size on.
+        Probe("Conv3D, 256x256 plane", "conv3d", convolution(1, 2, 256, 256, 24, labels=24)),
+        Probe(
+            "network, 256x256 plane",
+            "network",
+            network(4, 256, 256, levels=2, features=24, labels=7, convolutions_per_level=1),
+        ),
+        Probe("small network, bf16", "network", {**small, "precision": "bf16"}, needed=False, precision="bf16"),
     ]
 
 
@@ -84,11 +102,15 @@ def examine(device: Device, baseline: dict) -> list[dict]:
 
     baseline: results of the CPU by probe; where it has none, the formula in NumPy is the measure. For a CPU the caller
     passes an empty dict, which is filled with the results that were right.
-    Rows: device, probe, needed, ran_on, ok, max_difference, compared_with, error (None where ok).
+    Probes of a precision that the device does not have are left out. Rows: device, probe, needed, precision, ran_on,
+    ok, max_difference, compared_with, error (None where ok).
     """
     rows, lost = [], None
     for probe in probes():
-        row = {"device": device.name, "probe": probe.name, "needed": probe.needed, "ran_on": None, "ok": False}
+        if probe.precision not in device.precisions:
+            continue
+        row = {"device": device.name, "probe": probe.name, "needed": probe.needed, "precision": probe.precision}
+        row |= {"ran_on": None, "ok": False}
         row |= {"max_difference": None, "compared_with": "cpu" if probe.name in baseline else "numpy", "error": lost}
         rows.append(row)
         if lost:
@@ -98,7 +120,7 @@ def examine(device: Device, baseline: dict) -> list[dict]:
             expected = baseline.get(probe.name)
             if expected is None:
                 expected = FORMULAS[probe.operation](**probe.inputs)
-            row["max_difference"], row["error"] = _judge(np.asarray(result), expected)
+            row["max_difference"], row["error"] = _judge(np.asarray(result), expected, probe.precision)
         except DeviceLost as error:
             row["error"] = _one_line(error)
             lost = "not tried: the device was lost"
@@ -112,14 +134,15 @@ def examine(device: Device, baseline: dict) -> list[dict]:
     return rows
 
 
-def _judge(result, expected):
+def _judge(result, expected, precision):
     """Largest absolute difference, and what is wrong with the result or None."""
     if result.shape != expected.shape:
         return None, f"shape {result.shape} instead of {expected.shape}"
     if not np.isfinite(result).all():
         return None, "not finite"
     difference = float(np.abs(result.astype(np.float64) - expected).max())
-    return difference, None if difference <= TOLERANCE else f"wrong numbers: off by {difference:.1e}"
+    tolerance = TOLERANCE_BF16 if precision == "bf16" else TOLERANCE
+    return difference, None if difference <= tolerance else f"wrong numbers: off by {difference:.1e}"
 
 
 def _one_line(error):
@@ -145,6 +168,13 @@ def decide(rows: list[dict], devices: list[Device]) -> dict:
     return {"device": None, "reason": "; ".join(reasons) or "no device"}
 
 
+def sound_precisions(rows: list[dict], device: Device) -> list[str]:
+    """The precisions that a device says it has and whose probes it passed, from the rows of `examine`."""
+    mine = [row for row in rows if row["device"] == device.name and not row["ok"]]
+    bad = {row["precision"] for row in mine if row["needed"] or row["precision"] != "float32"}
+    return [precision for precision in device.precisions if precision not in bad]
+
+
 # The formulas. Arrays (batch, x, y, z, channels), float32 in, computed in float64, float32 out.
 
 
@@ -157,6 +187,12 @@ def _conv3d(x, kernel, bias):
             np.float64
         )
     return (out + bias).astype(np.float32)
+
+
+def _depthwise_conv3d(x, kernel):
+    """Each channel with a kernel of its own: (x, y, z, 1, channels)."""
+    channels = range(x.shape[-1])
+    return np.concatenate([_conv3d(x[..., i : i + 1], kernel[..., i : i + 1], 0) for i in channels], axis=-1)
 
 
 def _max_pool3d(x):
@@ -181,8 +217,8 @@ def _softmax(x):
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
-def _network(table, weights, x):
-    """The layer table, one array per layer; x is (X, Y, Z), the result (X, Y, Z, labels)."""
+def _network(table, weights, x, precision="float32"):
+    """The layer table, one array per layer; x is (X, Y, Z), the result (X, Y, Z, labels). Precise at any precision."""
     done = {table[0].name: x[None, ..., None]}
     for layer in table[1:]:
         first, *others = (done[name] for name in layer.inputs)
@@ -195,8 +231,7 @@ def _network(table, weights, x):
         elif layer.kind == "concat":
             out = np.concatenate([first, *others], axis=-1)
         elif layer.kind == "smooth":
-            kernel = gaussian_kernel(layer.sigma)[..., None, None]
-            out = np.concatenate([_conv3d(c, kernel, 0) for c in np.split(first, layer.channels, axis=-1)], axis=-1)
+            out = _depthwise_conv3d(first, np.repeat(gaussian_kernel(layer.sigma)[..., None, None], layer.channels, -1))
         else:
             out = {"pool": _max_pool3d, "up": _up_sampling3d, "softmax": _softmax}[layer.kind](first)
         done[layer.name] = out
@@ -205,6 +240,7 @@ def _network(table, weights, x):
 
 FORMULAS = {
     "conv3d": _conv3d,
+    "depthwise_conv3d": _depthwise_conv3d,
     "max_pool3d": _max_pool3d,
     "up_sampling3d": _up_sampling3d,
     "elu": _elu,

@@ -10,13 +10,17 @@ import json
 import os
 import platform
 import sys
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
 
 from . import record
 
-SCHEMA = 1
-BACKENDS = {"tensorflow": "verify_tensorflow"}  # environment: the module that knows its devices
+SCHEMA = 2  # of the finding; 2: with precisions
+BACKENDS = {  # environment: the module that knows its runtime (`verify_process`)
+    "tensorflow": "verify_tensorflow",
+    "openvino": "verify_openvino",
+    "torch": "verify_torch",
+}
 
 # The CPU features that decide which kernels a runtime picks.
 _FEATURES = ("sse4", "avx", "fma", "f16c", "amx", "asimd", "neon", "sve", "bf16", "i8mm")
@@ -83,7 +87,7 @@ def ensure_verified(environment: str, folder) -> dict | None:
     for name in (f"{environment}.json", f"{environment}-{wanted[:8]}.json"):
         with contextlib.suppress(OSError, ValueError):
             finding = json.loads((Path(folder) / name).read_text(encoding="utf-8"))
-            if finding.get("fingerprint") == wanted:
+            if (finding.get("schema"), finding.get("fingerprint")) == (SCHEMA, wanted):
                 return finding
     return None
 
@@ -92,22 +96,28 @@ def verify(environment: str, find_devices=None) -> dict:
     """Probe the devices of an environment's runtime and decide. Runs in that environment's interpreter.
 
     find_devices: returns versions, the devices seen, the devices to probe (`probes.Device`); the runtime's by default.
-    Never raises for a device's sake: what fails is in the finding. It holds no time stamps: the same machine gives the
-    same finding.
+    The finding's "precisions" are those that the decided device has and passed. Never raises for a device's sake: what
+    fails is in the finding. It holds no time stamps: the same machine gives the same finding.
     """
     finding = {"schema": SCHEMA, "environment": environment, "fingerprint": fingerprint(environment)}
     finding |= {"machine": machine(), "versions": _versions(), "devices": [], "probes": []}
+    finding["precisions"] = []
     devices = []
     try:
-        from . import probes
+        from . import probes, verify_process
 
-        find_devices = find_devices or import_module(f".{BACKENDS[environment]}", __package__).find_devices
-        versions, finding["devices"], devices = find_devices()
+        if find_devices is None:
+            versions, finding["devices"], devices = verify_process.find_devices(BACKENDS[environment])
+        else:
+            versions, finding["devices"], devices = find_devices()
         finding["versions"] |= versions
         baseline = {}
         for device in sorted(devices, key=lambda device: device.kind != "cpu"):  # the CPU first: it is the measure
             finding["probes"] += probes.examine(device, baseline)
         finding["decision"] = probes.decide(finding["probes"], devices)
+        for device in devices:
+            if device.kind == finding["decision"]["device"]:
+                finding["precisions"] = probes.sound_precisions(finding["probes"], device)
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         finding["decision"] = {"device": None, "reason": reason}
@@ -154,7 +164,8 @@ def table(finding: dict) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(6)]
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     decision = finding["decision"]
-    return "\n".join([*lines, "", f"device: {decision['device'] or 'none'} ({decision['reason']})"])
+    lines += ["", f"device: {decision['device'] or 'none'} ({decision['reason']})"]
+    return "\n".join([*lines, f"precisions: {', '.join(finding['precisions']) or 'none'}"])
 
 
 def main(environment, out):

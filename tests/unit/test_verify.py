@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -11,17 +12,39 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from synthseg_native import probes, verify, verify_tensorflow
+from synthseg_native import probes, verify, verify_process
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY / "src")}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def formulas_once():
+    """The formulas, but each computes the same inputs once: they are slow, and the probes are always the same."""
+    known = {}
+
+    def remembered(name, formula):
+        def compute(**inputs):
+            key = name, hash(pickle.dumps({**inputs, "precision": ""}))
+            if key not in known:
+                known[key] = formula(**inputs)
+            return known[key].copy()
+
+        return compute
+
+    formulas = dict(probes.FORMULAS)
+    for name in ("conv3d", "network"):
+        probes.FORMULAS[name] = remembered(name, formulas[name])
+    yield
+    probes.FORMULAS.update(formulas)
+
+
 class FakeDevice:
     """A device that computes with the formulas, but for what `change` does to a result."""
 
-    def __init__(self, kind="cpu", change=None, description=""):
+    def __init__(self, kind="cpu", change=None, description="", precisions=("float32",)):
         self.name, self.kind, self.description = f"{kind.upper()}:0", kind, description
+        self.precisions = list(precisions)
         self.change = change or (lambda operation, result: result)
         self.asked = []
 
@@ -33,7 +56,7 @@ class FakeDevice:
 
 def find(*devices):
     """What a runtime would report: these devices."""
-    seen = [{"name": d.name, "kind": d.kind, "description": d.description} for d in devices]
+    seen = [{name: getattr(d, name) for name in ("name", "kind", "description", "precisions")} for d in devices]
     return lambda: ({"runtime": "1.0"}, seen, list(devices))
 
 
@@ -62,7 +85,17 @@ def test_a_cpu_alone():
     assert decision == {"device": "cpu", "reason": "CPU:0 passed every probe"}
     assert {row["compared_with"] for row in rows} == {"numpy"}
     names = " ".join(row["probe"] for row in rows)
-    for operation in ("Conv3D", "MaxPool3D", "UpSampling3D", "ELU", "5-D", "fused", "softmax", "256x256", "network"):
+    for operation in (
+        "Conv3D",
+        "MaxPool3D",
+        "UpSampling3D",
+        "ELU",
+        "5-D",
+        "fused",
+        "softmax",
+        "256x256 plane",
+        "small network",
+    ):
         assert operation in names
 
 
@@ -115,7 +148,73 @@ def test_a_gpu_that_is_wrong_on_large_planes_only():
 
     decision, rows = decide(FakeDevice(), FakeDevice("gpu", change))
     assert decision["device"] == "cpu"
-    assert list(bad(rows)) == ["Conv3D, 256x256 plane"]
+    assert list(bad(rows)) == ["Conv3D, 256x256 plane", "network, 256x256 plane"]
+
+
+def test_a_gpu_that_puts_large_slabs_together_wrongly():
+    def change(operation, result):
+        return np.roll(result, 1, axis=0) if operation == "network" and result.shape[1] == 256 else result
+
+    decision, rows = decide(FakeDevice(), FakeDevice("gpu", change))
+    assert decision["device"] == "cpu"
+    assert list(bad(rows)) == ["network, 256x256 plane"]
+
+
+# Precisions
+
+
+def rough(off):
+    """A change that spoils the network in bf16 only, where that is the second small network asked for."""
+    small = []
+
+    def change(operation, result):
+        if operation == "network" and len(result) == 32:
+            small.append(result)
+            return result + np.float32(off) if len(small) == 2 else result
+        return result
+
+    return change
+
+
+def precisions_of(*devices):
+    finding = verify.verify("torch", find(*devices))
+    return finding["precisions"], finding
+
+
+def test_precisions_are_those_of_the_device_that_is_used():
+    cpu, gpu = FakeDevice(precisions=["float32", "bf16"]), FakeDevice("gpu")
+    found, finding = precisions_of(cpu, gpu)
+    assert finding["decision"]["device"] == "gpu" and found == ["float32"]
+    asked = {row["device"] for row in finding["probes"] if row["precision"] == "bf16"}
+    assert asked == {"CPU:0"}  # a device is not asked for what it does not have
+    assert precisions_of(cpu)[0] == ["float32", "bf16"]
+
+
+def test_bf16_may_be_rough_but_not_wrong():
+    both = ["float32", "bf16"]
+    found, finding = precisions_of(FakeDevice(), FakeDevice("gpu", rough(0.02), precisions=both))
+    assert found == both and finding["decision"]["device"] == "gpu"
+    found, finding = precisions_of(FakeDevice(), FakeDevice("gpu", rough(0.2), precisions=both))
+    assert found == ["float32"] and finding["decision"]["device"] == "gpu"  # float32 is sound
+    assert re.match("wrong numbers", bad(finding["probes"])["small network, bf16"])
+
+
+def test_a_gpu_that_dies_in_bf16_is_used_in_float32():
+    calls = []
+
+    def change(operation, result):
+        calls.append(operation)
+        if calls.count("network") == 3:
+            raise probes.DeviceLost("the process died (SIGABRT)")
+        return result
+
+    found, finding = precisions_of(FakeDevice(), FakeDevice("gpu", change, precisions=["float32", "bf16"]))
+    assert finding["decision"]["device"] == "gpu" and found == ["float32"]
+
+
+def test_nothing_works_in_no_precision():
+    broken = FakeDevice(change=lambda operation, result: fail("no"), precisions=["float32", "bf16"])
+    assert precisions_of(broken)[0] == []
 
 
 def test_a_gpu_that_is_lost_is_not_asked_again():
@@ -141,10 +240,11 @@ def test_a_broken_cpu_is_not_the_measure():
 
 def test_nothing_works_is_told_not_raised(monkeypatch, tmp_path, capsys):
     everything_fails = FakeDevice(change=lambda operation, result: fail("illegal instruction"))
-    monkeypatch.setattr(verify_tensorflow, "find_devices", find(everything_fails))
+    monkeypatch.setattr(verify_process, "find_devices", lambda runtime: find(everything_fails)())
     assert verify.main("tensorflow", tmp_path / "env" / "tensorflow.json") == 1
     out, err = capsys.readouterr()
-    assert out.splitlines()[-1].startswith("device: none (CPU:0 recognised but not used: ELU and 7 more")
+    assert out.splitlines()[-2].startswith("device: none (CPU:0 recognised but not used: ELU and 9 more")
+    assert out.splitlines()[-1] == "precisions: none"
     assert err.count("\n") == 1 and "no device works here" in err
     assert json.loads((tmp_path / "env" / "tensorflow.json").read_text())["decision"]["device"] is None
 
@@ -165,7 +265,12 @@ def test_convolution_formula():
         sum(ndimage.correlate(x[0, ..., i], kernel[..., i, o], mode="constant") for i in range(2)) + bias[o]
         for o in range(3)
     ]
-    np.testing.assert_allclose(probes.FORMULAS["conv3d"](x, kernel, bias)[0], np.stack(expected, -1), atol=1e-5)
+    result = probes.FORMULAS["conv3d"](x=x, kernel=kernel, bias=bias)
+    np.testing.assert_allclose(result[0], np.stack(expected, -1), atol=1e-5)
+    kernel = rng.normal(size=(3, 3, 3, 1, 2))
+    expected = [ndimage.correlate(x[0, ..., i], kernel[..., 0, i], mode="constant") for i in range(2)]
+    result = probes.FORMULAS["depthwise_conv3d"](x, kernel)
+    np.testing.assert_allclose(result[0], np.stack(expected, -1), atol=1e-5)
 
 
 def test_small_formulas():
@@ -187,10 +292,10 @@ def pretended(tmp_path, monkeypatch):
 
     def write(text):
         (tmp_path / "tensorflow.py").write_text("import os, signal, sys, time\n" + text)
-        return verify.verify("tensorflow", verify_tensorflow.find_devices)
+        return verify.verify("tensorflow")
 
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(verify_tensorflow, "START_S", 20)
+    monkeypatch.setattr(verify_process, "START_S", 20)
     return write
 
 
@@ -205,7 +310,7 @@ def test_tensorflow_that_takes_the_process_down(pretended):
 
 
 def test_tensorflow_that_hangs(pretended, monkeypatch):
-    monkeypatch.setattr(verify_tensorflow, "START_S", 3)
+    monkeypatch.setattr(verify_process, "START_S", 3)
     assert pretended("time.sleep(600)")["decision"]["reason"] == "no answer within 3 s"
 
 
@@ -225,7 +330,7 @@ nn.elu = elu
     [("os.abort()", "the process died (SIGABRT): fatal"), ("time.sleep(600)", "no answer within 3 s")],
 )
 def test_a_device_that_dies_or_hangs_in_a_probe(pretended, monkeypatch, fault, error):
-    monkeypatch.setattr(verify_tensorflow, "PROBE_S", 3)
+    monkeypatch.setattr(verify_process, "PROBE_S", 3)
     finding = pretended(PRETENDED.replace("FAULT", fault))
     assert finding["versions"]["tensorflow"] == "2"
     assert finding["probes"][0]["error"] == error
@@ -282,8 +387,12 @@ def test_a_finding_counts_for_its_machine_only(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_damaged_finding_is_none(tmp_path):
-    (tmp_path / "tensorflow.json").write_text('{"fingerprint": ')
+def test_a_damaged_finding_or_one_of_an_older_schema_is_none(tmp_path):
+    path = tmp_path / "tensorflow.json"
+    path.write_text('{"fingerprint": ')
+    assert verify.ensure_verified("tensorflow", tmp_path) is None
+    finding = verify.verify("tensorflow", find(FakeDevice()))
+    verify.write({**finding, "schema": 1}, path)
     assert verify.ensure_verified("tensorflow", tmp_path) is None
 
 
@@ -296,36 +405,69 @@ def test_table_is_aligned():
     assert next(line for line in lines if "no kernel" in line).startswith("GPU:0   softmax")
 
 
-# TensorFlow itself
+# The runtimes themselves
+
+
+def check_machine(environment, python, folder):
+    """Verify an environment in its interpreter; its CPU must pass every probe."""
+    out = folder / f"{environment}.json"
+    command = [python, REPOSITORY / "scripts" / "verify_env.py", "--environment", environment, "--out", out]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    finding = json.loads(out.read_text())
+    assert finding == verify.ensure_verified(environment, folder)  # from another interpreter
+    assert finding["decision"]["device"] in ("cpu", "gpu")
+    assert environment in finding["versions"]
+    cpu = [row for row in finding["probes"] if row["device"] == "CPU:0"]
+    precisions = next(device["precisions"] for device in finding["devices"] if device["name"] == "CPU:0")
+    assert [row["probe"] for row in cpu] == [p.name for p in probes.probes() if p.precision in precisions]
+    assert all(row["ok"] for row in cpu), cpu
+    assert all(row["max_difference"] < 2e-5 for row in cpu if row["precision"] == "float32"), cpu
+    return finding
 
 
 @pytest.mark.slow
 def test_tensorflow_on_this_machine(tensorflow_python, tmp_path):
-    out = tmp_path / "tensorflow.json"
-    command = [tensorflow_python, REPOSITORY / "scripts" / "verify_env.py", "--environment", "tensorflow", "--out", out]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    finding = json.loads(out.read_text())
-    assert finding == verify.ensure_verified("tensorflow", tmp_path)  # from another interpreter
-    assert finding["decision"]["device"] in ("cpu", "gpu")
-    cpu = [row for row in finding["probes"] if row["device"] == "CPU:0"]
-    assert len(cpu) == len(probes.probes())
-    assert all(row["ok"] and row["max_difference"] < 1e-5 for row in cpu)
+    assert check_machine("tensorflow", tensorflow_python, tmp_path)["precisions"] == ["float32"]
 
 
 @pytest.mark.slow
-def test_tensorflow_does_not_run_a_missing_gpu_on_the_cpu_unseen(tensorflow_python):
-    code = """
-from synthseg_native import probes, verify_tensorflow
-cpu = verify_tensorflow.TensorFlowDevice("CPU:0", "cpu", "")
+def test_openvino_on_this_machine(openvino_python, tmp_path):
+    finding = check_machine("openvino", openvino_python, tmp_path)
+    assert finding["decision"]["device"] == "cpu" and len(finding["devices"]) == 1
+    assert finding["precisions"] == finding["devices"][0]["precisions"]
+
+
+@pytest.mark.slow
+def test_torch_on_this_machine(torch_python, tmp_path):
+    finding = check_machine("torch", torch_python, tmp_path)
+    gpus = [device for device in finding["devices"] if device["kind"] == "gpu"]
+    asked = {row["device"] for row in finding["probes"]}
+    assert asked == {"CPU:0", "GPU:0"} if gpus else {"CPU:0"}
+    if finding["decision"]["device"] == "gpu":
+        gpu = [row for row in finding["probes"] if row["device"] == "GPU:0" and row["needed"]]
+        assert all(row["ok"] and row["ran_on"] == "GPU:0" for row in gpu)
+
+
+MISSING_GPU = """
+from synthseg_native import probes, verify_process
+runtime = "verify_{}"
+cpu = verify_process.ProcessDevice(runtime, "CPU:0", "cpu")
 seen = cpu.start()[1]
 cpu.close()
 if len(seen) == 1:
-    gpu = verify_tensorflow.TensorFlowDevice("GPU:0", "gpu", "")
-    rows = probes.examine(gpu, {})
+    gpu = verify_process.ProcessDevice(runtime, "GPU:0", "gpu")
+    rows = probes.examine(gpu, {{}})
     gpu.close()
-    assert len(rows) == len(probes.probes()) and not any(row["ok"] for row in rows), rows
+    assert len(rows) == len(probes.probes()) - 1 and not any(row["ok"] for row in rows), rows
     print(rows[0]["error"])
 """
-    done = subprocess.run([tensorflow_python, "-c", code], env=ENVIRONMENT, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("environment", ["tensorflow", "torch"])
+def test_a_missing_gpu_is_not_the_cpu_unseen(environment, request):
+    python = request.getfixturevalue(f"{environment}_python")
+    command = [python, "-c", MISSING_GPU.format(environment)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
