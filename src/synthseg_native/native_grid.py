@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .image import sample_positions
+from .image import sample_positions, workers
+
+PART = 16  # planes that are filled at a time
 
 
 @dataclass
@@ -41,7 +43,7 @@ def nearest_labels(labels, factor, shape) -> GridLabels:
     return GridLabels(result, [v for v in present if not any(np.any(plane == v) for plane in result)], [])
 
 
-def labels_on_grid(posteriors, values, factor, shape, origin=(0, 0, 0)) -> GridLabels:
+def labels_on_grid(posteriors, values, factor, shape, origin=(0, 0, 0), threads=1) -> GridLabels:
     """The likeliest label of each voxel after bringing the posteriors to its grid; the first one on a tie.
 
     posteriors : (x, y, z, N) float32, normalised, background first · values : (N,) int32, label per channel
@@ -59,20 +61,13 @@ def labels_on_grid(posteriors, values, factor, shape, origin=(0, 0, 0)) -> GridL
     if np.any(np.add(origin, posteriors.shape[:3]) > grid):
         raise ValueError(f"{posteriors.shape[:3]} voxels at {origin} do not fit in {grid}, from {shape} by {factor}")
     taps = [_taps(*sizes) for sizes in zip(shape, factor, grid, strict=True)]
-    start, stop, expected = _survey(posteriors, origin)
+    start, stop, expected = _survey(posteriors, origin, threads)
 
-    channel = np.zeros(shape, dtype=np.int16)
-    best = np.zeros(shape, dtype=np.float32)
     foreground = np.nonzero(stop[1:, 0])[0] + 1
     if len(foreground):
         start[0], stop[0] = start[foreground].min(axis=0), stop[foreground].max(axis=0)
-    for k in [0, *(np.nonzero(expected[1:])[0] + 1)]:  # a label that wins nowhere there must not win here
-        for place, plane in _planes(posteriors, origin, k, start[k], stop[k], taps):
-            better = plane > best[place]
-            best[place][better] = plane[better]
-            channel[place][better] = k
-    del best
-
+    candidates = [0, *(np.nonzero(expected[1:])[0] + 1)]  # a label that wins nowhere there must not win here
+    channel = _likeliest(posteriors, origin, candidates, start, stop, taps, shape, threads)
     counts = sum(np.bincount(plane.ravel(), minlength=n) for plane in channel)
     lost = np.nonzero((expected > 0) & (counts == 0))[0]
     quota = {k: round(expected[k] / np.prod(factor)) for k in lost if k > 0}
@@ -124,26 +119,54 @@ def _taps(n, factor, size):
     return np.minimum(index[used], size - 1), weight[used].astype(np.float32)
 
 
-def _survey(posteriors, origin):
+def _survey(posteriors, origin, threads):
     """Where each channel is not zero on the network's grid, start and stop (N, 3), and how often it is the largest."""
     n = posteriors.shape[3]
     order = np.argsort([-abs(s) for s in posteriors.strides[:3]], kind="stable")  # as it lies in memory
-    memory = posteriors.transpose(*order, 3)
-    present = [np.zeros((size, n), dtype=bool) for size in memory.shape[:3]]
+    memory = posteriors.transpose(order[0], 3, *order[1:])
+    present = [np.zeros((size, n), dtype=bool) for size in posteriors.transpose(*order, 3).shape[:3]]
+
+    def look(i, channels):
+        inside = channels > 0
+        rows, columns = inside.any(axis=2), inside.any(axis=1)
+        present[0][i] = rows.any(axis=1)
+        best = channels[0].copy()
+        winner = np.zeros(best.shape, dtype=np.intp)
+        for k in np.nonzero(present[0][i, 1:])[0] + 1:
+            np.copyto(winner, k, where=channels[k] > best)
+            np.maximum(best, channels[k], out=best)
+        return rows.T, columns.T, np.bincount(winner.ravel(), minlength=n)
+
     winners = np.zeros(n, dtype=np.int64)
-    for i, plane in enumerate(memory):
-        inside = plane > 0
-        rows = inside.any(axis=0)
-        present[0][i] = rows.any(axis=0)
-        present[1] |= inside.any(axis=1)
-        present[2] |= rows
-        winners += np.bincount(plane.argmax(axis=-1).ravel(), minlength=n)
+    with workers(threads) as each:
+        for rows, columns, counts in each(look, range(len(memory)), memory):
+            present[1] |= rows
+            present[2] |= columns
+            winners += counts
     start, stop = np.zeros((2, n, 3), dtype=np.intp)
     for axis, there in zip(order, present, strict=True):
         any_there = there.any(axis=0)
         start[:, axis] = np.where(any_there, there.argmax(axis=0) + origin[axis], 0)
         stop[:, axis] = np.where(any_there, len(there) - there[::-1].argmax(axis=0) + origin[axis], 0)
     return start, stop, winners
+
+
+def _likeliest(posteriors, origin, candidates, start, stop, taps, shape, threads):
+    """The likeliest of the candidates, the first one on a tie, for each of the input's voxels: int16."""
+    channel = np.zeros(shape, dtype=np.int16)
+    best = np.zeros(shape, dtype=np.float32)
+
+    def fill(part):
+        some = [tuple(along[:, part] for along in taps[0]), *taps[1:]]
+        for k in candidates:
+            for place, plane in _planes(posteriors, origin, k, start[k], stop[k], some):
+                so_far = best[part][place]
+                np.copyto(channel[part][place], k, where=plane > so_far)
+                np.maximum(plane, so_far, out=so_far)
+
+    with workers(threads) as each:
+        each(fill, [slice(x, x + PART) for x in range(0, shape[0], PART)])
+    return channel
 
 
 def _planes(posteriors, origin, k, start, stop, taps):

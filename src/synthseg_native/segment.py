@@ -156,6 +156,7 @@ class Segmenter:
                         factor,
                         input_shape,
                         image.crop_origin(prepared),
+                        options.threads,
                     )
                 own_map = own.labels
                 notes["output"]["native_grid"] = {

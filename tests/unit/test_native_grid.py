@@ -104,9 +104,10 @@ def test_views_give_what_copies_give(axes, flipped):
     ras = np.stack([np.ascontiguousarray(image.to_ras(p, axes, flipped)) for p in np.moveaxis(posteriors, 3, 0)], -1)
     view = ras[tuple(slice(None, None, -1 if flip else 1) for flip in flipped)].transpose(*np.argsort(axes), 3)
     np.testing.assert_array_equal(view, posteriors)
-    np.testing.assert_array_equal(
-        labels_on_grid(view, VALUES, factor, shape).labels, labels_on_grid(posteriors, VALUES, factor, shape).labels
-    )
+    expected = labels_on_grid(posteriors, VALUES, factor, shape).labels
+    np.testing.assert_array_equal(labels_on_grid(view, VALUES, factor, shape).labels, expected)
+    planar = np.moveaxis(np.ascontiguousarray(np.moveaxis(posteriors, 3, 1)), 1, 3)
+    np.testing.assert_array_equal(labels_on_grid(planar, VALUES, factor, shape, threads=3).labels, expected)
     labels = VALUES[posteriors.argmax(axis=-1)]
     np.testing.assert_array_equal(
         nearest_labels(VALUES[view.argmax(axis=-1)], factor, shape).labels, nearest_labels(labels, factor, shape).labels
@@ -201,6 +202,19 @@ def test_nearest_takes_the_voxel_that_the_centre_lies_in():
     turned = nearest_labels(labels.transpose(2, 1, 0), (1, 1, 5), (1, 1, 2))
     assert turned.labels.ravel().tolist() == [2, 7]
     assert turned.missing == [1, 3, 4, 5, 6, 8, 9]
+
+
+@pytest.mark.parametrize("planes", [1, 2, 100])
+@pytest.mark.parametrize("factor", [(5, 1, 1), (0.6, 0.9, 1.5), (2.6, 0.35, 1)])
+def test_how_many_planes_are_filled_at_a_time_changes_nothing(planes, factor, monkeypatch):
+    shape = (7, 8, 6)
+    posteriors = random_posteriors(network_shape(shape, factor), seed=8)
+    posteriors[: len(posteriors) // 2, ..., 2] = 0
+    expected = labels_on_grid(posteriors, VALUES, factor, shape)
+    monkeypatch.setattr(native_grid, "PART", planes)
+    result = labels_on_grid(posteriors, VALUES, factor, shape, threads=2)
+    np.testing.assert_array_equal(result.labels, expected.labels)
+    assert (result.missing, result.rescued) == (expected.missing, expected.rescued)
 
 
 def test_places_agree_with_the_affines_of_resampling():
