@@ -205,10 +205,15 @@ def sentence(table) -> str:
     day = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
     return (
         f"{row['cpu']}, {row['cores']} cores, {row['memory_gib']:.0f} GiB, {row['system']} {row['arch']}, {day}: whole "
-        f"commands, from start to exit, on a {row['image'].split()[0]} image with {row['weights'].rsplit(' ', 1)[0]}, "
+        f"commands, from start to exit, on {_image(row)} with {row['weights'].rsplit(' ', 1)[0]}, "
         "engines in turn with reference.py in every round and with the same threads; ratios are time divided by that "
         "of reference.py (or upstream) in the same round, median (smallest to largest) over the rounds"
     )
+
+
+def _image(row):
+    name = row["image"].rsplit(" ", 1)[0]
+    return "a phantom" if name == "phantom" else f"the image {name}"
 
 
 def markdown(table, rows, picture) -> str:
@@ -259,6 +264,8 @@ def _labels(row):
         text += f", Dice from {row['min_dice']:.4f} ({row['min_dice_label']})"
     for key, what in (("n_lost", "labels lost"), ("n_contralateral", "voxels on the other side")):
         text += f", {row[key]} {what}" if row[key] else ""
+    if row["n_label_maps"] > 1:
+        text += f", {row['n_label_maps']} different label maps in {row['n']} rounds"
     return text + ("" if row["equal"] else ": **not equal**")
 
 

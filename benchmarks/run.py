@@ -387,26 +387,13 @@ def benchmark(arguments):
     engines = [c for c in arguments.engines if c.environment in pythons]
     base = [] if arguments.no_reference or "tensorflow" not in pythons else [Contestant(REFERENCE)]
     if arguments.memory:
-        tasks = []
-        for model in ("full", "compact2mm"):
-            for size, voxel_mm, own_grid in MEMORY_SCANS:
-                tasks.append((task(size, model, arguments.threads[0], voxel_mm), voxel_mm, own_grid))
+        scans = [(model, *scan) for model in ("full", "compact2mm") for scan in MEMORY_SCANS]
+        tasks = [(task(size, model, arguments.threads[0], mm), mm, own_grid) for model, size, mm, own_grid in scans]
         measure_memory(runner, [*base, *engines], tasks, arguments.results.parent / "memory.tsv", say)
         return 0
 
     above = [Contestant(UPSTREAM)] if upstream and base else []
-    groups = []
-    if arguments.quick:
-        groups.append(Group("compact2mm", task(SMALL, "compact2mm", arguments.threads[0]), (*base, *engines), 1))
-    else:
-        size = HEADLINE if HEADLINE in arguments.sizes else arguments.sizes[0]
-        threads = arguments.threads[0]
-        groups.append(Group("compact2mm", task(size, "compact2mm", threads), (*base, *engines), arguments.pairs))
-        for threads in arguments.threads:
-            for size in sorted(arguments.sizes, key=np.prod):
-                headline = size == HEADLINE and threads == arguments.threads[0]
-                pairs = arguments.pairs if headline else arguments.pairs_elsewhere
-                groups.append(Group("synthseg1size", task(size, "full", threads), (*base, *above, *engines), pairs))
+    groups = plan(arguments, task, (*base, *engines), (*base, *above, *engines))
     facts = {
         **machine,
         "code": code.name.removeprefix("code-"),
@@ -429,6 +416,21 @@ def benchmark(arguments):
             bench.check({"others": small, "upstream": task(SMALL, "full", arguments.threads[0])})
         bench.run()
     return _report(runs, key, bench.left_out, arguments.results, name)
+
+
+def plan(arguments, task, small, full) -> list[Group]:
+    """What is measured. task(size, model, threads) · small, full : contestants for compact2mm, for the full size."""
+    first = arguments.threads[0]
+    if arguments.quick:
+        return [Group("compact2mm", task(SMALL, "compact2mm", first), small, 1)]
+    size = HEADLINE if HEADLINE in arguments.sizes else arguments.sizes[0]
+    groups = [Group("compact2mm", task(size, "compact2mm", first), small, arguments.pairs)]
+    for threads in arguments.threads:
+        for size in sorted(arguments.sizes, key=np.prod):  # the small ones tell whether the large ones will fit
+            headline = size == HEADLINE and threads == first
+            pairs = arguments.pairs if headline else arguments.pairs_elsewhere
+            groups.append(Group("synthseg1size", task(size, "full", threads), full, pairs))
+    return groups
 
 
 def _report(runs, key, left_out, results, name):
