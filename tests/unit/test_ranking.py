@@ -16,9 +16,13 @@ CPU, GPU, NOTHING = "cpu", "gpu", None
 
 
 class Machine:
-    """A platform with or without a GPU; `devices`: what the verification of each engine's environment decides."""
+    """A platform with or without a GPU; `devices`: what the verification of each engine's environment decides.
 
-    def __init__(self, monkeypatch, system=LINUX, gpu=None, **devices):
+    bf16: whether the devices compute in it.
+    """
+
+    def __init__(self, monkeypatch, system=LINUX, gpu=None, bf16=True, **devices):
+        self.bf16 = bf16
         self.devices = dict.fromkeys(NAMES, CPU) | devices
         self.looked_at, self.said = [], []
         monkeypatch.setattr(platform, "system", lambda: system[0])
@@ -31,7 +35,8 @@ class Machine:
         if self.devices[engine] == "no network":
             raise environments.SetupError(f"the {engine} environment could not be made: no network")
         device = self.devices[engine]
-        return {"decision": {"device": device, "reason": "passed every probe" if device else "Conv3D: wrong numbers"}}
+        decision = {"device": device, "reason": "passed every probe" if device else "Conv3D: wrong numbers"}
+        return {"precisions": ["float32", "bf16"][: 1 + self.bf16], "decision": decision}
 
     def choose(self, **asked):
         return ranking.choose("folder", **asked, log=self.said.append)
@@ -77,6 +82,9 @@ def test_precision_and_device_filter_the_ranking(monkeypatch):
     assert machine.choose(device="cpu")["engine"] == "tensorflow"
     assert machine.choose(device="cpu", precision="bf16")["engine"] == "openvino"
     assert machine.choose(device="gpu", precision="bf16")["engine"] == "torch"
+    with pytest.raises(SynthSegError, match="engine auto: none works here with bf16 on device auto: name one"):
+        (machine := Machine(monkeypatch, bf16=False)).choose(precision="bf16")
+    assert "openvino on the CPU: passed every probe, but not in bf16" in machine.said[-1]
     machine = Machine(monkeypatch, LINUX, "NVIDIA")
     with pytest.raises(SynthSegError, match="engine auto: none works here with float32 on device gpu: name one"):
         machine.choose(device="gpu")
@@ -164,7 +172,8 @@ def test_torch_without_a_gpu_is_for_the_cpu_by_name_only(monkeypatch):
 
 
 def test_a_machine_is_verified_once(monkeypatch, tmp_path):
-    finding = {"fingerprint": verify.fingerprint("openvino"), "decision": {"device": "cpu", "reason": "well"}}
+    finding = {"schema": verify.SCHEMA, "fingerprint": verify.fingerprint("openvino")}
+    finding |= {"precisions": ["float32"], "decision": {"device": "cpu", "reason": "well"}}
     script = tmp_path / "scripts/verify_env.py"
     script.parent.mkdir()
     script.write_text(f"import sys; open(sys.argv[-1], 'x').write({json.dumps(json.dumps(finding))}); sys.exit(1)")

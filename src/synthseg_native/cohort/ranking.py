@@ -69,9 +69,12 @@ def choose(folder, precision="float32", device="auto", log=environments.say) -> 
             continue
         if row["outcome"]:
             continue
-        decision = verified(row["engine"], folder, log)["decision"]
+        finding = verified(row["engine"], folder, log)
+        decision, row["outcome"] = finding["decision"], finding["decision"]["reason"]
         works = decision["device"] == row["device"] or (row["device"] == "cpu" and decision["device"])
-        row["outcome"] = f"chosen: {decision['reason']}" if works else decision["reason"]
+        if works and precision not in finding["precisions"]:
+            works, row["outcome"] = False, f"{decision['reason']}, but not in {precision}"
+        row["outcome"] = f"chosen: {row['outcome']}" if works else row["outcome"]
         chosen = row if works else None
         log(f"engine auto: {row['engine']} on the {row['device'].upper()}: {row['outcome']}")
     if not chosen:
