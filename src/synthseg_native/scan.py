@@ -19,8 +19,8 @@ import numpy as np
 
 from .errors import SynthSegError
 from .image import ras_order, voxel_sizes
+from .outputs import IMAGE_EXTENSIONS, image_extension
 
-EXTENSIONS = (".nii", ".nii.gz", ".mgz", ".mgh")
 MAX_VOXELS = 2**30
 MAX_BYTES = 8 * MAX_VOXELS
 CHUNK = 1 << 22
@@ -208,8 +208,8 @@ def _check_file(path):
         about = path.stat()
     except ValueError:  # a zero byte in the path
         raise FileNotFoundError from None
-    if stat.S_ISDIR(about.st_mode) or not path.name.lower().endswith(EXTENSIONS):
-        raise _Refused("not an image file", f"give one of {' '.join(EXTENSIONS)}")
+    if stat.S_ISDIR(about.st_mode) or not image_extension(path):
+        raise _Refused("not an image file", f"give one of {' '.join(IMAGE_EXTENSIONS)}")
     if not stat.S_ISREG(about.st_mode):  # reading a pipe could wait for ever
         raise _Refused("not an ordinary file", "save the image in one")
     if about.st_size == 0:
@@ -224,7 +224,7 @@ def _header(path):
     """
     with _open(path) as file:
         block = file.read(nib.Nifti2Header.sizeof_hdr)
-    if path.name.lower().endswith((".mgz", ".mgh")):
+    if image_extension(path) in (".mgz", ".mgh"):
         kind, size = nib.MGHImage.header_class, nib.freesurfer.mghformat.DATA_OFFSET
     else:
         second = 540 in (int.from_bytes(block[:4], order) for order in ("little", "big"))

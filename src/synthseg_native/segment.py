@@ -28,6 +28,25 @@ class Options:
     accept: tuple = ()
 
 
+@dataclass
+class _Run:
+    """One scan on its way. shape : (3,) of the scan · own : the label map on the scan's own grid, where asked for"""
+
+    found: scan.Scan
+    shape: tuple
+    gridded: image.Regridded
+    prepared: image.Prepared
+    result: posterior.Segmentation | None = None
+    label_map: np.ndarray | None = None
+    qc: dict | None = None
+    own: native_grid.GridLabels | None = None
+
+    def to_input(self, array, background=0):
+        """An array on the image that the network saw (x, y, z, ...) as a view in the scan's axis order, uncropped."""
+        whole = image.uncrop(array, self.prepared, background)
+        return image.from_ras(whole, self.prepared.axes, self.prepared.flipped)
+
+
 class Segmenter:
     """A model and the way to run it, for many scans.
 
@@ -90,121 +109,139 @@ class Segmenter:
         options, labels = self.options, self.model.labels
         with clock("read"):
             progress("read", 0.0)
-            found = scan.read(job.image, options.accept)
-            notes["input"] = found.description
-            gridded = image.regrid(found, self.model.resolution, options.threads)
-            prepared = image.prepare(
-                gridded.data,
-                gridded.affine,
-                pad_multiple=self.model.pad_multiple,
-                min_size=self.model.min_size,
-                ct=options.ct,
-                crop=options.crop,
-                autocrop=options.autocrop,
-            )
+            run = self._read(job, notes)
         places = {option: staged.path(path) for option, path in job.outputs.items() if option != "record"}
         with clock("write"):
             if "resample" in places:
-                outputs.save_image(places["resample"], gridded.data, gridded.affine, found.header)
-        affine, voxel_mm, factor = gridded.affine, gridded.voxel_mm, gridded.factor
-        data = found.data if "picture" in places else None
-        header, input_affine, input_shape = found.header, found.affine, found.data.shape
-        del found, gridded
+                outputs.save_image(places["resample"], run.gridded.data, run.gridded.affine, run.found.header)
+        run.gridded.data = None  # nothing large is kept that is not needed again
+        if "picture" not in places:
+            run.found.data = None
 
         with clock("start"):
             progress("start", 0.05)
             notes["model"]["weights_sha256"] = self.weights_sha256
-            engine = self._engine_for(prepared.volume.shape)
+            engine = self._engine_for(run.prepared.volume.shape)
             notes["engine"]["version"] = engine.version
             notes.update(device=engine.device, device_reason=engine.device_reason)
         with clock("network"):
             progress("network", 0.08)
             flip = None if options.fast else labels.flip
             passed = lambda share: progress("network", 0.08 + 0.72 * share)  # noqa: E731
-            posteriors = wait_for(posterior.predict, engine, prepared.volume, flip, passed, options.threads)
-            prepared.volume = None
+            posteriors = wait_for(posterior.predict, engine, run.prepared.volume, flip, passed, options.threads)
+            run.prepared.volume = None
         with clock("postprocess"):
             progress("labels", 0.8)
-            result = posterior.finish(
-                posteriors, prepared.box, labels, self.model.threshold, options.fast, options.threads
+            run.result = posterior.finish(
+                posteriors, run.prepared.box, labels, self.model.threshold, options.fast, options.threads
             )
             del posteriors
-            qc = quality.assess(labels, result.labels, result, voxel_mm)
-
-            def to_input(array, background=0):
-                whole = image.uncrop(array, prepared, background)
-                return image.from_ras(whole, prepared.axes, prepared.flipped)
-
-            label_map = to_input(result.labels)
-            notes["output"] = {
-                "labels_sha256": outputs.labels_sha256(label_map),
-                "shape": list(label_map.shape),
-                "voxel_mm": [round(float(v), 6) for v in voxel_mm],
-                "mean_confidence": None if result.confidence != result.confidence else round(result.confidence, 6),
-                "qc": qc,
-                "native_grid": None,
-            }
-            own_map = None
+            run.label_map = run.to_input(run.result.labels)
+            run.qc = quality.assess(labels, run.result.labels, run.result, run.gridded.voxel_mm)
             if options.keepgeom or "native_grid" in places:
                 progress("input grid", 0.88)
-                if options.interpolation == "nearest":
-                    own = native_grid.nearest_labels(label_map, factor, input_shape)
-                else:
-                    own = native_grid.labels_on_grid(
-                        image.from_ras(result.posteriors, prepared.axes, prepared.flipped),
-                        labels.index,
-                        factor,
-                        input_shape,
-                        image.crop_origin(prepared),
-                        options.threads,
-                    )
-                own_map = own.labels
-                notes["output"]["native_grid"] = {
-                    "labels_sha256": outputs.labels_sha256(own_map),
-                    "shape": list(own_map.shape),
-                    "voxel_mm": notes["input"]["voxel_mm"],
-                    "interpolation": options.interpolation,
-                    "labels_missing": own.missing,
-                    "labels_rescued": own.rescued,
-                }
-
+                run.own = self._own_grid(run)
+            notes["output"] = self._output(run)
         with clock("write"):
             progress("write", 0.92)
-            color_table = labels if options.addctab else None
-            if options.keepgeom:
-                outputs.save_labels(places["o"], own_map, input_affine, header, color_table)
-            else:
-                outputs.save_labels(places["o"], label_map, affine, header, color_table)
-            if "native_grid" in places:
-                outputs.save_labels(places["native_grid"], own_map, input_affine, header, color_table)
-            if "post" in places:
-                background = np.eye(1, len(labels), dtype=np.float32)[0]  # outside a crop all is background
-                outputs.save_image(places["post"], to_input(result.posteriors, background), affine, header, np.float32)
-            if "margin" in places:
-                outputs.save_margin(places["margin"], to_input(result.margin), affine, header)
-            volumes = outputs.soft_volumes(result, voxel_mm)
-            found_volumes = {
-                "csv": outputs.csv_row(job.image.name, labels, volumes),
-                "tsv": outputs.volume_rows(
-                    labels, volumes, result.counts, voxel_mm, result.confidences, qc["labels_at_fov_edge"]
-                ),
-            }
-            if "vol" in places:
-                outputs.save_volumes_csv(places["vol"], labels, [found_volumes["csv"]], first_cell="")
-            if "picture" in places:
-                progress("picture", 0.96)
-                from . import picture
+            return self._write(run, job, staged, places, notes, progress)
 
-                lines = picture.lines(qc, labels, volumes)
-                grade = "" if self.model.research_grade else " (not for research)"
-                title = f"{job.image.name} · {self.model.name}{grade}"
-                picture.draw(places["picture"], data, input_affine, label_map, affine, labels, title=title, lines=lines)
-            note = jobs.note(job, self.settings(job), notes["input"]["sha256"], places, found_volumes)
-            for option, path in job.sidecars.items():
-                grid = "native" if option == "native_grid" or options.keepgeom else "network"
-                extra = {jobs.NOTE: note} if option == "o" else {}
-                outputs.save_json(staged.path(path), outputs.sidecar(notes, grid) | extra)
-        return found_volumes
+    def _read(self, job, notes):
+        options = self.options
+        found = scan.read(job.image, options.accept)
+        notes["input"] = found.description
+        gridded = image.regrid(found, self.model.resolution, options.threads)
+        prepared = image.prepare(
+            gridded.data,
+            gridded.affine,
+            pad_multiple=self.model.pad_multiple,
+            min_size=self.model.min_size,
+            ct=options.ct,
+            crop=options.crop,
+            autocrop=options.autocrop,
+        )
+        return _Run(found, found.data.shape, gridded, prepared)
+
+    def _own_grid(self, run):
+        """The label map on the scan's own grid, a `native_grid.GridLabels`."""
+        if self.options.interpolation == "nearest":
+            return native_grid.nearest_labels(run.label_map, run.gridded.factor, run.shape)
+        return native_grid.labels_on_grid(
+            image.from_ras(run.result.posteriors, run.prepared.axes, run.prepared.flipped),
+            self.model.labels.index,
+            run.gridded.factor,
+            run.shape,
+            image.crop_origin(run.prepared),
+            self.options.threads,
+        )
+
+    def _output(self, run) -> dict:
+        """What the run record says of the results."""
+        confidence, own = run.result.confidence, None
+        if run.own:
+            own = {
+                "labels_sha256": outputs.labels_sha256(run.own.labels),
+                "shape": list(run.own.labels.shape),
+                "voxel_mm": run.found.description["voxel_mm"],
+                "interpolation": self.options.interpolation,
+                "labels_missing": run.own.missing,
+                "labels_rescued": run.own.rescued,
+            }
+        return {
+            "labels_sha256": outputs.labels_sha256(run.label_map),
+            "shape": list(run.label_map.shape),
+            "voxel_mm": [round(float(v), 6) for v in run.gridded.voxel_mm],
+            "mean_confidence": None if confidence != confidence else round(confidence, 6),
+            "qc": run.qc,
+            "native_grid": own,
+        }
+
+    def _write(self, run, job, staged, places, notes, progress):
+        """Write what was asked for, and beside it what it is; returns what `run` returns."""
+        labels, result, header, affine = self.model.labels, run.result, run.found.header, run.gridded.affine
+        color_table = labels if self.options.addctab else None
+        on_own_grid = [option for option in ("native_grid", "o" if self.options.keepgeom else None) if option in places]
+        for option in on_own_grid:
+            outputs.save_labels(places[option], run.own.labels, run.found.affine, header, color_table)
+        if "o" not in on_own_grid:
+            outputs.save_labels(places["o"], run.label_map, affine, header, color_table)
+        if "post" in places:
+            background = np.eye(1, len(labels), dtype=np.float32)[0]  # outside a crop all is background
+            posteriors = run.to_input(result.posteriors, background)
+            outputs.save_image(places["post"], posteriors, affine, header, np.float32)
+        if "margin" in places:
+            outputs.save_margin(places["margin"], run.to_input(result.margin), affine, header)
+        volumes = outputs.soft_volumes(result, run.gridded.voxel_mm)
+        rows = outputs.volume_rows(
+            labels, volumes, result.counts, run.gridded.voxel_mm, result.confidences, run.qc["labels_at_fov_edge"]
+        )
+        tables = {"csv": outputs.csv_row(job.image.name, labels, volumes), "tsv": rows}
+        if "vol" in places:
+            outputs.save_volumes_csv(places["vol"], labels, [tables["csv"]], first_cell="")
+        if "picture" in places:
+            progress("picture", 0.96)
+            self._draw(run, job, places["picture"], volumes)
+        note = jobs.note(job, self.settings(job), notes["input"]["sha256"], places, tables)
+        for option, path in job.sidecars.items():
+            extra = {jobs.NOTE: note} if option == "o" else {}
+            grid = "native" if option in on_own_grid else "network"
+            outputs.save_json(staged.path(path), outputs.sidecar(notes, grid) | extra)
+        return tables
+
+    def _draw(self, run, job, place, volumes):
+        from . import picture
+
+        labels, grade = self.model.labels, "" if self.model.research_grade else " (not for research)"
+        picture.draw(
+            place,
+            run.found.data,
+            run.found.affine,
+            run.label_map,
+            run.gridded.affine,
+            labels,
+            title=f"{job.image.name} · {self.model.name}{grade}",
+            lines=picture.lines(run.qc, labels, volumes),
+        )
 
     def _engine_for(self, shape):
         if shape != self.shape:
