@@ -28,6 +28,7 @@ MAX_AXIS = 2**15 - 1  # what NIfTI-1 can hold
 MIN_SLICES = 11  # upstream takes a last axis up to 10 for channels; here every axis is held to that
 FEW_SLICES = 16
 FIELD_OF_VIEW_MM = (10, 1000)
+MAX_VOXEL_MM = 25  # no thicker slices show a head, and MIN_SLICES of them are longer than one
 FARTHEST_MM = 1e6  # beyond it the float32 of a header no longer tells one voxel from the next
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 
@@ -133,6 +134,10 @@ def _read(path, accept) -> Scan:
     for extent in (*(lengths * shape), *(voxel_mm * shape)):
         if not FIELD_OF_VIEW_MM[0] <= extent <= FIELD_OF_VIEW_MM[1]:
             raise _Refused(f"an axis of {extent:.4g} mm", "correct the voxel sizes in the header (they must be in mm)")
+
+    largest = max(*lengths, *voxel_mm)
+    if largest > MAX_VOXEL_MM:
+        raise _Refused(f"voxels of {largest:.4g} mm", "correct the voxel sizes in the header (they must be in mm)")
 
     # A word for each fault that stops a run unless it is accepted: what is wrong, and how to mend it.
     flags, faults = set(), {}

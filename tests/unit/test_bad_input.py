@@ -319,6 +319,10 @@ SCANS = {
     "claims more than it holds": (changed(dim=[3, 600, 600, 600]), "bytes, and the header wants 864000352: copy"),
     "claims in mgh": (changed_mgh(dims=[600, 600, 600]), "bytes, and the header wants 864000284: copy"),
     "an axis too long to be true": (changed(dim=[3, 800, 18, 20], pixdim=[1, 2, 1, 1], srow=2), "an axis of 1600 mm"),
+    "voxels too long to be true": (
+        changed(pixdim=[1, 26, 1, 1], srow=[26, 0, 0, 0]),
+        "voxels of 26 mm: correct the voxel sizes in the header",
+    ),
     "in metres": (image(ramp(), affine=IN_METRES), "an axis of 0.016 mm: correct the voxel sizes in the header"),
 }
 
