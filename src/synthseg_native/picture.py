@@ -249,4 +249,4 @@ def _write(path, canvas, panels, title, subtitle, lines):
     for number, (text, odd) in enumerate(wrapped):
         write(LEFT, HEIGHT - BOTTOM + 30 + 21 * number, text, 10, "odd" if odd else "text")
     page.draw()
-    Image.fromarray(np.asarray(page.buffer_rgba())[..., :3]).save(path, format="PNG", optimize=True)
+    Image.fromarray(np.asarray(page.buffer_rgba())[..., :3]).save(path, format="PNG")
