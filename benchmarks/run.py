@@ -50,6 +50,10 @@ GUESSES = {
 }
 UPSTREAM_MEMORY = 1.1  # of the reference's
 MEMORY_SHARE = 0.95
+BASELINES = (
+    REFERENCE,
+    "tensorflow",
+)  # whose label map the others of a round are compared with: the first that is there
 MEMORY_COLUMNS = (
     *("engine", "precision", "device", "model", "input_x", "input_y", "input_z", "voxel_mm"),
     *("padded_x", "padded_y", "padded_z", "native_grid", "peak_rss_mib"),
@@ -136,7 +140,7 @@ class Expectation:
         voxels, threads = padded_voxels(group.task), group.task.threads
         like = [
             row
-            for row in self.rows
+            for row in reversed(self.rows)  # the latest of those that are as near
             if (row["model"], row["contestant"], row["status"]) == (group.model, contestant.name, "ok")
         ]
         if like:
@@ -213,9 +217,9 @@ class Benchmark:
         for contestant in group.contestants:
             work = folder / contestant.name.replace(" ", "-")
             kept = (work / "dseg.nii.gz").is_file()
-            needed = baseline is None and contestant.precision == "float32"
+            needed = baseline is None and contestant.engine in BASELINES
             if self.runs.done(group, contestant, number, self.key) and (kept or not needed):
-                baseline = baseline or (contestant, work) if kept else baseline
+                baseline = (contestant, work) if needed else baseline
                 continue
             if not self._fits(group, contestant):
                 continue
@@ -225,7 +229,7 @@ class Benchmark:
                 if baseline:
                     row |= compare(contestant, work, baseline[1], group.task)
                     row["compared_with"] = baseline[0].name
-                elif contestant.engine in (REFERENCE, "tensorflow"):
+                elif needed:
                     baseline = contestant, work
             else:
                 self.left_out[group.title, contestant.name] = row["error"]
