@@ -96,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
     add = p.add_argument_group("what runs it").add_argument
     add("--threads", type=int, default=1, metavar="N", help="CPU threads (default 1)")
     add("--cpu", action="store_true", help="the same as --device cpu")
-    add("--device", metavar="NAME", help="cpu or gpu (default cpu)")
+    add("--device", metavar="NAME", help="cpu or gpu (default cpu; with --engine torch or auto what works here)")
     add("--engine", default="tensorflow", metavar="NAME", help="what runs the network: tensorflow (default), openvino, "
         "torch (GPUs), or auto: the best one that works on this machine")  # fmt: skip
     add("--precision", default="float32", metavar="NAME", help="numbers of the network: float32 (default), or bf16, "

@@ -71,6 +71,25 @@ def test_environment_depends_on_the_processor_too(root, monkeypatch):
     assert environments.lock_hash("demo") == here[1]
 
 
+@pytest.mark.parametrize(
+    ("system", "processor", "driver", "seen"),
+    [
+        ("linux", "x86_64", True, "NVIDIA"),
+        ("linux", "aarch64", True, "NVIDIA"),
+        ("linux", "x86_64", False, None),
+        ("darwin", "arm64", False, "Apple"),
+        ("darwin", "x86_64", False, None),  # an Intel Mac, whose GPU no engine here can use
+    ],
+)
+def test_a_gpu_is_seen_without_any_package(tmp_path, monkeypatch, system, processor, driver, seen):
+    monkeypatch.setattr(environments, "NVIDIA", tmp_path / "version")
+    if driver:
+        (tmp_path / "version").touch()
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(environments, "machine", lambda: processor)
+    assert environments.gpu() == seen
+
+
 def test_unknown_environment_is_named_with_the_known_ones(root):
     (root / "envs" / "demo.txt").write_text("")
     with pytest.raises(environments.SetupError, match="dmeo: no such environment: use one of demo"):

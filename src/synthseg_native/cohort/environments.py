@@ -37,6 +37,7 @@ SIZES = {
     "dev": "about 0.6 GB",
     "demo": "about 0.5 GB",
 }
+NVIDIA = Path("/proc/driver/nvidia/version")  # there where Linux has loaded the driver
 SNAPSHOTS_KEPT_S = 30 * 24 * 3600
 
 _CHECK = (
@@ -293,7 +294,7 @@ def gpu() -> str | None:
     """The kind of GPU that torch could use, "NVIDIA" or "Apple", as far as the system shows it without a package."""
     if sys.platform == "darwin" and machine() == "arm64":
         return "Apple"
-    return "NVIDIA" if Path("/proc/driver/nvidia/version").exists() else None
+    return "NVIDIA" if NVIDIA.exists() else None
 
 
 def snapshot() -> Path:
