@@ -58,6 +58,28 @@ def generate(label_map, channels, size, seed, settings, *, resolution=2.0, devic
     return Sample(seen, inside, box)
 
 
+def render(label_map, channels, kind, slice_mm, seed, settings, resolution=2.0):
+    """A scan of a map as it is, 1 x 1 x slice_mm mm, and its segmentation on the network's grid.
+
+    kind : of contrast, see contrast.means · settings : as of `generate`; shape, field of view and acquisition are not
+    drawn · Returns image (X, Y, S) float32 and channels (x, y, z) uint8 of `resolution` mm voxels, whose outer faces
+    coincide. Sizes are rounded up to multiples of 20 mm, with air, so that slices of 1, 2, 4, 5 and 10 mm fit.
+    """
+    rng = np.random.default_rng(seed)
+    noise = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    missing = [-n % 20 for n in label_map.classes.shape]
+    classes = torch.from_numpy(np.pad(label_map.classes, [(m // 2, m - m // 2) for m in missing]))
+    target = _majority(_look_up(channels, classes, torch.uint8), round(resolution / FINE_MM), len(channels))
+
+    image = _intensities(classes, rng, noise, settings | {"contrasts": {kind: 1}})
+    _, profile = slices_along(image.shape[2], slice_mm, slice_mm / 2.355)
+    if slice_mm > FINE_MM:
+        image = image @ torch.from_numpy(profile.astype(np.float32)).T
+    image = image * _smooth_field(image.shape, settings["bias_knots"], settings["bias"] / 2, rng, "cpu").exp()
+    image += torch.randn(image.shape, generator=noise) * settings["noise"]
+    return image.clamp_(0).numpy(), target.to(torch.uint8).numpy()
+
+
 # Shape ---------------------------------------------------------------------------------------------------------------
 
 
@@ -202,21 +224,24 @@ def _acquire(image, size, resolution, rng, settings):
     return _along_axes(image, matrices)
 
 
-def acquisition_matrix(n, resolution, spacing, sigma, phase=0.5) -> np.ndarray:
-    """From a line of fine voxels to n voxels of `resolution` mm, by slices `spacing` mm apart: (n, fine voxels).
+def slices_along(length, spacing, sigma, phase=0.5):
+    """Slices over a length in mm: their middles (S,) in mm and what each takes of the fine voxels (S, fine voxels).
 
-    sigma : of the slice profile in mm · phase : where the first slice lies, in parts of the spacing
+    spacing : mm between slices · sigma : of the slice profile in mm · phase : of the first, in parts of the spacing
     """
-    length = n * resolution
     fine = (np.arange(round(length / FINE_MM)) + 0.5) * FINE_MM
-    slices = np.arange(phase * spacing, length, spacing)
+    middles = np.arange(phase * spacing, length, spacing)
+    profile = np.exp(-((middles[:, None] - fine) ** 2) / (2 * max(sigma, 0.3 * FINE_MM) ** 2))
+    return middles, profile / profile.sum(axis=1, keepdims=True)
+
+
+def acquisition_matrix(n, resolution, spacing, sigma, phase=0.5) -> np.ndarray:
+    """From a line of fine voxels by slices to n voxels of `resolution` mm, linear between slices: (n, fine voxels)."""
     if spacing < resolution:
         sigma = np.hypot(sigma, 0.25 * resolution)  # the engine's blur before it takes resolution away
-    profile = np.exp(-((slices[:, None] - fine) ** 2) / (2 * max(sigma, 0.3 * FINE_MM) ** 2))
-    profile /= profile.sum(axis=1, keepdims=True)
+    middles, profile = slices_along(n * resolution, spacing, sigma, phase)
     out = (np.arange(n) + 0.5) * resolution
-    linear = np.stack([np.interp(out, slices, one) for one in np.eye(len(slices))], axis=1)
-    return linear @ profile
+    return np.stack([np.interp(out, middles, one) for one in np.eye(len(middles))], axis=1) @ profile
 
 
 def _field_of_view(size, rng, settings):

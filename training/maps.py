@@ -5,14 +5,13 @@ Which is what was read off their position and neighbours in the maps.
 """
 
 import csv
-import hashlib
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
+from synthseg_native import weights
 from synthseg_native.errors import SynthSegError
 
 from . import ROOT
@@ -63,29 +62,11 @@ def listed():
             yield int(row["number"]), name, int(row["bytes"]), row["sha256"], row["address"]
 
 
-def fetch(folder=FOLDER, say=print):
-    """Fetch what is missing or broken in the folder. Raises SynthSegError("usage") where the bytes are others."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+def fetch(folder=FOLDER, log=None):
+    """Fetch the maps that are missing or damaged in the folder. Raises SynthSegError where one cannot be had."""
     for _, name, size, sha256, address in listed():
-        path = folder / name
-        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
-            continue
-        say(f"{name}: {size / 1e6:.1f} MB from {address}")
-        try:
-            with urllib.request.urlopen(address, timeout=60) as answer:
-                content = answer.read()
-        except OSError as error:
-            raise SynthSegError(
-                "usage", f"{address}: not fetched, {error}: copy {name} to {folder}, or name a folder with --maps"
-            ) from error
-        if hashlib.sha256(content).hexdigest() != sha256:
-            raise SynthSegError(
-                "usage", f"{address}: another file than the one trained on: copy the right one to {folder}"
-            )
-        partial = path.with_suffix(".part")
-        partial.write_bytes(content)
-        partial.replace(path)
+        file = {"size": size, "sha256": sha256, "urls": [address]}
+        weights.fetch({"weights": file}, Path(folder) / name, log=log)
 
 
 def read(path, number) -> LabelMap:
@@ -94,7 +75,9 @@ def read(path, number) -> LabelMap:
         image = nib.as_closest_canonical(nib.load(path))
         labels = np.asarray(image.dataobj).astype(np.int32)
     except (OSError, nib.filebasedimages.ImageFileError) as error:
-        raise SynthSegError("usage", f"{path}: no readable label map: run python -m training fetch-maps") from error
+        raise SynthSegError(
+            "usage", f"{path}: no readable label map: run python -m training fetch-maps, or name a folder with --maps"
+        ) from error
     classes = np.searchsorted(LABELS, labels).clip(0, len(LABELS) - 1)
     if not np.array_equal(LABELS[classes], labels):
         raise SynthSegError("usage", f"{path}: has labels that are not of the SynthSeg training maps: use those maps")

@@ -1,5 +1,6 @@
 """The engine's layer table as a trainable PyTorch module, and its weights in upstream's HDF5 layout."""
 
+import pickle
 from pathlib import Path
 
 import h5py
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from synthseg_native.errors import SynthSegError
 from synthseg_native.network import NORMALISATION_EPSILON, layer_table, read_weights
 
 MOMENTUM = 0.99  # Keras' default
@@ -125,6 +127,26 @@ class Network(nn.Module):
     def read(self, path):
         """Take the weights of an HDF5 file of this architecture. Raises SynthSegError("usage")."""
         self.set_weights(read_weights(path, self.table))
+
+
+def read_checkpoint(path, device="cpu") -> dict:
+    """What `Trainer.save` wrote. Raises SynthSegError("usage") where that is not a checkpoint."""
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        return {key: state[key] for key in ("iteration", "seconds", "free", "network", "average", "optimizer")}
+    except (OSError, EOFError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SynthSegError("usage", f"{path}: no readable checkpoint, {reason}: train first, or remove it") from error
+
+
+def take(network, state, path):
+    """Load the state of a checkpoint into a network. Raises SynthSegError("usage") where it is of another one."""
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise SynthSegError(
+            "usage", f"{path}: of another network than the configuration's: name another output"
+        ) from error
 
 
 def write_weights(path, weights):

@@ -5,6 +5,7 @@ import ctypes
 import functools
 import itertools
 import math
+import signal
 import sys
 import time
 from pathlib import Path
@@ -14,12 +15,11 @@ import torch
 from tqdm import tqdm
 
 from synthseg_native import model
-from synthseg_native.errors import SynthSegError
 
 from . import maps
 from .generate import generate
 from .loss import dice, loss
-from .network import Network
+from .network import Network, read_checkpoint, take
 
 
 def device_of(name) -> torch.device:
@@ -178,14 +178,10 @@ class Trainer:
         partial.replace(path)
 
     def resume(self, path):
-        """Carry on from a checkpoint. Raises SynthSegError("usage") where it is of another network."""
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-            self.network.load_state_dict(state["network"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, KeyError, ValueError, EOFError) as error:
-            reason = str(error).splitlines()[0]
-            raise SynthSegError("usage", f"{path}: no checkpoint of this network, {reason}: remove it") from error
+        """Carry on from a checkpoint. Raises SynthSegError("usage") where it is none, or of another network."""
+        state = read_checkpoint(path, self.device)
+        take(self.network, state["network"], path)
+        self.optimizer.load_state_dict(state["optimizer"])
         self.average = state["average"]
         self.iteration, self.seconds, self.free = state["iteration"], state["seconds"], state["free"]
 
@@ -198,12 +194,16 @@ class Trainer:
         s = self.settings
         last = s["iterations"] if iterations is None else min(s["iterations"], self.iteration + iterations)
         curve = Curve(folder / "curve.tsv", list(self.config["validation"]["cases"]))
-        losses = []
+        # A CPU may be shared, and this process halted: what counts is what it was given.
+        clock = time.process_time if self.device.type == "cpu" else time.monotonic
+        losses, stop = [], []
+        for number in (signal.SIGINT, signal.SIGTERM):  # an iteration is finished and kept before it ends
+            signal.signal(number, lambda number, _: stop.append(number))
         with tqdm(total=last, initial=self.iteration, file=sys.stderr, mininterval=5, unit="it") as bar:
-            while self.iteration < last:
-                start = time.monotonic()
+            while self.iteration < last and not stop:
+                start = clock()
                 losses.append(self.step())
-                self.seconds += time.monotonic() - start
+                self.seconds += clock() - start
                 bar.update()
                 if self.iteration % s["validate_every"] == 0 or self.iteration == last:
                     scores = self.validate()
@@ -212,12 +212,17 @@ class Trainer:
                         " ".join([f"loss {np.mean(losses):.3f}", *(f"{k} {v:.3f}" for k, v in scores.items())])
                     )
                     losses.clear()
-                if self.iteration % s["save_every"] == 0 or self.iteration == last:
+                if self.iteration % s["save_every"] == 0 or self.iteration == last or stop:
                     self.save(folder / "checkpoint.pt")
+        if stop:
+            raise KeyboardInterrupt
 
 
 class Curve:
-    """The curve as TSV: iteration, loss since the last row, learning rate, seconds of training, Dice per case."""
+    """The curve as TSV: iteration, loss since the last row, learning rate, seconds, Dice per case.
+
+    The seconds are of training alone, on a CPU of processor time.
+    """
 
     def __init__(self, path, cases):
         self.path, self.cases = path, cases

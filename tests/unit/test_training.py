@@ -1,0 +1,68 @@
+"""The training code, checked in an interpreter that has PyTorch: training_checks.py holds the checks."""
+
+import ast
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+CHECKS = Path(__file__).with_name("training_checks.py")
+NAMES = [
+    node.name
+    for node in ast.parse(CHECKS.read_text(encoding="utf-8")).body
+    if isinstance(node, ast.FunctionDef) and node.name.startswith("check_")
+]
+LABEL_MAPS = "SYNTHSEG_LABEL_MAPS"  # environment variable: a folder with the 20 label maps
+
+
+@pytest.fixture(scope="session")
+def training_python(root):
+    """The interpreter that $SYNTHSEG_TORCH_PYTHON names, else that of the training environment if it was made."""
+    made = sorted((root / ".envs").glob("training-*/bin/python"))
+    python = os.environ.get("SYNTHSEG_TORCH_PYTHON") or (str(made[-1]) if made else None)
+    if python is None:
+        pytest.skip("no PyTorch: make the environment training, or name an interpreter in SYNTHSEG_TORCH_PYTHON")
+    return python
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_training(name, training_python, root, tmp_path):
+    done = subprocess.run([training_python, CHECKS, name, tmp_path], capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0, done.stderr
+
+
+def call(python, root, *arguments):
+    return subprocess.run([python, "-m", "training", *map(str, arguments)], capture_output=True, text=True, cwd=root)
+
+
+def test_wrong_use_is_one_line(training_python, root, tmp_path):
+    (tmp_path / "broken.yaml").write_text("a: [")
+    for arguments, part in [
+        (["--config", tmp_path / "none.yaml", "train"], "none.yaml"),
+        (["--config", tmp_path / "broken.yaml", "train"], "broken.yaml"),
+        (["--maps", tmp_path, "train"], "training_seg_01.nii.gz"),
+        (["--output", tmp_path, "export"], "checkpoint.pt"),
+    ]:
+        done = call(training_python, root, *arguments)
+        assert done.returncode == 2 and part in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_the_list_of_maps(root):
+    rows = [line.split("\t") for line in (root / "training" / "maps.tsv").read_text().splitlines()]
+    assert rows[0] == ["number", "bytes", "sha256", "address"]
+    assert [int(row[0]) for row in rows[1:]] == list(range(1, 21))
+    assert len({row[2] for row in rows[1:]}) == 20 and all(len(row[2]) == 64 for row in rows[1:])
+    assert all(row[3].endswith(f"/data/training_label_maps/training_seg_{int(row[0]):02}.nii.gz") for row in rows[1:])
+
+
+@pytest.mark.slow
+def test_maps_that_are_there_are_not_fetched(training_python, root, tmp_path):
+    """And a damaged one is noticed: with no network the call then fails, and says which."""
+    if LABEL_MAPS not in os.environ:
+        pytest.skip(f"no label maps: name their folder in {LABEL_MAPS}")
+    for path in Path(os.environ[LABEL_MAPS]).glob("*.nii.gz"):
+        (tmp_path / path.name).symlink_to(path)
+    done = call(training_python, root, "--maps", tmp_path, "fetch-maps")
+    assert done.returncode == 0 and "fetching" not in done.stderr, done.stderr
