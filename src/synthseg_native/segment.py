@@ -5,7 +5,21 @@ from functools import cached_property
 
 import numpy as np
 
-from . import __version__, engines, image, jobs, model, native_grid, network, outputs, posterior, quality, scan, weights
+from . import (
+    __version__,
+    engines,
+    image,
+    jobs,
+    memory,
+    model,
+    native_grid,
+    network,
+    outputs,
+    posterior,
+    quality,
+    scan,
+    weights,
+)
 
 INTERPOLATIONS = ("posterior", "nearest")
 
@@ -150,6 +164,17 @@ class Segmenter:
         options = self.options
         found = scan.read(job.image, options.accept)
         notes["input"] = found.description
+        size = memory.size_of(
+            self.model.card,
+            found.data.shape,
+            found.voxel_mm,
+            options.crop,
+            options.keepgeom or "native_grid" in job.outputs,
+        )
+        # Before anything large is made; autocrop's size is not known yet, and never larger.
+        notes["predicted_peak_mib"] = memory.check(
+            job.image, size, options.engine, options.precision, options.device, self.model.card
+        )
         gridded = image.regrid(found, self.model.resolution, options.threads)
         prepared = image.prepare(
             gridded.data,
@@ -244,8 +269,9 @@ class Segmenter:
         )
 
     def _engine_for(self, shape):
-        if shape != self.shape:
-            self.engine, self.shape = None, None  # its memory goes before the next one takes its own
+        """The engine, ready for padded volumes of this shape."""
+        last, self.shape = self.shape, None  # none, where this fails
+        if self.engine is None:
             self.engine = self.module.build(
                 self.table,
                 network.read_weights(self.weights_file, self.table),
@@ -254,5 +280,7 @@ class Segmenter:
                 threads=self.options.threads,
                 precision=self.options.precision,
             )
-            self.shape = shape
+        elif shape != last:
+            self.engine.reshape(shape)
+        self.shape = shape
         return self.engine

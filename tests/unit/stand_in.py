@@ -25,6 +25,9 @@ class Brightness:
 
     passes = 0
 
+    def reshape(self, shape):
+        pass
+
     def posteriors(self, volume):
         type(self).passes += 1
         centres = np.linspace(0, 1, self.labels, dtype=np.float32)

@@ -352,14 +352,22 @@ def test_colour_tables_go_into_mgz_files(stand_in, run, scan, tmp_path):
 def test_a_shape_that_cannot_be_built_does_not_spoil_the_next_scan(run, cohort, tmp_path, monkeypatch):
     nib.save(nib.Nifti1Image(np.pad(head(), [(0, 0), (0, 0), (0, 130)]), affine()), cohort / "aa.nii.gz")
 
-    def build(table, weights, shape, **options):
-        if shape[2] > 64:
-            raise MemoryError("24 GB")
-        return Brightness()
+    class Small(Brightness):
+        def reshape(self, shape):
+            shapes.append(shape[2])
+            if shape[2] > 64:
+                raise MemoryError("24 GB")
 
+    def build(table, weights, shape, **options):
+        engine = Small()
+        engine.reshape(shape)
+        return engine
+
+    shapes = []
     monkeypatch.setattr(engines, "load", lambda name: SimpleNamespace(build=build))
     assert run("--i", cohort, "--o", tmp_path / "out") == 4
     assert sorted(path.name for path in (tmp_path / "out").glob("*.gz")) == ["a_synthseg.nii.gz", "b_synthseg.nii.gz"]
+    assert shapes == [64, 96, 64]  # the one engine, and back again after the failure
 
 
 @pytest.mark.parametrize("folder", ["with space", 'it\'s "quoted"', "häß_日本", "new\nline", "-dash", "a*[b]?{c}$d`e`"])
@@ -381,8 +389,10 @@ FAST = """
 import sys
 from types import SimpleNamespace
 sys.path.insert(0, sys.argv.pop(1))
-from synthseg_native import cli, engines
+from synthseg_native import cli, engines, memory
 import stand_in
+
+memory.own_peak_mib = lambda: None
 
 engines.load = lambda name: SimpleNamespace(build=lambda *a, **k: stand_in.Brightness())
 sys.exit(cli.main(sys.argv[1:]))
@@ -394,8 +404,10 @@ SLOW = """
 import sys, time
 from types import SimpleNamespace
 sys.path.insert(0, sys.argv.pop(1))
-from synthseg_native import cli, engines
+from synthseg_native import cli, engines, memory
 import stand_in
+
+memory.own_peak_mib = lambda: None
 
 class Slow(stand_in.Brightness):
     def posteriors(self, volume):
