@@ -1,7 +1,6 @@
 """Measure whole commands, engines against reference.py (and upstream) in turn: make benchmark. See README.md here."""
 
 import argparse
-import contextlib
 import os
 import re
 import signal
@@ -363,6 +362,7 @@ def main(argv=None):
 
 
 def _stop(number, frame):
+    print("benchmark: stopped: what is measured is kept, call again to go on", file=sys.stderr, flush=True)
     raise SystemExit(128 + number)  # as an exception it also ends the run that is measured
 
 
@@ -547,5 +547,4 @@ def _cut(path, sizes):
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        sys.exit(main())
+    sys.exit(main())
