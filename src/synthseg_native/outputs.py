@@ -77,7 +77,7 @@ class _disk_errors:
 def labels_sha256(array) -> str:
     """Hash of a label array: its shape as text, then its values as little-endian int32 in C order."""
     digest = hashlib.sha256(str(tuple(int(n) for n in array.shape)).encode())
-    digest.update(np.ascontiguousarray(array, dtype="<i4").tobytes())
+    digest.update(np.ascontiguousarray(array, dtype="<i4"))
     return digest.hexdigest()
 
 
@@ -132,7 +132,8 @@ def color_table_tag(labels) -> bytes:
 
 def save_margin(path, margin, affine, header):
     """Save margins (X, Y, Z) in [0, 0.0655] as uint16 steps of 1e-6 on the grid of the label map."""
-    image = nib.Nifti1Image(np.rint(margin / MARGIN_STEP).astype(np.uint16), affine, header)
+    steps = margin / MARGIN_STEP
+    image = nib.Nifti1Image(np.rint(steps, out=steps).astype(np.uint16), affine, header)
     image.set_data_dtype(np.uint16)
     image.header["cal_min"], image.header["cal_max"] = 0, 0
     image.header.set_slope_inter(MARGIN_STEP, 0)  # nibabel then stores the integers as they are

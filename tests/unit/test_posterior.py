@@ -206,6 +206,29 @@ def test_engine_and_reference_post_process_alike(seed, fast):
     np.testing.assert_array_equal(ours.margin, np.minimum(order[..., -1] - order[..., -2], np.float32(0.0655)))
 
 
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("seed", range(8))
+def test_small_parts_within_and_across_the_edge_of_the_image_part(seed, fast):
+    """Most channels fill a small box only, which the padding may cut, or which may lie in the padding alone."""
+    rng = np.random.default_rng(seed)
+    posteriors = np.zeros((16, 14, 12, 10), np.float32)
+    posteriors[..., 0] = rng.random((16, 14, 12), dtype=np.float32) * np.float32(0.2)
+    posteriors[2:14, 2:12, 2:10, 1] = 0.3
+    for channel in range(2, 10):
+        start = rng.integers(0, 10, 3)
+        stop = start + rng.integers(1, 6, 3)
+        part = tuple(map(slice, start, stop))
+        posteriors[(*part, channel)] = rng.random(posteriors[(*part, channel)].shape, dtype=np.float32)
+    topology = np.array([0, 1, 1, 2, 2, 0, 3, 4, 5, 5])
+    box = (slice(3, 16), slice(0, 9), slice(4, 11))
+    labels = SimpleNamespace(index=np.arange(10, dtype=np.int32), topology=topology)
+    expected = reference.postprocess(posteriors.copy(), box, topology, 0.25, fast)
+    ours = posterior.finish(posteriors, box, labels, 0.25, fast, threads=2)
+    np.testing.assert_array_equal(ours.posteriors, np.nan_to_num(expected))
+    np.testing.assert_array_equal(ours.labels, np.nan_to_num(expected).argmax(axis=-1))
+    np.testing.assert_allclose(ours.soft, np.nansum(expected, axis=(0, 1, 2), dtype=np.float64), rtol=1e-12)
+
+
 def test_labels_ties_and_voxels_without_posterior():
     posteriors = np.zeros((10, 1, 1, 4), np.float32)
     posteriors[0, 0, 0] = [0, 0.4, 0.4, 0]  # a tie: the first
