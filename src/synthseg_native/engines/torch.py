@@ -117,11 +117,19 @@ class TorchEngine:
         self._layout = torch.channels_last_3d if place == "cpu" else torch.contiguous_format
         self._layers = {layer.name: layer for layer in table}
         self._type = reduced or torch.float32
-        self._shapes = self._find_shapes(table, shape)
         self._steps = self._plan(table)
         self._whole = {name for name, _ in self._steps}
+        self.reshape(shape)
         with self._told():
             self._weights = {layer.name: self._prepare(layer, weights.get(layer.name)) for layer in table}
+
+    def reshape(self, shape):
+        self._shapes = shapes = {}  # of each layer's output, without its channels
+        for layer in self._layers.values():
+            size = shapes[layer.inputs[-1]] if layer.inputs else tuple(shape)
+            if layer.kind == "pool":
+                size = tuple(n // 2 for n in size)
+            shapes[layer.name] = tuple(2 * n for n in size) if layer.kind == "up" else size
 
     def posteriors(self, volume):
         (image, _), *steps, (last, _) = self._steps
@@ -151,15 +159,6 @@ class TorchEngine:
             raise
 
     # The plan
-
-    def _find_shapes(self, table, shape):
-        shapes = {}
-        for layer in table:
-            size = shapes[layer.inputs[-1]] if layer.inputs else tuple(shape)
-            if layer.kind == "pool":
-                size = tuple(n // 2 for n in size)
-            shapes[layer.name] = tuple(2 * n for n in size) if layer.kind == "up" else size
-        return shapes
 
     def _plan(self, table):
         """The outputs that exist whole, in order, each with those that nothing needs after it; the last one is handed
