@@ -48,6 +48,9 @@ class Prepared:
 @contextmanager
 def workers(threads):
     """A function that calls another with each element of some sequences, by so many threads, and lists the results."""
+    if threads == 1:
+        yield lambda function, *sequences: list(map(function, *sequences))
+        return
     with ThreadPoolExecutor(threads) as pool:
         yield lambda function, *sequences: list(pool.map(function, *sequences))
 
