@@ -3,9 +3,11 @@
 import dataclasses
 import sys
 
+import nibabel as nib
+import numpy as np
 import pytest
 
-from synthseg_native import engines, memory, model, network
+from synthseg_native import engines, image, memory, model, network, scan
 from synthseg_native.errors import SynthSegError
 
 SIZE = memory.Size((192, 256, 192), 192 * 256 * 192, features=24, labels=32)
@@ -68,23 +70,22 @@ def test_the_padded_shape_is_known_from_the_header(cards, name, shape, voxel_mm,
     assert all(n % 2 ** (cards[name]["network"]["levels"] - 1) == 0 for n in expected)
 
 
-def test_the_padded_shape_is_the_one_of_the_pipeline(cards):
-    """What image.prepare makes, for shapes and voxels of all kinds."""
-    import numpy as np
-
-    from synthseg_native import image
-
+def test_the_padded_shape_is_the_one_of_the_pipeline(cards, tmp_path):
+    """What image.prepare makes, for shapes, voxels and axes of all kinds."""
     rng = np.random.default_rng(3)
     card = cards["compact2mm"]
-    for _ in range(20):
+    for _ in range(12):
         shape, voxel_mm = rng.integers(20, 90, 3), rng.uniform(0.7, 4, 3).round(3)
-        factor = voxel_mm / card["input"]["resolution_mm"]
-        grid = np.ceil(shape * factor - 1e-6).astype(int)
-        data = np.arange(grid.prod(), dtype=np.float32).reshape(grid)
+        affine = np.diag([*voxel_mm, 1.0])[[*rng.permutation(3).tolist(), 3]]
+        data = rng.integers(0, 99, shape, dtype=np.uint8)
+        nib.save(nib.Nifti1Image(data, affine), tmp_path / "scan.nii")
+        found = scan.read(tmp_path / "scan.nii", scan.ACCEPTABLE)
+        gridded = image.regrid(found, card["input"]["resolution_mm"])
         prepared = image.prepare(
-            data, np.diag([2.0, 2, 2, 1]), pad_multiple=16, min_size=64, ct=False, crop=None, autocrop=False
+            gridded.data, gridded.affine, pad_multiple=16, min_size=64, ct=False, crop=None, autocrop=False
         )
-        assert memory.padded_shape(card, shape, voxel_mm) == prepared.volume.shape
+        # In the order of the world's axes there, of the scan's here.
+        assert sorted(memory.padded_shape(card, shape, voxel_mm)) == sorted(prepared.volume.shape)
 
 
 def test_a_run_that_cannot_fit_names_what_would(cards):
@@ -157,8 +158,6 @@ def test_a_miss_above_a_fifth_is_told():
 
 
 def test_the_peak_of_this_process_is_its_own():
-    import numpy as np
-
     before = memory.own_peak_mib()
     block = np.ones(int(before * 2**20 / 8) + 2**24)  # more than the peak so far
     assert memory.own_peak_mib() >= before + 100 and len(block)
