@@ -90,7 +90,7 @@ class Network(nn.Module):
                 return inputs[0]
             if layer.kind in ("conv", "norm"):
                 out = self.layers[layer.name](inputs[0])
-                out = functional.elu(out) if layer.activation == "elu" else out
+                out = functional.elu(out, inplace=True) if layer.activation == "elu" else out
             elif layer.kind == "pool":
                 out = functional.max_pool3d(inputs[0], 2)
             elif layer.kind == "up":

@@ -44,6 +44,9 @@ class Trainer:
     def __init__(self, config, training_maps, held_out):
         self.config, self.settings = config, config["training"]
         self.device = device_of(config["device"])
+        apple = self.device.type == "mps"  # samples are made on its CPU: not all that takes exists there
+        self.workshop = torch.device("cpu") if apple else self.device
+        self.layout = torch.contiguous_format if apple else torch.channels_last_3d
         if self.device.type == "cpu":
             torch.set_num_threads(config["threads"])
             keep_memory()
@@ -51,14 +54,17 @@ class Trainer:
         self.model = model.load(config["model"])
         self.channels = maps.channel_of(self.model.labels.index)
         torch.manual_seed(config["seed"])
-        self.network = Network(**(self.model.card["network"] | config.get("network", {})))
-        self.network.to(self.device, memory_format=torch.channels_last_3d)
+        self.network = self._new_network()
         self.average = {key: value.clone() for key, value in self.network.state_dict().items()}
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=1.0, weight_decay=self.settings["weight_decay"], betas=(0.9, 0.99)
         )
         self.weight = self._channel_weights()
         self.iteration, self.seconds, self.free = 0, 0.0, self.settings["free_moments"]
+
+    def _new_network(self):
+        network = Network(**(self.model.card["network"] | self.config.get("network", {})))
+        return network.to(self.device, memory_format=self.layout)
 
     def start_from(self, path):
         """Begin with the weights of an HDF5 file, its moments frozen."""
@@ -99,20 +105,25 @@ class Trainer:
             [self.config["seed"], iteration, 1],
             self.config["generation"],
             resolution=self.model.resolution,
-            device=self.device,
+            device=self.workshop,
         )
+
+    def _on_device(self, sample):
+        """Image (1, 1, X, Y, Z) and target (1, X, Y, Z) of a sample, where the network is."""
+        image = sample.image[None, None].to(self.device)
+        return image.contiguous(memory_format=self.layout), sample.target[None].to(self.device)
 
     def step(self):
         """One iteration; returns the loss."""
         self.network.free_moments(self.iteration < self.free)
         sample = self.sample(self.iteration)
-        image = sample.image[None, None].contiguous(memory_format=torch.channels_last_3d)
+        image, target = self._on_device(sample)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         self.optimizer.zero_grad()
         with self.autocast():
             logits = self.network(image)
-        value = loss(logits, sample.target[None], self.weight)
+        value = loss(logits, target, self.weight)
         value.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings["clip"])
         self.optimizer.step()
@@ -128,22 +139,22 @@ class Trainer:
     @torch.no_grad()
     def validate(self) -> dict:
         """Mean Dice of the structures per case of the configuration's `validation`, of the averaged weights."""
-        network = Network(**(self.model.card["network"] | self.config.get("network", {}))).to(self.device)
+        network = self._new_network()
         network.load_state_dict(self.average)
-        network.to(memory_format=torch.channels_last_3d)
         scores = {}
         for case, samples in self.cases.items():
             values = []
-            for image, target in samples:
+            for sample in samples:
+                image, target = self._on_device(sample)
                 with self.autocast():
-                    labels = network(image).argmax(dim=1)[0]
-                values.append(np.nanmean(dice(labels, target.long(), len(self.model.labels))[1:]))
+                    labels = network(image).argmax(dim=1)
+                values.append(np.nanmean(dice(labels, target, len(self.model.labels))[1:]))
             scores[case] = float(np.mean(values))
         return scores
 
     @functools.cached_property
     def cases(self) -> dict:
-        """The validation's images and targets per case, on the maps held out; they stay the same."""
+        """The validation's samples per case, on the maps held out; they stay the same."""
         settings, cases = self.config["validation"], {}
         for case, changes in settings["cases"].items():
             cases[case] = []
@@ -155,10 +166,9 @@ class Trainer:
                     [label_map.number, seed],
                     merge(settings["generation"], changes),
                     resolution=self.model.resolution,
-                    device=self.device,
+                    device=self.workshop,
                 )
-                image = sample.image[None, None].contiguous(memory_format=torch.channels_last_3d)
-                cases[case].append((image, sample.target.to(torch.uint8)))
+                cases[case].append(sample)
         return cases
 
     # Checkpoints -----------------------------------------------------------------------------------------------------
