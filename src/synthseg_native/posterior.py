@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .errors import SynthSegError
 from .image import workers
 
 MAX_MARGIN = 0.0655  # what the margin map can hold: 65500 steps of 1e-6
@@ -193,7 +194,7 @@ def label(posteriors, values, removed, boxes=None, threads=1) -> Segmentation:
     """Normalise, in place, and take the likeliest label of each voxel; the first one on a tie.
 
     values : (N,) label per channel · boxes : (N,) slices outside which a channel is known to be 0. A voxel without any
-    posterior is background.
+    posterior is background. Raises SynthSegError("internal") for posteriors that are no numbers.
     """
     shape, n = posteriors.shape[:3], posteriors.shape[3]
     boxes = [(slice(None),) * 3] * n if boxes is None else boxes
@@ -226,6 +227,8 @@ def label(posteriors, values, removed, boxes=None, threads=1) -> Segmentation:
     with workers(threads) as each:
         each(plane, range(shape[0]), np.moveaxis(posteriors, 3, 1))
     soft, best_sums, counts = (sums.sum(axis=0) for sums in (soft, best_sums, counts))
+    if not np.isfinite(soft).all():
+        raise SynthSegError("internal", "posteriors: some are no numbers: use another engine, device or precision")
     foreground = counts[1:].sum()
     return Segmentation(
         posteriors=posteriors,

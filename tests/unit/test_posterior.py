@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from synthseg_native import posterior, reference
+from synthseg_native.errors import SynthSegError
 
 FLIP = np.array([0, 2, 1, 3])
 VALUES = np.array([0, 2, 41, 14], dtype=np.int32)
@@ -244,6 +245,15 @@ def test_labels_ties_and_voxels_without_posterior():
     assert result.counts.tolist() == [9, 1, 0, 0]
     assert result.confidence == pytest.approx(0.5)
     np.testing.assert_allclose(result.confidences, [4 / 9, 0.5, np.nan, np.nan])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_posteriors_that_are_no_numbers_make_no_label_map(value):
+    posteriors = random_posteriors()
+    posteriors[3, 4, 5] = value
+    labels = SimpleNamespace(index=VALUES, topology=np.array([0, 1, 2, 3]))
+    with np.errstate(invalid="ignore"), pytest.raises(SynthSegError, match="posteriors: some are no numbers"):
+        posterior.finish(posteriors, (slice(None),) * 3, labels, 0.25)
 
 
 def test_confidence_without_foreground_is_not_a_number():
