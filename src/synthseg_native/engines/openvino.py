@@ -171,7 +171,7 @@ class OpenVINOEngine:
     def _image_array(self, volume):
         """The image (planes, Y, Z) as the input of the first convolution; see `split_kernel`."""
         if self._precision != BF16:
-            return volume[..., None]
+            return np.ascontiguousarray(volume)[..., None]
         coarse = to_bf16(volume)
         fine = to_bf16(volume - from_bf16(coarse))
         return np.stack([coarse, fine, coarse], axis=-1)
