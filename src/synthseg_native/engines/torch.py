@@ -107,7 +107,7 @@ class TorchEngine:
     name = "torch"
 
     def __init__(self, torch, table, weights, shape, device, place, reduced):
-        """reduced : the type of activations and weights but at the ends; None for float32."""
+        """reduced : the type of activations and weights but in `_precise` layers; None for float32."""
         self.torch = torch
         self.version = torch.__version__
         self.device = device
@@ -119,6 +119,10 @@ class TorchEngine:
         self._type = reduced or torch.float32
         self._steps = self._plan(table)
         self._whole = {name for name, _ in self._steps}
+        # Where rounding costs most voxels, float32 stays: in what reads the image, and from the last doubling on.
+        names = [layer.name for layer in table]
+        doubled = max((number for number, layer in enumerate(table) if layer.kind == "up"), default=0)
+        self._precise = {*names[:2], *names[doubled:]}
         self.reshape(shape)
         with self._told():
             self._weights = {layer.name: self._prepare(layer, weights.get(layer.name)) for layer in table}
@@ -199,10 +203,7 @@ class TorchEngine:
             return self._put(np.broadcast_to(kernel, (layer.channels, 1, *kernel.shape)))
         if layer.kind != "conv":
             return None
-        # The first and the last convolution keep float32: the image and the posteriors, rounded, cost more voxels than
-        # all the rest, and the two take little time.
-        ends = layer.inputs == (self._steps[0][0],) or not layer.activation
-        kind = self.torch.float32 if ends else self._type
+        kind = self.torch.float32 if layer.name in self._precise else self._type
         parts, start = [], 0
         for source in self._read_by(layer):
             kernel = values["kernel"][:, :, :, start : start + source.channels]
