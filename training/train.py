@@ -1,4 +1,4 @@
-"""The training loop: one sample per iteration, frozen moments, an average of the weights, checkpoints, a curve."""
+"""The training loop: few samples per iteration, frozen moments, an average of the weights, checkpoints, a curve."""
 
 import contextlib
 import ctypes
@@ -92,32 +92,34 @@ class Trainer:
         peak, final = s["learning_rate"], s["final_learning_rate"]
         return min(1, (i + 1) / s["warm_up"]) * (final + (peak - final) * decay)
 
-    def sample(self, iteration):
-        """The sample of an iteration: map, size and everything else follow from the seed and its number."""
+    def samples(self, iteration) -> list:
+        """The samples of an iteration, of one size: maps and all else follow from the seed and its number."""
         rng = np.random.default_rng([self.config["seed"], iteration])
         sizes, often = zip(*self.settings["sizes"], strict=True)
         size = sizes[rng.choice(len(sizes), p=np.array(often) / sum(often))]
-        label_map = self.maps[rng.integers(len(self.maps))]
-        return generate(
-            label_map,
-            self.channels,
-            size,
-            [self.config["seed"], iteration, 1],
-            self.config["generation"],
-            resolution=self.model.resolution,
-            device=self.workshop,
-        )
+        return [
+            generate(
+                self.maps[rng.integers(len(self.maps))],
+                self.channels,
+                size,
+                [self.config["seed"], iteration, 1 + k],
+                self.config["generation"],
+                resolution=self.model.resolution,
+                device=self.workshop,
+            )
+            for k in range(self.settings["batch"])
+        ]
 
-    def _on_device(self, sample):
-        """Image (1, 1, X, Y, Z) and target (1, X, Y, Z) of a sample, where the network is."""
-        image = sample.image[None, None].to(self.device)
-        return image.contiguous(memory_format=self.layout), sample.target[None].to(self.device)
+    def _on_device(self, samples):
+        """Images (B, 1, X, Y, Z) and targets (B, X, Y, Z) of samples, where the network is."""
+        images = torch.stack([sample.image for sample in samples])[:, None].to(self.device)
+        targets = torch.stack([sample.target for sample in samples]).to(self.device)
+        return images.contiguous(memory_format=self.layout), targets
 
     def step(self):
         """One iteration; returns the loss."""
         self.network.free_moments(self.iteration < self.free)
-        sample = self.sample(self.iteration)
-        image, target = self._on_device(sample)
+        image, target = self._on_device(self.samples(self.iteration))
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
         self.optimizer.zero_grad()
@@ -145,7 +147,7 @@ class Trainer:
         for case, samples in self.cases.items():
             values = []
             for sample in samples:
-                image, target = self._on_device(sample)
+                image, target = self._on_device([sample])
                 with self.autocast():
                     labels = network(image).argmax(dim=1)
                 values.append(np.nanmean(dice(labels, target, len(self.model.labels))[1:]))

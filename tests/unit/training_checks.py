@@ -326,11 +326,13 @@ def check_loss_falls_and_moments_freeze(folder):
 def check_resuming_is_as_not_stopping(folder):
     import torch
 
-    straight = _trainer()
+    settings = tiny()
+    settings["training"]["batch"] = 2
+    straight = _trainer(settings)
     straight.run(folder / "a", 12)
-    _trainer().run(folder / "b", 7)
+    _trainer(settings).run(folder / "b", 7)
     assert sorted(p.name for p in (folder / "b").iterdir()) == ["checkpoint.pt", "curve.tsv"]
-    resumed = _trainer()
+    resumed = _trainer(settings)
     resumed.resume(folder / "b" / "checkpoint.pt")
     assert resumed.iteration == 7
     resumed.run(folder / "b", 5)
