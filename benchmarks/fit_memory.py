@@ -3,13 +3,13 @@
     python benchmarks/run.py --memory        # measures: appends to benchmarks/memory.tsv
     python benchmarks/fit_memory.py [TSV]    # fits: copy what it prints into src/synthseg_native/memory.py
 
-A row of the table has six numbers and a contestant few measurements, so that the fit is held, weakly, to where it
+A row of the table has seven numbers and a contestant few measurements, so that the fit is held, weakly, to where it
 starts: numbers that no measurement tells about stay there.
 """
 
 import argparse
 import sys
-from dataclasses import astuple
+from dataclasses import astuple, fields, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,6 +24,7 @@ from synthseg_native.cohort.tables import read_tsv  # noqa: E402
 
 MEASURED = Path(__file__).parent / "memory.tsv"
 HELD = 0.02  # a number twice its start costs as much as one prediction that is 1.4 % off
+STARTS = ((), ("read",), ("mask",), ("own",), ("read", "own"), ("read", "mask", "own"))
 LEAST = 1e-3  # of a number, so that its logarithm is one
 
 
@@ -31,11 +32,10 @@ def sizes_of(rows) -> list:
     """The `memory.Size` of each measurement (a dict of text, as run.py writes them)."""
     found = []
     for row in rows:
-        network = models.load(ROOT / "models" / row["model"]).card["network"]
-        padded = tuple(int(row[f"padded_{axis}"]) for axis in "xyz")
-        voxels = int(np.prod([int(row[f"input_{axis}"]) for axis in "xyz"]))
-        own_grid = row["native_grid"] == "true"
-        found.append(memory.Size(padded, voxels, network["features"], network["labels"], own_grid))
+        card = models.load(ROOT / "models" / row["model"]).card
+        shape, voxel_mm = [int(row[f"input_{axis}"]) for axis in "xyz"], float(row["voxel_mm"])
+        size = memory.size_of(card, shape, (voxel_mm,) * 3, own_grid=row["native_grid"] == "true")
+        found.append(replace(size, padded=tuple(int(row[f"padded_{axis}"]) for axis in "xyz")))
     return found
 
 
@@ -51,8 +51,10 @@ def fit(sizes, peaks, start) -> memory.Coefficients:
         off = [np.log(memory.peak(c, size) / peak) for size, peak in zip(sizes, peaks, strict=True)]
         return [*off, *(HELD * (logs - first))]
 
-    # Of a maximum of three stages the slope is known on one side only: begin from several places.
-    found = [least_squares(misses, first + shift) for shift in (0.0, 0.5, -0.5)]
+    # A stage that is not the largest one has no slope: begin also where reading and the finish take ten times as much.
+    names = [field.name for field in fields(start)]
+    shifts = [[2.3 * (name in more) for name in names] for more in STARTS]
+    found = [least_squares(misses, first + shift) for shift in shifts]
     best = min(found, key=lambda result: result.cost)
     return memory.Coefficients(*(float(f"{value:.3g}") for value in np.exp(best.x)))
 

@@ -1,6 +1,6 @@
 """How much memory a run takes, before it starts, and whether this machine has it.
 
-The peak is the largest of three stages, above what the interpreter and the runtime take:
+The peak is the largest of three stages, above what the interpreter, the runtime and its copies of the weights take:
 
 read     bytes per voxel of the scan
 network  copies of the finest level's features, and of the posteriors, per voxel of the padded volume
@@ -27,10 +27,12 @@ OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class Coefficients:
-    """base : MiB · read, own : bytes per voxel of the scan · network, posterior : copies, of float32, of the features
-    of the finest level and of the posteriors · mask : bytes per padded voxel while labels are found"""
+    """base : MiB · weights, network, posterior : copies, of float32, of the weights, of the features of the finest
+    level and of the posteriors · read, own : bytes per voxel of the scan · mask : bytes per padded voxel while labels
+    are found"""
 
     base: float
+    weights: float
     read: float
     network: float
     posterior: float
@@ -40,11 +42,11 @@ class Coefficients:
 
 # (engine, precision, device). Where a row is missing, the closest one stands in: see `coefficients`.
 TABLE = {
-    ("tensorflow", "float32", "cpu"): Coefficients(470, 24, 7.0, 2.5, 16, 16),
-    ("openvino", "float32", "cpu"): Coefficients(200, 24, 3.0, 1.2, 16, 16),
-    ("openvino", "bf16", "cpu"): Coefficients(200, 24, 1.6, 1.2, 16, 16),
-    ("torch", "float32", "cpu"): Coefficients(350, 24, 6.0, 2.0, 16, 16),
-    (REFERENCE, "float32", "cpu"): Coefficients(500, 40, 8.0, 5.0, 16, 0),
+    ("tensorflow", "float32", "cpu"): Coefficients(516, 0.461, 12.6, 9.72, 1.44, 16, 16.2),
+    ("openvino", "float32", "cpu"): Coefficients(228, 6.43, 8.09, 0.223, 2.82, 15.6, 7.33),
+    ("openvino", "bf16", "cpu"): Coefficients(266, 7.43, 6.32, 0.0265, 2.11, 14.9, 4.23),
+    ("torch", "float32", "cpu"): Coefficients(350, 3, 24, 6, 2, 16, 16),  # not measured
+    (REFERENCE, "float32", "cpu"): Coefficients(530, 2.37, 17.1, 7.49, 4.82, 16, 0.001),
 }
 
 
@@ -59,13 +61,15 @@ def coefficients(engine, precision="float32", device="cpu") -> Coefficients:
 @dataclass(frozen=True)
 class Size:
     """What a run's memory depends on beside its engine. padded : (3,) voxels of the padded volume · voxels : of the
-    scan · features, labels : of the network · own_grid : whether a label map on the scan's own grid is made"""
+    scan · features, labels : of the network · own_grid : whether a label map on the scan's own grid is made
+    parameters : of the network"""
 
     padded: tuple
     voxels: int
     features: int
     labels: int
     own_grid: bool = True
+    parameters: int = 0
 
 
 def size_of(card, shape, voxel_mm, crop=None, own_grid=True) -> Size:
@@ -73,9 +77,12 @@ def size_of(card, shape, voxel_mm, crop=None, own_grid=True) -> Size:
 
     crop : (3,) voxels, or None
     """
-    network = card["network"]
-    padded = padded_shape(card, shape, voxel_mm, crop)
-    return Size(padded, math.prod(map(int, shape)), network["features"], network["labels"], own_grid)
+    from . import network
+
+    asked = card["network"]
+    parameters = network.count_parameters(network.layer_table(**asked))
+    padded, voxels = padded_shape(card, shape, voxel_mm, crop), math.prod(map(int, shape))
+    return Size(padded, voxels, asked["features"], asked["labels"], own_grid, parameters)
 
 
 def padded_shape(card, shape, voxel_mm, crop=None) -> tuple:
@@ -105,7 +112,7 @@ def peak(c: Coefficients, size: Size) -> float:
         4 * padded * (c.network * size.features + c.posterior * size.labels),
         padded * (4 * size.labels + c.mask) + c.own * size.voxels * size.own_grid,
     )
-    return c.base + max(stages) / MIB
+    return c.base + (4 * c.weights * size.parameters + max(stages)) / MIB
 
 
 def limit_mib() -> float | None:

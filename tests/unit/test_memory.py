@@ -44,11 +44,13 @@ def test_more_of_anything_never_takes_less(engine, precision):
 
 
 def test_the_prediction_is_that_of_the_formula():
-    c = memory.Coefficients(base=100, read=8, network=2, posterior=3, mask=4, own=2)
+    c = memory.Coefficients(base=100, weights=0, read=8, network=2, posterior=3, mask=4, own=2)
     mib = 2**20
     size = memory.Size((128, 128, 64), mib, features=10, labels=5)
     assert memory.peak(c, size) == 100 + 4 * (2 * 10 + 3 * 5)
     assert memory.peak(c, dataclasses.replace(size, voxels=100 * mib)) == 100 + 8 * 100
+    weighty = dataclasses.replace(size, parameters=5 * mib)
+    assert memory.peak(dataclasses.replace(c, weights=2), weighty) == memory.peak(c, size) + 4 * 2 * 5
     finish = dataclasses.replace(c, read=0, network=0, posterior=0)
     assert memory.peak(finish, size) == 100 + 4 * 5 + 4 + 2
     assert memory.peak(finish, dataclasses.replace(size, own_grid=False)) == 100 + 4 * 5 + 4
@@ -175,6 +177,7 @@ def test_the_layer_table_has_the_features_that_the_size_names(cards):
     table = network.layer_table(**cards["synthseg1"]["network"])
     size = memory.size_of(cards["synthseg1"], (181, 217, 181), (1, 1, 1))
     assert (size.features, size.labels) == (table[1].channels, table[-1].channels)
+    assert size.parameters == network.count_parameters(table)
 
 
 def test_the_fit_finds_what_made_the_measurements(root, monkeypatch, tmp_path, capsys):
@@ -182,7 +185,7 @@ def test_the_fit_finds_what_made_the_measurements(root, monkeypatch, tmp_path, c
     from benchmarks import fit_memory
     from benchmarks.run import MEMORY_COLUMNS, MEMORY_SCANS
 
-    made_from = memory.Coefficients(base=310, read=30, network=4.2, posterior=1.5, mask=10, own=60)
+    made_from = memory.Coefficients(base=310, weights=5, read=30, network=4.2, posterior=1.5, mask=10, own=60)
     lines = ["\t".join(MEMORY_COLUMNS)]
     for name in ("synthseg1", "compact2mm"):
         card = model.load(root / "models" / name).card

@@ -339,7 +339,8 @@ def test_a_job_asks_for_what_its_scan_is_predicted_to_take(make, tmp_path):
     engines = ("tensorflow", "openvino")
     plan = make(("01", "02"), engines=list(engines), reference={"runtime": "local"}, benchmark={"scans": 1})
     nib.save(nib.Nifti1Image(np.zeros((100, 120, 90), np.uint8), np.diag([2, 2, 2, 1])), tmp_path / "images/01.nii")
-    size = memory.Size((112, 128, 96), 100 * 120 * 90, features=16, labels=32)
+    size = memory.size_of(plan.model.card, (100, 120, 90), (2, 2, 2))
+    assert size.padded == (112, 128, 96)
     for engine in (*engines, "reference"):
         assert plan.memory(engine, scan_of("01")) == memory.declared_mb(memory.predict(size, engine))
         assert plan.memory(engine, scan_of("02")) == plan.model.memory_mb == 3000, "no image"
