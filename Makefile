@@ -2,7 +2,7 @@
 
 RUN = sh scripts/launch.sh run
 DEV = $(RUN) dev --
-LOCKS = workflow tensorflow openvino torch demo dev
+LOCKS = workflow tensorflow openvino torch training demo dev
 # Tests in the order in which two processes are busy about equally long; TESTS= and JOBS= change what runs and how many.
 TESTS = tests/workflow tests/golden tests/container tests/unit
 JOBS = 2

@@ -4,10 +4,10 @@
 set -eu
 cd "$(dirname "$0")/.."
 folder=$PWD/.envs/ci-torch
-if ! "$folder/bin/python" -c "import torch, cc3d, nibabel" 2>/dev/null; then
+if ! "$folder/bin/python" -c "import torch, nibabel, tqdm" 2>/dev/null; then
     rm -rf "$folder"
     python3.11 -m venv "$folder" >&2
     "$folder/bin/pip" install --quiet --disable-pip-version-check torch==2.13.0 numpy scipy h5py nibabel pyyaml \
-        matplotlib tqdm connected-components-3d >&2
+        matplotlib tqdm >&2
 fi
 echo "$folder/bin/python"

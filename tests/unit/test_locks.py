@@ -21,7 +21,7 @@ PYTHONS = {name: ["{}.{}".format(*version) for version in environments.PYTHONS_D
 PYTHONS["tensorflow"] = ["3.11"]
 # OpenVINO's wheel for Linux arm64 asks for a younger system: glibc 2.35, as Ubuntu 22.04 has.
 YOUNGER = {("openvino", "aarch64-manylinux_2_28"): "aarch64-manylinux_2_35"}
-MACOS = {"torch": "14.0"}  # the oldest macOS with its wheels, where it is younger than uv's choice
+MACOS = {"torch": "14.0", "training": "14.0"}  # the oldest macOS with its wheels, where it is younger than uv's choice
 
 
 def entries(text):

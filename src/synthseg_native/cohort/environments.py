@@ -33,6 +33,7 @@ SIZES = {
     "tensorflow": "about 1.9 GB",
     "openvino": "about 0.6 GB",
     "torch": "several GB on Linux, with CUDA",
+    "training": "several GB on Linux, with CUDA",
     "workflow": "about 0.4 GB",
     "dev": "about 0.6 GB",
     "demo": "about 0.5 GB",
