@@ -172,9 +172,9 @@ class Segmenter:
             options.keepgeom or "native_grid" in job.outputs,
         )
         # Before anything large is made; autocrop's size is not known yet, and never larger.
-        notes["predicted_peak_mib"] = memory.check(
-            job.image, size, options.engine, options.precision, options.device, self.model.card
-        )
+        how = options.engine, options.precision, options.device
+        notes["predicted_peak_mib"] = memory.predict(size, *how)
+        memory.check(job.image, size, *how, self.model.card)
         gridded = image.regrid(found, self.model.resolution, options.threads)
         prepared = image.prepare(
             gridded.data,
