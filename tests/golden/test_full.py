@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from golden_runs import read_volumes
+from golden_runs import Runs, read_volumes
+
+from synthseg_native.compare import compare_label_maps
 
 FULL = os.environ.get("SYNTHSEG_GOLDEN_FULL")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not FULL, reason="SYNTHSEG_GOLDEN_FULL is not set")]
@@ -47,6 +49,16 @@ def test_engine_equals_upstream_at_full_size(runs, check, model):
     folder = runs.engine("t1", model, "full")
     margin = folder / "margin.nii.gz"
     check(folder, "t1_", margin=margin, golden_folder=Path(FULL), volume_tolerance=VOLUME_TOLERANCE)
+
+
+@pytest.mark.parametrize("engine", ["openvino", "torch"])
+def test_other_engines_equal_upstream_at_full_size(request, root, model, tmp_path, engine):
+    flags = ["--engine", engine]
+    folder = Runs(root, request.getfixturevalue(f"{engine}_python"), tmp_path).engine("t1", model, engine, flags=flags)
+    files = folder / "dseg.nii.gz", Path(FULL) / "t1_dseg.nii.gz", model / "labels.tsv", folder / "margin.nii.gz"
+    result = compare_label_maps(*files)
+    print(f"{engine}: {result['n_voxels_different']} of {result['n_voxels_foreground']} foreground voxels differ")
+    assert result["verdict"] in ("identical", "equivalent"), result["verdict_reason"]
 
 
 def test_reference_equals_upstream_at_full_size(runs, check, model):
