@@ -39,14 +39,13 @@ for name, settings, shape in json.loads(sys.argv[1]):
     engine = openvino.build(table, weights, volume.shape, threads=2)
     found[name] = {"errors": [], "same": []}
     whole = None
-    for slab in (1000, 16, 8):
-        openvino.SLAB = slab
+    for planes in (1000, 16, 8):
+        openvino.SLAB_BYTES = 4 * planes * settings["features"] * shape[1] * shape[2]
         result = posteriors(engine, volume)
         whole = result if whole is None else whole
         found[name]["errors"].append(float(np.abs(result - expected).max()))
         found[name]["same"].append(bool(np.array_equal(posteriors(engine, volume), result)))
     found[name]["type"] = str(result.dtype)
-    openvino.SLAB = 16
     other = np.ascontiguousarray(volume[: shape[0] // 2, :, ::-1])
     engine.reshape(other.shape)
     found[name]["reshaped"] = float(np.abs(posteriors(engine, other) - probes._network(table, weights, other)).max())

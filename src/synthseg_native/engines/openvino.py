@@ -1,10 +1,12 @@
-"""The OpenVINO engine: the layer table as three small graphs, run slab by slab along the first axis.
+"""The OpenVINO engine: the layer table as small graphs, those of the finest levels run slab by slab.
 
-At the finest level a tensor of the whole volume takes a gigabyte, so nothing there is ever whole but the skip tensor:
+At the finest level a tensor of the whole volume takes a gigabyte, so little there is ever whole. For each of the
+finest levels, along the first axis:
 
-head : image -> skip tensor and pooled tensor, slab by slab
-deep : pooled tensor -> tensor before the last upsampling, the whole volume at once, an eighth of the voxels
-tail : skip tensor and deep tensor -> smoothed posteriors, slab by slab
+head : image (or what the finer level pooled) -> skip tensor and pooled tensor, slab by slab
+tail : skip tensor and what the coarser levels give -> features, at the finest level smoothed posteriors, slab by slab
+
+and between them, for all coarser levels at once, deep : pooled tensor -> features.
 
 A slab is computed with as many planes more on either side as its convolutions reach, and zero padding applies at the
 borders of the volume alone, so that the result is that of the whole volume. The decoder is computed without the
@@ -17,7 +19,9 @@ import numpy as np
 from ..errors import SynthSegError
 from ..network import NORMALISATION_EPSILON, gaussian_kernel
 
-SLAB = 16  # planes of the volume at a time; an even number
+SLAB_BYTES = 80e6  # of one float32 tensor of a level's features
+SMALLEST_SLAB = 8  # planes; more than a neighbour reaches into
+IN_SLABS = 2  # levels done in slabs, where there are so many
 BF16 = "bf16"
 # Kernel 4 of the transposed convolution from kernel 3 of the convolution, along one axis.
 TAPS = np.array([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], dtype=np.float64)
@@ -95,7 +99,7 @@ class OpenVINOEngine:
             weights = {**weights, first: {**weights[first], "kernel": split_kernel(weights[first]["kernel"])}}
         self._ov, self._core, self._weights = ov, core, weights
         self._precision, self._threads = precision, threads
-        self._parts(table)
+        self._cut(table)
         self._compiled, self._recent = {}, set()
         self._used, self._stage = set(), None
 
@@ -103,50 +107,27 @@ class OpenVINOEngine:
         """Go over to padded volumes of another shape (X, Y, Z). The graphs of the last shape are kept, and no others:
         many fit both, and each has a copy of its weights."""
         self.shape = tuple(shape)
-        self._compiled = {key: self._compiled[key] for key in self._recent}
+        self._compiled = {key: graph for key, graph in self._compiled.items() if key in self._recent}
         self._recent = set()
 
-    def _parts(self, table):
-        """Cut the table at the first pooling and the last upsampling."""
+    def _cut(self, table):
+        """Cut the table into the parts of the module's text."""
         kinds = [layer.kind for layer in table]
-        pool, up = kinds.index("pool"), len(kinds) - 1 - kinds[::-1].index("up")
-        self._image, self._head, self._deep = table[0], table[1 : pool + 1], table[pool + 1 : up]
-        skip = table[up + 1].inputs[0]
-        self._skip = next(layer for layer in table if layer.name == skip)
+        pools = [number for number, kind in enumerate(kinds) if kind == "pool"][:IN_SLABS]
+        ups = [number for number, kind in enumerate(kinds) if kind == "up"][::-1][:IN_SLABS]
         # The last convolution, whose rounding is the posteriors', is done apart, in float32, with all that follows it.
-        cut = len(table)
-        if self._precision == BF16:
-            cut = len(kinds) - 1 - kinds[::-1].index("conv")
-        self._tail, self._last = table[up:cut], table[cut:]
-        self._head_reach, self._tail_reach = sum(map(_reach, self._head)), sum(map(_reach, self._tail))
+        cut = len(kinds) - 1 - kinds[::-1].index("conv") if self._precision == BF16 else len(table)
+        starts, stops = [0, *pools], [cut, *ups]
+        self._levels = [
+            Level(table[start], table[start + 1 : pool + 1], table[up:stop], table)
+            for start, pool, up, stop in zip(starts, pools, ups, stops, strict=False)  # one start and stop more
+        ]
+        self._deep, self._last = table[pools[-1] + 1 : ups[-1]], table[cut:]
         self._last_reach = sum(map(_reach, self._last))
-        # Planes of the deep tensor beyond a slab: half of those that the skip tensor has, rounded up.
-        self._deep_reach = (self._tail_reach + self._last_reach + 1) // 2
 
     def posteriors(self, volume):
-        x, y, z = self.shape
         try:
-            skip = self._array(x, y, z, self._skip.channels)
-            pooled = self._array(x // 2, y // 2, z // 2, self._head[-1].channels)
-            reach = self._head_reach
-            for start, stop, low, high in self._slabs():
-                image = self._image_array(volume[start - low * reach : stop + high * reach])
-                results = skip[start:stop], pooled[start // 2 : stop // 2]
-                self._run("head", low, high, (image,), results)
-            deep = self._array(x // 2, y // 2, z // 2, self._deep[-1].channels)
-            self._run("deep", 0, 0, (pooled,), (deep,))
-            del pooled
-            last, half = self._last_reach, self._deep_reach
-            reach = self._tail_reach + last
-            for start, stop, low, high in self._slabs():
-                around = skip[start - low * reach : stop + high * reach]
-                below = deep[start // 2 - low * half : stop // 2 + high * half]
-                slab = np.empty((stop - start + (low + high) * last, y, z, self._tail[-1].channels), dtype=np.float32)
-                self._run("tail", low, high, (around, below), (slab,))
-                if self._last:
-                    features, slab = slab, np.empty((stop - start, y, z, self._last[-1].channels), dtype=np.float32)
-                    self._run("last", low, high, (features,), (slab,))
-                yield start, slab
+            yield from self._through(0, self._image_array(volume))
         except RuntimeError as error:
             if "alloc" in str(error):  # std::bad_alloc, and what oneDNN says of it
                 raise MemoryError("OpenVINO: no memory for an array") from error
@@ -154,15 +135,38 @@ class OpenVINOEngine:
         finally:
             self._release()
 
-    def _slabs(self):
-        """(start, stop, low, high): planes of a slab, and whether there are planes below and above it."""
-        planes, start = self.shape[0], 0
-        while start < planes:
-            stop = start + SLAB
-            if planes - stop < SLAB // 2:  # what is left must be more than a neighbour reaches into
-                stop = planes
-            yield start, stop, int(start > 0), int(stop < planes)
-            start = stop
+    def _through(self, number, source):
+        """A level and all coarser ones: yields (start, slab) of its features, at the finest level of the posteriors.
+
+        source : (planes, Y, Z, channels), the image or what the finer level pooled
+        """
+        level, (x, y, z) = self._levels[number], source.shape[:3]
+        skip = self._array(x, y, z, level.skip.channels)
+        pooled = self._array(x // 2, y // 2, z // 2, level.pooled.channels)
+        reach = level.head_reach
+        for start, stop, low, high in _slabs(x, y * z * level.skip.channels):
+            part = source[start - low * reach : stop + high * reach]
+            self._run(("head", number, low, high), (part,), (skip[start:stop], pooled[start // 2 : stop // 2]))
+        del source
+        deep = self._array(x // 2, y // 2, z // 2, level.deep.channels)
+        if number + 1 < len(self._levels):
+            for start, slab in self._through(number + 1, pooled):
+                deep[start : start + len(slab)] = slab
+        else:
+            self._run(("deep", number, 0, 0), (pooled,), (deep,))
+        del pooled
+        last = 0 if number else self._last_reach
+        reach, half = level.tail_reach + last, level.deep_reach(last)
+        for start, stop, low, high in _slabs(x, y * z * level.skip.channels):
+            around = skip[start - low * reach : stop + high * reach]
+            below = deep[start // 2 - low * half : stop // 2 + high * half]
+            planes, channels = stop - start + (low + high) * last, level.tail[-1].channels
+            slab = self._array(planes, y, z, channels) if number else np.empty((planes, y, z, channels), np.float32)
+            self._run(("tail", number, low, high), (around, below), (slab,))
+            if self._last and not number:
+                features, slab = slab, np.empty((stop - start, y, z, self._last[-1].channels), dtype=np.float32)
+                self._run(("last", number, low, high), (features,), (slab,))
+            yield start, slab
 
     def _array(self, *shape):
         """An array for what goes from one part to the next; of bfloat16 the bits."""
@@ -178,15 +182,16 @@ class OpenVINOEngine:
 
     # --- graphs ------------------------------------------------------------------------------------------------------
 
-    def _run(self, part, low, high, inputs, outputs):
-        """Run a part on arrays (planes, Y, Z, channels), which share their memory with OpenVINO."""
-        stage = ("tail" if part == "last" else part), low, high
+    def _run(self, part, inputs, outputs):
+        """Run a part (name, level, low, high) on arrays (planes, Y, Z, channels), which share their memory with
+        OpenVINO; low, high : whether there are planes of the volume below and above these."""
+        stage = part[0].replace("last", "tail"), *part[1:]
         if stage != self._stage:
             self._release()
             self._stage = stage
-        key = part, low, high, *(array.shape for array in inputs)
+        key = *part, *(array.shape for array in inputs)
         if key not in self._compiled:
-            self._compiled[key] = self._compile(part, low, high, inputs)
+            self._compiled[key] = self._compile(*part, inputs)
         self._used.add(key)
         self._recent.add(key)
         request = self._compiled[key].create_infer_request()
@@ -199,7 +204,10 @@ class OpenVINOEngine:
     def _release(self):
         """Give back the intermediate tensors of the graphs that ran: each keeps its own."""
         for key in self._used:
-            self._compiled[key].release_memory()
+            if key[0] == "head":  # would keep a copy of its slab of the skip tensor all the same
+                del self._compiled[key]
+            else:
+                self._compiled[key].release_memory()
         self._used, self._stage = set(), None
 
     def _type(self, array):
@@ -208,15 +216,16 @@ class OpenVINOEngine:
     def _tensor(self, array):
         return self._ov.Tensor(array[None], self._ov.Shape([1, *array.shape]), self._type(array))
 
-    def _compile(self, part, low, high, inputs):
-        ov, graph = self._ov, Graph(self._ov, self._weights)
+    def _compile(self, part, number, low, high, inputs):
+        ov, graph, level = self._ov, Graph(self._ov, self._weights), self._levels[number]
         parameters = [ov.opset13.parameter([1, *array.shape], self._type(array)) for array in inputs]
-        kept, tail = self._precision == BF16, self._tail_reach + self._last_reach
+        last, bits = 0 if number else self._last_reach, self._precision == BF16
+        tail = [(level.skip, level.tail_reach + last), (level.deep, level.deep_reach(last))]
         layers, sources, results, bits = {
-            "head": (self._head, [(self._image, self._head_reach)], [self._skip, self._head[-1]], kept),
-            "deep": (self._deep, [(self._head[-1], 0)], [self._deep[-1]], kept),
-            "tail": (self._tail, [(self._skip, tail), (self._deep[-1], self._deep_reach)], [self._tail[-1]], False),
-            "last": (self._last, [(self._tail[-1], self._last_reach)], self._last[-1:], False),
+            "head": (level.head, [(level.source, level.head_reach)], [level.skip, level.pooled], bits),
+            "deep": (self._deep, [(level.pooled, 0)], [level.deep], bits),
+            "tail": (level.tail, tail, level.tail[-1:], bits and number > 0),
+            "last": (self._last, [(level.tail[-1], last)], self._last[-1:], False),
         }[part]
         for parameter, (layer, reach) in zip(parameters, sources, strict=True):
             graph.take(layer.name, parameter, low * reach, high * reach)
@@ -228,6 +237,40 @@ class OpenVINOEngine:
         }
         model = ov.Model([graph.give(layer.name, bits) for layer in results], parameters)
         return self._core.compile_model(model, "CPU", settings)
+
+
+class Level:
+    """The layers of one level that is done in slabs.
+
+    source : what it begins with · head, tail : its layers · skip, pooled : what the head gives · deep : what the tail
+    takes from the coarser levels · head_reach, tail_reach : planes read beyond those written, on either side
+    """
+
+    def __init__(self, source, head, tail, table):
+        layers = {layer.name: layer for layer in table}
+        self.source, self.head, self.tail = source, head, tail
+        self.pooled, self.deep = head[-1], layers[tail[0].inputs[0]]
+        self.skip = layers[tail[1].inputs[0]]
+        self.head_reach, self.tail_reach = sum(map(_reach, head)), sum(map(_reach, tail))
+
+    def deep_reach(self, more):
+        """Planes of the deep tensor beyond a slab: half of those of the skip tensor, rounded up. more : planes that
+        what follows the tail reaches."""
+        return (self.tail_reach + more + 1) // 2
+
+
+def _slabs(planes, plane):
+    """(start, stop, low, high): planes of a slab, and whether there are planes below and above it.
+
+    plane : numbers in a plane of the level's features
+    """
+    size, start = max(int(SLAB_BYTES / (4 * plane)) // 2 * 2, SMALLEST_SLAB), 0
+    while start < planes:
+        stop = start + size
+        if planes - stop < SMALLEST_SLAB:
+            stop = planes
+        yield start, stop, int(start > 0), int(stop < planes)
+        start = stop
 
 
 def _reach(layer):
