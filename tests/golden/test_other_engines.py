@@ -66,7 +66,7 @@ def test_float32_equals_upstream(run, root, engine, case):
 
 # bf16, case: shares of the foreground that may differ, and of a soft volume. README.md has the figures, and says why
 # `thick` is beyond the 1e-3 and 1 % of the others.
-ROUGH = {"t1_default": (1e-3, 0.01), "oblique_default": (1e-3, 0.01), "thick_default": (6e-3, np.inf)}
+ROUGH = {"t1_default": (1e-3, 0.01), "oblique_default": (1e-3, 0.01), "thick_default": (6e-3, None)}
 
 
 @pytest.mark.parametrize("case", ROUGH)
@@ -81,7 +81,8 @@ def test_bf16_is_near_upstream(run, root, engine, case):
     volumes = np.array([float(row["soft_volume_mm3"]) for row in rows])
     expected = read_volumes(GOLDEN / f"{case}_volumes.csv")[2]
     print("largest difference of a volume:", np.abs(volumes - expected).max(), "mm3")
-    np.testing.assert_array_less(np.abs(volumes - expected), np.maximum(20, ROUGH[case][1] * expected))
+    if ROUGH[case][1]:
+        np.testing.assert_array_less(np.abs(volumes - expected), np.maximum(20, ROUGH[case][1] * expected))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
