@@ -1,9 +1,6 @@
 """The OpenVINO engine against the formulas in NumPy, on small networks."""
 
-import json
-import os
-import subprocess
-
+import engine_cases
 import numpy as np
 import pytest
 
@@ -62,24 +59,14 @@ for name, settings, shape in json.loads(sys.argv[1]):
 found["place"] = [engine.name, engine.version, engine.device]
 print(json.dumps(found))
 """
-CASES = {
-    "like SynthSeg": ({"levels": 3, "features": 6, "labels": 5}, (48, 24, 20)),
-    "two levels": ({"levels": 2, "features": 4, "labels": 3}, (36, 6, 10)),
-    "three convolutions": ({"levels": 3, "features": 3, "labels": 4, "convolutions_per_level": 3}, (40, 8, 12)),
-    "not smoothed": ({"levels": 2, "features": 5, "labels": 4, "smoothing_sigma": 0}, (32, 8, 8)),
-}
+CASES = {name: case for name, case in engine_cases.CASES.items() if case[0]["levels"] > 1}  # one is refused
 
 
 @pytest.fixture(scope="module")
 def found(root, openvino_python):
-    cases = json.dumps([(name, settings, shape) for name, (settings, shape) in CASES.items()])
-    done = subprocess.run(
-        [openvino_python, "-c", PROGRAM, cases],
-        env={**os.environ, "PYTHONPATH": str(root / "src")}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return json.loads(done.stdout)
+    found, said = engine_cases.run(PROGRAM, CASES, openvino_python, root)
+    assert said == ""
+    return found
 
 
 @pytest.mark.slow

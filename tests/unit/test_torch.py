@@ -1,12 +1,12 @@
 """The torch engine against the formulas in NumPy, on small networks."""
 
-import json
 import os
 import subprocess
 import sys
 import types
 from pathlib import Path
 
+import engine_cases
 import numpy as np
 import pytest
 
@@ -71,27 +71,12 @@ found["settings"] = [torch.backends.fp32_precision, torch.backends.cudnn.conv.fp
                      torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark]
 print(json.dumps(found))
 """
-CASES = {
-    "like SynthSeg": ({"levels": 3, "features": 6, "labels": 5}, (48, 24, 20)),
-    "one level": ({"levels": 1, "features": 4, "labels": 3}, (7, 6, 5)),
-    "two levels": ({"levels": 2, "features": 4, "labels": 3}, (36, 6, 10)),
-    "deep, flat": ({"levels": 4, "features": 3, "labels": 4}, (16, 40, 24)),
-    "three convolutions": ({"levels": 3, "features": 3, "labels": 4, "convolutions_per_level": 3}, (40, 8, 12)),
-    "one convolution": ({"levels": 2, "features": 3, "labels": 4, "convolutions_per_level": 1}, (10, 8, 12)),
-    "not smoothed": ({"levels": 2, "features": 5, "labels": 4, "smoothing_sigma": 0}, (32, 8, 8)),
-    "smoothed widely": ({"levels": 2, "features": 5, "labels": 4, "smoothing_sigma": 1.6}, (12, 8, 14)),
-}
+CASES = engine_cases.CASES
 
 
 @pytest.fixture(scope="module")
 def found(root, torch_python):
-    cases = json.dumps([(name, settings, shape) for name, (settings, shape) in CASES.items()])
-    done = subprocess.run(
-        [torch_python, "-c", PROGRAM, cases],
-        env={**os.environ, "PYTHONPATH": str(root / "src")}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return engine_cases.run(PROGRAM, CASES, torch_python, root)[0]
 
 
 @pytest.mark.slow

@@ -1,0 +1,25 @@
+"""Networks and volumes on which every engine of this project's own kernels is compared with the formulas."""
+
+import json
+import os
+import subprocess
+
+CASES = {
+    "like SynthSeg": ({"levels": 3, "features": 6, "labels": 5}, (48, 24, 20)),
+    "one level": ({"levels": 1, "features": 4, "labels": 3}, (7, 6, 5)),
+    "two levels": ({"levels": 2, "features": 4, "labels": 3}, (36, 6, 10)),
+    "deep, flat": ({"levels": 4, "features": 3, "labels": 4}, (16, 40, 24)),
+    "three convolutions": ({"levels": 3, "features": 3, "labels": 4, "convolutions_per_level": 3}, (40, 8, 12)),
+    "one convolution": ({"levels": 2, "features": 3, "labels": 4, "convolutions_per_level": 1}, (20, 8, 12)),
+    "not smoothed": ({"levels": 2, "features": 5, "labels": 4, "smoothing_sigma": 0}, (32, 8, 8)),
+    "smoothed widely": ({"levels": 2, "features": 5, "labels": 4, "smoothing_sigma": 1.6}, (28, 8, 14)),
+}
+
+
+def run(program, cases, python, root):
+    """What a program prints as JSON, given the cases (name, settings, shape), and what it says on stderr."""
+    given = json.dumps([(name, settings, shape) for name, (settings, shape) in cases.items()])
+    environment = {**os.environ, "PYTHONPATH": str(root / "src")}
+    done = subprocess.run([python, "-c", program, given], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr
