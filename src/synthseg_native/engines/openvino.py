@@ -41,7 +41,7 @@ def build(table, weights, shape, *, device="cpu", threads=1, precision="float32"
     core = ov.Core()
     if precision == BF16 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise SynthSegError("usage", "precision bf16: this CPU does not compute in it: ask for float32")
-    return OpenVINOEngine(ov, core, table, weights, shape, threads, precision)
+    return OpenVINOEngine(ov, core, table, weights, threads, precision)
 
 
 def _import():
@@ -86,14 +86,13 @@ def split_kernel(kernel):
 
 
 class OpenVINOEngine:
-    """An engine for one shape; see `engines` for the contract."""
+    """An engine; see `engines` for the contract."""
 
     name = "openvino"
     device, device_reason = "cpu", "the openvino engine has no other"
 
-    def __init__(self, ov, core, table, weights, shape, threads, precision):
+    def __init__(self, ov, core, table, weights, threads, precision):
         self.version = ov.__version__.split("-")[0]
-        self.shape = tuple(shape)
         if precision == BF16:
             first = next(layer.name for layer in table if layer.kind == "conv")
             weights = {**weights, first: {**weights[first], "kernel": split_kernel(weights[first]["kernel"])}}
@@ -104,9 +103,8 @@ class OpenVINOEngine:
         self._used, self._stage = set(), None
 
     def reshape(self, shape):
-        """Go over to padded volumes of another shape (X, Y, Z). The graphs of the last shape are kept, and no others:
-        many fit both, and each has a copy of its weights."""
-        self.shape = tuple(shape)
+        """Go over to padded volumes of another shape (X, Y, Z), which itself is the volume's to tell. The graphs of
+        the last shape are kept, and no others: many fit both, and each has a copy of its weights."""
         self._compiled = {key: graph for key, graph in self._compiled.items() if key in self._recent}
         self._recent = set()
 
