@@ -18,7 +18,7 @@ from synthseg_native.engines import openvino
 from synthseg_native.network import layer_table
 
 def posteriors(engine, volume):
-    slabs = sorted(engine.posteriors(volume), key=lambda item: item[0])
+    slabs = sorted(((start, slab.copy()) for start, slab in engine.posteriors(volume)), key=lambda item: item[0])
     assert [start for start, _ in slabs] == np.cumsum([0, *(len(slab) for _, slab in slabs[:-1])]).tolist()
     return np.concatenate([slab for _, slab in slabs])
 

@@ -155,15 +155,22 @@ class OpenVINOEngine:
         del pooled
         last = 0 if number else self._last_reach
         reach, half = level.tail_reach + last, level.deep_reach(last)
-        for start, stop, low, high in _slabs(x, y * z * level.skip.channels):
+        slabs = list(_slabs(x, y * z * level.skip.channels))
+        # The same arrays for all slabs: the last one is copied by now, and fresh memory takes time.
+        most, channels = max(stop - start for start, stop, *_ in slabs), level.tail[-1].channels
+        shape = most + 2 * last, y, z, channels
+        features = self._array(*shape) if number else np.empty(shape, dtype=np.float32)
+        result = None
+        if self._last and not number:
+            result = np.empty((most, y, z, self._last[-1].channels), dtype=np.float32)
+        for start, stop, low, high in slabs:
             around = skip[start - low * reach : stop + high * reach]
             below = deep[start // 2 - low * half : stop // 2 + high * half]
-            planes, channels = stop - start + (low + high) * last, level.tail[-1].channels
-            slab = self._array(planes, y, z, channels) if number else np.empty((planes, y, z, channels), np.float32)
+            slab = features[: stop - start + (low + high) * last]
             self._run(("tail", number, low, high), (around, below), (slab,))
-            if self._last and not number:
-                features, slab = slab, np.empty((stop - start, y, z, self._last[-1].channels), dtype=np.float32)
-                self._run(("last", number, low, high), (features,), (slab,))
+            if result is not None:
+                slab, given = result[: stop - start], slab
+                self._run(("last", number, low, high), (given,), (slab,))
             yield start, slab
 
     def _array(self, *shape):
