@@ -227,10 +227,24 @@ def test_odd_scans_are_named_for_people_but_not_hundreds_of_them(cohort, capsys)
     said = capsys.readouterr().out
     assert "Worth a look:\n  sub-01_T1w: low_confidence\n  sub-02_ses-a_run-1_T1w: low_confidence, asymmetry\n" in said
     table = read_tsv(cohort.results / "summary.tsv")
-    write_tsv(cohort.results / "summary.tsv", list(table), table.to_dict("records") * 4)
+    more = [{**row, "acq": str(n)} for n in range(4) for row in table.to_dict("records")]
+    write_tsv(cohort.results / "summary.tsv", list(table), more)
     print_table(cohort.plan, cohort.results)
     said = capsys.readouterr().out
     assert said.count(": low_confidence") == 10 and "\n  and 2 more\n" in said
+
+
+def test_a_scan_that_all_engines_find_odd_is_named_once(cohort, capsys):
+    cohort.plan["engines"] = ["tensorflow", "openvino"]
+    odd = {"flags": ["asymmetry"], "labels_at_fov_edge": []}
+    cohort.run(1, qc=odd)
+    cohort.run(1, "openvino", qc=odd)
+    cohort.run(2, "openvino", qc=odd)
+    cohort.run(2, qc={"flags": [], "labels_at_fov_edge": []})
+    cohort.rows()
+    print_table(cohort.plan, cohort.results)
+    said = capsys.readouterr().out
+    assert "Worth a look:\n  sub-01_T1w: asymmetry\n  sub-02_ses-a_run-1_T1w openvino: asymmetry\n\n" in said
 
 
 def test_what_produced_the_cohort_is_told_at_the_end(cohort, capsys):

@@ -415,7 +415,7 @@ def print_table(plan: dict, results) -> None:
     header = ["scan", "status", "verdict", "different", "wall s", "peak MiB"]
     cells = [
         [
-            _name(row) + (f" {row['engine']}" if len(engines) > 1 else ""),
+            _said_of(row, {row["engine"]}, engines),
             row["status"],
             verdict_text(row["verdict"], row["reference_kind"]),
             row["n_voxels_different"],
@@ -430,17 +430,17 @@ def print_table(plan: dict, results) -> None:
         print("  ".join(text).rstrip())
     if failed := [row for row in rows if row["error"] != MISSING]:
         print(f"\nFailed ({results / 'failed.tsv'} is a sample sheet of these):")
-        for row in failed:
-            print(f"  {_name(row)}: {row['error']}")
-    if odd := [row for row in rows if row["qc_flags"] not in (MISSING, "none")]:
+        for line in _once(failed, "error", engines):
+            print(f"  {line}")
+    if odd := _once([row for row in rows if row["qc_flags"] not in (MISSING, "none")], "qc_flags", engines):
         print("\nWorth a look:")
-        for row in odd[:MOST_SHOWN]:
-            print(f"  {_name(row)}: {row['qc_flags'].replace(',', ', ')}")
+        for line in odd[:MOST_SHOWN]:
+            print(f"  {line.replace(',', ', ')}")
         if len(odd) > MOST_SHOWN:
             print(f"  and {len(odd) - MOST_SHOWN} more")
     for row in rows:
         if row["verdict"] == "different":
-            print(f"\n{_name(row)} differs: {row['verdict_reason']}")
+            print(f"\n{_said_of(row, {row['engine']}, engines)} differs: {row['verdict_reason']}")
     if plan["benchmark"] and (results / "benchmark.tsv").is_file():
         print()
         for row in read_tsv(results / "benchmark.tsv").to_dict("records"):
@@ -466,6 +466,21 @@ def benchmark_line(row: dict) -> str:
     reference = f"the {row['reference_kind']} reference ({row['reference_runtime']}{emulated})"
     ratio = f"{reference} takes {_rounded(row['ratio_geomean'], 2)} times as long"
     return f"{start}; {ratio} ({_count(row['n_pairs'], 'pair')}, {interval}), {about}"
+
+
+def _once(rows, column, engines) -> list:
+    """Lines "scan: value", one where all engines say the same of a scan."""
+    found = {}
+    for row in rows:
+        found.setdefault((_name(row), row[column]), []).append(row)
+    return [
+        f"{_said_of(same[0], {row['engine'] for row in same}, engines)}: {value}" for (_, value), same in found.items()
+    ]
+
+
+def _said_of(row, these, engines):
+    """The scan's name, and where others are compared the engines that something holds for, unless it is all."""
+    return " ".join([_name(row), *([] if these == engines else sorted(these))])
 
 
 def _name(row):
