@@ -1,6 +1,7 @@
 """Measure whole commands, engines against reference.py (and upstream) in turn: make benchmark. See README.md here."""
 
 import argparse
+import hashlib
 import os
 import re
 import signal
@@ -400,7 +401,7 @@ def benchmark(arguments):
     groups = plan(arguments, task, (*base, *engines), (*base, *above, *engines))
     facts = {
         **machine,
-        "code": code.name.removeprefix("code-"),
+        "code": code_of(code),
         "weights": f"{kind} {weights.sha256(full / 'weights.h5')[:12]}",
         "image": f"{arguments.image.name if arguments.image else 'phantom'} {_image_key(arguments)}",
         "versions": _versions(pythons),
@@ -420,6 +421,17 @@ def benchmark(arguments):
             bench.check({"others": small, "upstream": task(SMALL, "full", arguments.threads[0])})
         bench.run()
     return _report(runs, key, bench.left_out, arguments.results, name)
+
+
+def code_of(folder):
+    """12 digits for the code that a command runs. Left out are the cohort's, which it does not run, and memory.py,
+    whose table is fitted to such measurements."""
+    package = Path(folder) / "src" / "synthseg_native"
+    files = {path for path in package.rglob("*.py") if "cohort" not in path.relative_to(package).parts}
+    found = hashlib.sha256()
+    for path in sorted(files - {package / "memory.py"}):
+        found.update(f"{path.relative_to(package)} {weights.sha256(path)}\n".encode())
+    return found.hexdigest()[:12]
 
 
 def plan(arguments, task, small, full) -> list[Group]:

@@ -95,9 +95,12 @@ def bench(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "plot", lambda table, path: path.write_text(f"{len(table)} rows"))
     monkeypatch.setattr(run, "available_mib", lambda: 64 * 1024.0)
     monkeypatch.delenv("SYNTHSEG_GOLDEN_FULL", raising=False)
-    monkeypatch.setattr(run.environments, "snapshot", lambda: tmp_path / "code-abc")
+    monkeypatch.setattr(run.environments, "snapshot", lambda: tmp_path / "code")
     monkeypatch.setattr(contestants, "clean_environment", lambda: dict(os.environ))
-    (tmp_path / "code-abc").mkdir()
+    for name in ("segment.py", "memory.py", "engines/openvino.py", "cohort/summary.py"):
+        path = tmp_path / "code" / "src" / "synthseg_native" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("1")
 
     class Bench:
         folder, results = tmp_path, tmp_path / "benchmarks" / "results"
@@ -134,7 +137,11 @@ def test_quick_measures_compares_and_reports(bench):
     assert list(rows) == ["reference", "tensorflow float32", "openvino float32", "openvino bf16"]
     for row in rows.values():
         assert row["status"] == "ok" and 0 < row["wall_s"] < 60 and row["peak_rss_mib"] > 3 and row["cpu_s"] > 0
-        assert row["model"] == "compact2mm" and row["code"] == "abc" and "stand-in 1" in row["versions"]
+        assert (
+            row["model"] == "compact2mm"
+            and row["code"] == run.code_of(bench.folder / "code")
+            and "stand-in 1" in row["versions"]
+        )
     assert rows["reference"]["compared_with"] is None and rows["reference"]["read_s"] is None
     row = rows["openvino float32"]
     assert (row["compared_with"], row["equal"], row["n_different"]) == ("reference", True, 0)
@@ -189,13 +196,16 @@ def test_goes_on_where_it_stopped(bench):
     assert len(bench.calls()) == 3 and len(bench.runs()) == 3
 
 
-def test_other_code_is_another_benchmark(bench, monkeypatch):
+@pytest.mark.parametrize(
+    ("edited", "again"),
+    [("engines/openvino.py", True), ("segment.py", True), ("memory.py", False), ("cohort/summary.py", False)],
+)
+def test_other_code_is_another_benchmark_where_a_command_runs_it(bench, edited, again):
     quick = "--quick", "--engines", "openvino"
     bench(*quick)
-    (bench.folder / "code-new").mkdir()
-    monkeypatch.setattr(run.environments, "snapshot", lambda: bench.folder / "code-new")
+    (bench.folder / "code" / "src" / "synthseg_native" / edited).write_text("2")
     bench(*quick)
-    assert len(bench.calls()) == 4 and len(bench.runs()) == 4
+    assert len(bench.calls()) == len(bench.runs()) == (4 if again else 2)
     assert {row["n"] for row in bench.table().values()} == {"1"}
 
 
