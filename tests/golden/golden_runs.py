@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 
 GOLDEN = Path(__file__).parent
+MODEL = GOLDEN / "model"  # whose weights upstream ran with
 THREADS = json.loads((GOLDEN / "recorded.json").read_text())["threads"]
 
 
@@ -63,7 +64,7 @@ class Runs:
             "--vol",
             folder / "volumes.csv",
         ]
-        command += ["--model", model or self.root / "models" / "compact2mm", "--threads", str(THREADS), *flags]
+        command += ["--model", model or MODEL, "--threads", str(THREADS), *flags]
         environment = {**os.environ, "PYTHONPATH": str(self.root / "src")}
         done = subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

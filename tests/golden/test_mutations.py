@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import yaml
-from golden_runs import GOLDEN
+from golden_runs import GOLDEN, MODEL
 
 from synthseg_native import compare
 
@@ -70,10 +70,12 @@ image.pad = pad
 PROGRAM = "import sys; from synthseg_native import cli, image, posterior\n{}\nsys.exit(cli.main(sys.argv[1:]))"
 
 
-def verdict(folder, root, image):
-    labels = root / "models" / "compact2mm" / "labels.tsv"
+def verdict(folder, image):
     return compare.compare_label_maps(
-        folder / "dseg.nii.gz", GOLDEN / f"{image}_default_dseg.nii.gz", labels, margin_path=folder / "margin.nii.gz"
+        folder / "dseg.nii.gz",
+        GOLDEN / f"{image}_default_dseg.nii.gz",
+        MODEL / "labels.tsv",
+        margin_path=folder / "margin.nii.gz",
     )
 
 
@@ -81,22 +83,22 @@ def report(name, result):
     print(f"{name}: {result['verdict_reason']}")
 
 
-def test_without_a_mutation_the_verdict_is_not_different(runs, root):
-    assert verdict(runs.engine("t1", name="unchanged"), root, "t1")["verdict"] in ("identical", "equivalent")
+def test_without_a_mutation_the_verdict_is_not_different(runs):
+    assert verdict(runs.engine("t1", name="unchanged"), "t1")["verdict"] in ("identical", "equivalent")
 
 
 @pytest.mark.parametrize("name", IN_THE_FOLDER)
-def test_a_wrong_model_folder_is_seen(runs, root, tmp_path, name):
+def test_a_wrong_model_folder_is_seen(runs, tmp_path, name):
     model = tmp_path / "model"
-    shutil.copytree(root / "models" / "compact2mm", model)
+    shutil.copytree(MODEL, model)
     IN_THE_FOLDER[name](model)
-    result = verdict(runs.engine("t1", model, name), root, "t1")
+    result = verdict(runs.engine("t1", model, name), "t1")
     report(name, result)
     assert result["verdict"] == "different"
 
 
 @pytest.mark.parametrize("name", IN_THE_CODE)
-def test_a_wrong_step_is_seen(runs, root, name):
-    result = verdict(runs.engine("t1", name=name, start=("-c", PROGRAM.format(IN_THE_CODE[name]))), root, "t1")
+def test_a_wrong_step_is_seen(runs, name):
+    result = verdict(runs.engine("t1", name=name, start=("-c", PROGRAM.format(IN_THE_CODE[name]))), "t1")
     report(name, result)
     assert result["verdict"] == "different"

@@ -7,7 +7,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from golden_runs import GOLDEN, THREADS, read_labels, read_volumes
+from golden_runs import GOLDEN, MODEL, THREADS, read_labels, read_volumes
 from test_golden import CASES
 
 from synthseg_native import outputs
@@ -29,7 +29,7 @@ def run(request, root, tmp_path_factory):
             image, flags = CASES[case]
             files = {"o": "dseg.nii.gz", "margin": "margin.nii.gz", "volumes-tsv": "volumes.tsv", "record": "run.json"}
             command = [request.getfixturevalue(f"{engine}_python"), "-m", "synthseg_native"]
-            command += ["--i", GOLDEN / f"{image}_image.nii.gz", "--model", root / "models/compact2mm", *flags]
+            command += ["--i", GOLDEN / f"{image}_image.nii.gz", "--model", MODEL, *flags]
             command += [part for flag, file in files.items() for part in (f"--{flag}", folder / file)]
             command += ["--engine", engine, "--precision", precision, "--threads", THREADS]
             finished = subprocess.run(
@@ -47,18 +47,19 @@ def run(request, root, tmp_path_factory):
     return run
 
 
-def compare(root, folder, case, **thresholds):
-    labels = root / "models/compact2mm/labels.tsv"
+def compare(folder, case, **thresholds):
     golden = GOLDEN / f"{case}_dseg.nii.gz"
-    result = compare_label_maps(folder / "dseg.nii.gz", golden, labels, folder / "margin.nii.gz", thresholds)
+    result = compare_label_maps(
+        folder / "dseg.nii.gz", golden, MODEL / "labels.tsv", folder / "margin.nii.gz", thresholds
+    )
     print(f"{case}: {result['n_voxels_different']} of {result['n_voxels_foreground']} foreground voxels differ")
     return result
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_float32_equals_upstream(run, root, engine, case):
-    result = compare(root, run(engine, case), case)
+def test_float32_equals_upstream(run, engine, case):
+    result = compare(run(engine, case), case)
     assert result["verdict"] in ("identical", "equivalent"), result["verdict_reason"]
     assert result["n_voxels_contralateral"] == 0
     assert result["labels_lost"] == []
@@ -71,9 +72,9 @@ ROUGH = {"t1_default": (1e-3, 0.01), "oblique_default": (1e-3, 0.01), "thick_def
 
 @pytest.mark.parametrize("case", ROUGH)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_bf16_is_near_upstream(run, root, engine, case):
+def test_bf16_is_near_upstream(run, engine, case):
     folder = run(engine, case, "bf16")
-    result = compare(root, folder, case)
+    result = compare(folder, case)
     print({entry["name"]: entry["dice"] for entry in result["labels"]})
     assert result["fraction_different"] <= ROUGH[case][0]
     with (folder / "volumes.tsv").open(newline="") as file:
