@@ -1,13 +1,13 @@
 #!/bin/sh
-# A Python with a CPU build of PyTorch, for the tests of the torch engine; prints its path. The locked environment is
-# for GPUs: on Linux it brings gigabytes of CUDA.
+# A Python with a CPU build of PyTorch, for the tests of the torch engine and of training; prints its path. The locked
+# environment is for GPUs: on Linux it brings gigabytes of CUDA.
 set -eu
 cd "$(dirname "$0")/.."
 folder=$PWD/.envs/ci-torch
-if ! "$folder/bin/python" -c "import torch, nibabel, tqdm" 2>/dev/null; then
+if ! "$folder/bin/python" -c "import torch, nibabel, tqdm, nilearn" 2>/dev/null; then
     rm -rf "$folder"
     python3.11 -m venv "$folder" >&2
     "$folder/bin/pip" install --quiet --disable-pip-version-check torch==2.13.0 numpy scipy h5py nibabel pyyaml \
-        matplotlib tqdm >&2
+        matplotlib tqdm nilearn >&2
 fi
 echo "$folder/bin/python"

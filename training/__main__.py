@@ -17,6 +17,7 @@ in the folder of the checkout, with the interpreter of the training environment:
   python -m training train                   (carries on where it was stopped)
   python -m training export                  (a model folder, training/out/compact2mm)
   python -m training evaluate training/out/compact2mm --card
+  python -m training look training/out/compact2mm --scan T1.nii.gz --pictures build/look
 """
 
 
@@ -38,11 +39,15 @@ def parser():
     export = commands.add_parser("export", help="make a model folder of the checkpoint in the output folder")
     export.add_argument("--to", type=Path, metavar="FOLDER", help="default: the model's name, in the output folder")
     evaluate = commands.add_parser("evaluate", help="measure a model folder on the maps held out")
-    evaluate.add_argument("model", type=Path, metavar="FOLDER")
-    evaluate.add_argument("--python", default=sys.executable, help="interpreter that has the engine (default: this)")
-    evaluate.add_argument("--engine", default="torch", metavar="NAME", help="default: torch")
     evaluate.add_argument("--table", type=Path, metavar="TSV", help="write Dice per contrast, slices and structure")
     evaluate.add_argument("--card", action="store_true", help="write the figures into the model's card")
+    look = commands.add_parser("look", help="measure a model folder on the ICBM 152 template, and on a real scan")
+    look.add_argument("--scan", type=Path, metavar="NIFTI", help="a T1: how stable is its label map")
+    for command in (evaluate, look):
+        command.add_argument("model", type=Path, metavar="FOLDER")
+        command.add_argument("--pictures", type=Path, metavar="FOLDER", help="put pictures there")
+        command.add_argument("--python", default=sys.executable, help="interpreter that has the engine (default: this)")
+        command.add_argument("--engine", default="torch", metavar="NAME", help="default: torch")
     return p
 
 
@@ -83,17 +88,18 @@ def _run(options):
 
         print(export(checkpoint, config, options.to or output / config["name"]))
     else:
+        how = {"python": options.python, "engine": options.engine, "threads": config["threads"]}
+        if options.pictures:
+            options.pictures.mkdir(parents=True, exist_ok=True)
+            how["pictures"] = options.pictures
+        if options.command == "look":
+            from .look import look
+
+            look(options.model, scan=options.scan, **how)
+            return 0
         from . import evaluate
 
-        rows = evaluate.evaluate(
-            options.model,
-            config,
-            maps.load(folder, held_out=True),
-            python=options.python,
-            engine=options.engine,
-            threads=config["threads"],
-            table=options.table,
-        )
+        rows = evaluate.evaluate(options.model, config, maps.load(folder, held_out=True), table=options.table, **how)
         if options.card:
             evaluate.write_to_card(options.model, rows)
     return 0

@@ -1,8 +1,7 @@
 """Accuracy on the maps held out: scans rendered from them, segmented by the command itself, compared by Dice."""
 
 import itertools
-import os
-import subprocess
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -11,18 +10,21 @@ import nibabel as nib
 import numpy as np
 
 from synthseg_native import model
-from synthseg_native.errors import SynthSegError
 
-from . import ROOT, maps
+from . import maps
+from .command import dice, segment
 from .export import note_accuracy
 from .generate import render
 
 MEAN = "mean of all structures"
 
 
-def evaluate(folder, config, held_out, *, python=sys.executable, engine="torch", threads=2, table=None, say=print):
+def evaluate(
+    folder, config, held_out, *, python=sys.executable, engine="torch", threads=2, table=None, pictures=None, say=print
+):
     """Measure a model folder; returns rows {contrast, slice_mm, structure, dice}, and writes them as TSV to `table`.
 
+    pictures : folder for one picture per contrast and slice thickness, of the first map
     held_out : label maps · python, engine : what runs `synthseg-native` · Dice is that of label maps on the network's
     grid, the reference being each voxel's most frequent label; the mean over anatomies and seeds.
     Raises SynthSegError("internal") where the command fails.
@@ -52,20 +54,24 @@ def evaluate(folder, config, held_out, *, python=sys.executable, engine="torch",
                     scans / f"{name}.nii.gz"
                 )
                 targets[name] = target
-            _segment(folder, scans, results, python, engine, threads)
+            more = ["--picture", results] if pictures else []
+            segment(folder, scans, results, *more, python=python, engine=engine, threads=threads)
+            if pictures:
+                shutil.copy(min(results.glob("*.png")), Path(pictures, f"{contrast}_{slice_mm}mm.png"))
             for name, target in targets.items():
                 labels = np.asarray(nib.load(results / f"{name}_synthseg.nii.gz").dataobj)
-                values.setdefault((contrast, slice_mm), []).append(_dice(labels, target, found.labels.index))
+                scores = dice(labels, target, found.labels.index[1:], range(1, len(found.labels.index)))
+                values.setdefault((contrast, slice_mm), []).append(scores)
             say(f"{contrast:8} {slice_mm} mm  {np.nanmean(values[contrast, slice_mm]):.3f}")
             for file in [*scans.iterdir(), *results.iterdir()]:
                 file.unlink()
             scans.rmdir(), results.rmdir()
     rows = [
         {"contrast": contrast, "slice_mm": slice_mm, "structure": name, "dice": value}
-        for (contrast, slice_mm), dice in values.items()
+        for (contrast, slice_mm), scores in values.items()
         for name, value in [
-            (MEAN, np.nanmean(dice)),
-            *zip(found.labels.names[1:], np.nanmean(dice, axis=0), strict=True),
+            (MEAN, np.nanmean(scores)),
+            *zip(found.labels.names[1:], np.nanmean(scores, axis=0), strict=True),
         ]
     ]
     if table:
@@ -84,27 +90,3 @@ def write_to_card(folder, rows):
         elif row["slice_mm"] == 1:
             structures.setdefault(row["contrast"], {})[row["structure"]] = row["dice"]
     note_accuracy(folder, means, structures)
-
-
-def _segment(folder, scans, results, python, engine, threads):
-    command = [python, "-m", "synthseg_native", "--i", scans, "--o", results, "--model", folder, "--engine", engine]
-    done = subprocess.run(
-        [*map(str, command), "--threads", str(threads)],
-        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise SynthSegError("internal", f"{scans}: not segmented: {done.stderr.strip().splitlines()[-1]}")
-
-
-def _dice(labels, target, values):
-    """Dice per channel but background (N - 1,); nan where neither has it."""
-    if labels.shape != target.shape:
-        raise SynthSegError("internal", f"labels of shape {labels.shape} for a target of {target.shape}: report this")
-    scores = []
-    for channel, value in list(enumerate(values))[1:]:
-        a, b = labels == value, target == channel
-        total = a.sum() + b.sum()
-        scores.append(2 * (a & b).sum() / total if total else np.nan)
-    return scores

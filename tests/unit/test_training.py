@@ -1,6 +1,7 @@
 """The training code, checked in an interpreter that has PyTorch: training_checks.py holds the checks."""
 
 import ast
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -66,3 +67,28 @@ def test_maps_that_are_there_are_not_fetched(training_python, root, tmp_path):
         (tmp_path / path.name).symlink_to(path)
     done = call(training_python, root, "--maps", tmp_path, "fetch-maps")
     assert done.returncode == 0 and "fetching" not in done.stderr, done.stderr
+
+
+TEMPLATE = """
+import json
+import nibabel as nib
+import numpy as np
+from nilearn.datasets import load_mni152_gm_template, load_mni152_wm_template
+from training import look
+
+grey, white = (np.asarray(load(resolution=1).dataobj) for load in (load_mni152_gm_template, load_mni152_wm_template))
+labels = np.where(grey > 0.5, 42, np.where(white > 0.5, 2, 0)).astype(np.int16)
+right = look.against_template(nib.Nifti1Image(labels, np.eye(4)))
+labels[:20] = 3
+wrong = look.against_template(nib.Nifti1Image(labels, np.eye(4)))
+print(json.dumps([right, wrong, look.template().shape == labels.shape]))
+"""
+
+
+@pytest.mark.slow
+def test_agreement_with_the_template(training_python, root):
+    done = subprocess.run([training_python, "-c", TEMPLATE], capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0, done.stderr
+    right, wrong, fits = json.loads(done.stdout)
+    assert fits and list(right.values()) == [1, 1, 0]
+    assert wrong["template: outside the brain"] > 0.05 and wrong["template: grey matter"] < 1

@@ -404,7 +404,7 @@ def check_evaluation(folder):
 def check_rendered_scans_lie_on_the_reference(folder):
     """Perfect labels have Dice 1 on the engine's grid: voxels of scan, label map and reference coincide."""
     from training import maps
-    from training.evaluate import _dice
+    from training.command import dice
     from training.generate import render
 
     from synthseg_native import image
@@ -419,9 +419,47 @@ def check_rendered_scans_lie_on_the_reference(folder):
         shifts = {d: np.corrcoef(np.roll(target == 1, d, 2).ravel(), data.ravel())[0, 1] for d in (-1, 0, 1)}
         assert max(shifts, key=shifts.get) == 0
     values = np.concatenate([[0], maps.LABELS[np.unique(channels(), return_index=True)[1][1:]]])
-    assert np.nanmin(_dice(values[target], target, values)) == 1
-    wrong = _dice(np.where(values[target] == 2, 0, values[target]), target, values)
+    assert np.nanmin(dice(values[target], target, values[1:], range(1, len(values)))) == 1
+    wrong = dice(np.where(values[target] == 2, 0, values[target]), target, values[1:], range(1, len(values)))
     assert wrong[0] == 0 and np.nanmean(wrong) < 1
+
+
+def check_views_of_a_scan_come_back(folder):
+    """Label maps that are right for every view agree with the scan's; one that is not says so."""
+    import nibabel as nib
+    from training import look
+
+    from synthseg_native.model import read_labels
+
+    table = read_labels(MODEL / "labels.tsv")
+    head = phantom(n=48)
+    channel = channels()[head.classes][:, 2:-1, 1:]  # no two sizes alike
+    affine = np.array([[0, 0, -1.0, 20], [-1, 0, 0, 30], [0, 1, 0, -25], [0, 0, 0, 1]])  # PSL
+    look.NOISE = 0
+    seen = {"scan": nib.Nifti1Image(10 * channel.astype(np.float32), affine)}
+    seen |= look.views(seen["scan"])
+    assert nib.aff2axcodes(seen["turned"].affine) == ("S", "L", "P")
+    labels = {}
+    for name, image in seen.items():
+        found = np.round(image.get_fdata() / 10).astype(int)
+        if name == "mirrored":  # left is right there
+            found = np.asarray(table.flip)[found]
+        labels[name] = nib.Nifti1Image(np.asarray(table.index)[found].astype(np.int16), image.affine)
+    measures = look.against_itself(labels, table)
+    assert all(measures[f"scan: {name}"] == 1 for name in ("noisy", "re-oriented and noisy", "mirrored")), measures
+    labels["mirrored"] = nib.Nifti1Image(np.asarray(labels["scan"].dataobj)[::-1], affine)
+    assert look.against_itself(labels, table)["scan: mirrored"] < 0.7
+
+    # Between neighbours of nested shells the interpolation of a tilt finds no third label.
+    x, y, z = np.meshgrid(*[np.arange(n) - n / 2 for n in channel.shape], indexing="ij")
+    shells = sum(((x - 6) ** 2 + y**2 + (1.5 * z) ** 2 < radius**2).astype(np.float32) for radius in (18, 12, 6))
+    seen = {"scan": nib.Nifti1Image(shells, affine)}
+    seen |= look.views(seen["scan"])
+    found = {name: np.array([0, 14, 15, 16], np.int16)[np.round(i.get_fdata()).astype(int)] for name, i in seen.items()}
+    labels = {name: nib.Nifti1Image(found[name], image.affine) for name, image in seen.items()}
+    assert 0.9 < look.against_itself(labels, table)["scan: tilted"] < 1
+    labels["tilted"] = labels["scan"]
+    assert look.against_itself(labels, table)["scan: tilted"] < 0.9
 
 
 if __name__ == "__main__":
