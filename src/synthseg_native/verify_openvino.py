@@ -14,7 +14,7 @@ def start(kind):
     core = ov.Core()
     bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     seen = [{"name": "CPU:0", "kind": "cpu", "description": "", "precisions": ["float32", "bf16"][: 1 + bf16]}]
-    return core, versions_of("openvino"), seen
+    return core, versions_of("openvino", "llvmlite"), seen
 
 
 def run(core, kind, operation, inputs):

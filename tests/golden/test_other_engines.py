@@ -65,9 +65,10 @@ def test_float32_equals_upstream(run, engine, case):
     assert result["labels_lost"] == []
 
 
-# bf16, case: shares of the foreground that may differ, and of a soft volume. README.md has the figures, and says why
-# `thick` is beyond the 1e-3 and 1 % of the others.
-ROUGH = {"t1_default": (1e-3, 0.01), "oblique_default": (1e-3, 0.01), "thick_default": (6e-3, None)}
+# bf16: shares of the foreground that may differ, and of a soft volume. README.md has the figures, and says why torch is
+# beyond them in `thick`.
+CLOSE, FAR = (1e-3, 0.01), (6e-3, None)
+ROUGH = ("t1_default", "oblique_default", "thick_default")
 
 
 @pytest.mark.parametrize("case", ROUGH)
@@ -76,14 +77,15 @@ def test_bf16_is_near_upstream(run, engine, case):
     folder = run(engine, case, "bf16")
     result = compare(folder, case)
     print({entry["name"]: entry["dice"] for entry in result["labels"]})
-    assert result["fraction_different"] <= ROUGH[case][0]
+    voxels, volume = FAR if (engine, case) == ("torch", "thick_default") else CLOSE
+    assert result["fraction_different"] <= voxels
     with (folder / "volumes.tsv").open(newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     volumes = np.array([float(row["soft_volume_mm3"]) for row in rows])
     expected = read_volumes(GOLDEN / f"{case}_volumes.csv")[2]
     print("largest difference of a volume:", np.abs(volumes - expected).max(), "mm3")
-    if ROUGH[case][1]:
-        np.testing.assert_array_less(np.abs(volumes - expected), np.maximum(20, ROUGH[case][1] * expected))
+    if volume:
+        np.testing.assert_array_less(np.abs(volumes - expected), np.maximum(20, volume * expected))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])

@@ -1,0 +1,262 @@
+"""The finest levels of the network, a few planes at a time through the kernels of `kernels`.
+
+At the finest level a tensor of the whole volume takes a gigabyte. Here a layer computes its planes when the next one
+asks for them, and keeps them until they were read: nothing is computed twice, and only skip tensors are ever whole.
+
+Stream.posteriors : image -> head of level 0 -> head of level 1 -> `deep`, all that is coarser, given by the caller
+    -> tail of level 1 -> tail of level 0 -> posteriors, BLOCK planes at a time
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+import numpy as np
+
+from ..network import NORMALISATION_EPSILON, gaussian_kernel
+from . import kernels, vector
+
+BLOCK = kernels.TILE  # planes done at a time
+PARTS = 4  # of a kernel's rows, for each thread
+KEPT = 3 * BLOCK  # planes of a tensor that is not kept whole: what a convolution reads lies in three blocks
+
+
+class Planes:
+    """Planes 0 to `count` of features, made in blocks when asked for; outside these there is zero padding.
+
+    kept : how many are kept, the last ones; None for all · make : to be set; called with the first plane of a block
+    """
+
+    def __init__(self, layout, count, kept=None):
+        self.layout, self.count, self.done, self.make = layout, count, 0, None
+        self.array = kernels.zeros((kept or -(-count // BLOCK) * BLOCK, *layout.plane), ahead=layout.halo)
+        self._size = self.array[0].nbytes
+
+    @classmethod
+    def of(cls, array, lanes):
+        """Planes that hold an array (planes, Y, Z, channels)."""
+        planes = cls(kernels.Layout(array.shape[1:3], array.shape[3], lanes), len(array))
+        planes.layout.inside(planes.array[: len(array)])[...] = array
+        planes.done = len(array)
+        return planes
+
+    def need(self, stop):
+        while self.done < min(stop, self.count):
+            self.make(self.done)
+            self.done += BLOCK
+        if self.done >= self.count:
+            self.make = None  # it knows this object: both would stay in memory
+
+    def addresses(self, start, stop, outside):
+        """Addresses of planes; outside : that of a plane of zeros."""
+        first = self.array.ctypes.data
+        return [
+            first + i % len(self.array) * self._size if 0 <= i < self.count else outside for i in range(start, stop)
+        ]
+
+
+def norm_of(weights):
+    """A normalisation's factor and summand per channel: (2, N) float32."""
+    w = {name: value.astype(np.float64) for name, value in weights.items()}
+    scale = w["gamma"] / np.sqrt(w["moving_variance"] + NORMALISATION_EPSILON)
+    return np.stack([scale, w["beta"] - w["moving_mean"] * scale]).astype(np.float32)
+
+
+class Convolution:
+    """A convolution layer, with the normalisation behind it if that is all that reads it.
+
+    channels : of the result · sources : (channels, whether upsampled) of what it reads
+    """
+
+    def __init__(self, layer, norm, sources, weights, library):
+        machine, w = library.machine, weights[layer.name]
+        self.channels, self.sources = layer.channels, sources
+        block, kernel = kernels.block_of(layer.channels, machine), w["kernel"]
+        if kernel.shape[0] == 1:
+            kernel = np.pad(kernel, [(1, 1)] * 3 + [(0, 0)] * 2)
+        ups = [upsampled for _, upsampled in sources]
+        parts = np.split(kernel, np.cumsum([n for n, _ in sources])[:-1], axis=3)
+        self.weights = kernels.winograd_weights(parts, ups, block)
+        unchanged = np.repeat(np.float32([[1], [0]]), layer.channels, axis=1)
+        after = unchanged if norm is None else norm_of(weights[norm.name])
+        self.per_channel = np.ascontiguousarray(np.concatenate([w["bias"][None], after]), dtype=np.float32)
+        self.scratch = kernels.scratch_size(sources, layer.channels, machine.lanes)
+        self.kernel = f"convolution_{''.join('du'[up] for up in ups)}_{block}"
+        if not library.has(self.kernel):
+            kernels.convolution(library, self.kernel, ups, block)
+
+
+class Stream:
+    """The finest levels of one network; see the module's text.
+
+    levels : `Level`s, the finest first · last : the layers behind the finest level's tail
+    """
+
+    def __init__(self, levels, last, weights, threads):
+        self._threads, self._levels = threads, []
+        library = vector.Library(vector.this_machine())
+        self._lanes = library.machine.lanes
+        for level in levels:
+            head = _convolutions(level.head, [(level.source.channels, False)], weights, library)
+            pool = norm_of(weights[level.head[-2].name])
+            both = [(level.skip.channels, False), (level.deep.channels, True)]
+            tail = _convolutions(level.tail[2:], both, weights, library)
+            self._levels.append((head, pool, tail))
+        kernels.pooling(library, "pooling")
+        layer = last[0]
+        block = kernels.likelihood_block(layer.channels, library.machine)
+        w = weights[layer.name]
+        self._labels = layer.channels
+        self._likelihood = kernels.likelihood_weights(w["kernel"][0, 0, 0], w["bias"], block)
+        self._likelihood_scratch = len(self._likelihood) * block * kernels.VECTORS * self._lanes
+        kernels.likelihood(library, "likelihood", block)
+        smooth = [layer for layer in last if layer.kind == "smooth"]
+        self._gauss = gaussian_kernel(smooth[0].sigma) if smooth else np.ones((1, 1, 1), dtype=np.float32)
+        kernels.smoothing(library, "smoothing", len(self._gauss))
+        self._pool = ThreadPoolExecutor(threads)
+        self._compiled = self._pool.submit(library.compile)  # meanwhile the scan is read
+        sizes = [layer.scratch for head, _, tail in self._levels for layer in [*head, *tail]]
+        size = max(*sizes, self._likelihood_scratch)
+        self._scratch = kernels.zeros((threads, -(-size // 16) * 16))
+
+    def posteriors(self, volume, deep):
+        """Yield (start, slab): posteriors (planes, Y, Z, labels) of a volume (X, Y, Z); a slab is valid until the next
+        one is asked for. deep : called with (planes, Y, Z, channels) of the last level's pooling, returns features
+        (planes, Y, Z, channels) in one's place."""
+        read = (n for head, _, tail in self._levels for layer in [*head, *tail] for n, _ in layer.sources)
+        layout = kernels.Layout(volume.shape[1:], max(self._labels, *read), self._lanes, len(self._gauss))
+        self._zeros = kernels.zeros(layout.plane)
+        self._outside = kernels.zeros(layout.plane)  # written where no plane is, and never read
+        self._kernels = self._compiled.result()
+        planes, skips = Planes.of(volume[..., None], self._lanes), []
+        for head, pool, _ in self._levels:
+            for number, layer in enumerate(head):
+                planes = self._convolve(layer, [planes], kept=None if number == len(head) - 1 else KEPT)
+            skips.append(planes)
+            planes = self._pool_of(planes, pool, whole=len(skips) == len(self._levels))
+        planes.need(planes.count)
+        given = np.ascontiguousarray(planes.layout.inside(planes.array[: planes.count]))
+        del planes
+        planes = Planes.of(deep(given), self._lanes)
+        del given
+        for (_, _, tail), skip in zip(reversed(self._levels), reversed(skips), strict=True):
+            sources = [skip, planes]
+            for layer in tail:
+                last = layer is self._levels[0][2][-1]  # the likelihood reads no neighbours
+                planes = self._convolve(layer, sources, kept=BLOCK if last else KEPT)
+                sources = [planes]
+        del skips, skip, sources
+        yield from self._results(planes)
+
+    def _convolve(self, layer, sources, kept):
+        skip = sources[0]
+        result = Planes(kernels.Layout(skip.layout.shape, layer.channels, self._lanes), skip.count, kept)
+        zeros = self._zeros.ctypes.data
+
+        def make(x):
+            table, sizes = [], []
+            for planes, (channels, upsampled) in zip(sources, layer.sources, strict=True):
+                reach = (x // 2 - 1, x // 2 + 3) if upsampled else (x - 1, x + BLOCK + 1)
+                planes.need(reach[1])
+                table += planes.addresses(*reach, zeros)
+                sizes += [channels, planes.layout.row]
+            table = np.array(table)
+            places = np.array(result.addresses(x, x + BLOCK, self._outside.ctypes.data))
+            (y, z), row = result.layout.shape, result.layout.row
+
+            def run(first, last, scratch):
+                self._kernels[layer.kernel](
+                    *(array.ctypes.data for array in (table, places, layer.weights, layer.per_channel, scratch)),
+                    *(first, last, y, z, layer.channels, row, *sizes),
+                )  # fmt: skip
+
+            self._share(run, -(-y // kernels.TILE))
+
+        result.make = make
+        return result
+
+    def _pool_of(self, source, norm, whole):
+        (y, z), channels = source.layout.shape, source.layout.channels
+        layout = kernels.Layout((y // 2, z // 2), channels, self._lanes)
+        result = Planes(layout, source.count // 2, None if whole else KEPT)
+
+        def make(x):
+            for i in range(x, min(x + BLOCK, result.count)):
+                source.need(2 * i + 2)
+                table = np.array(source.addresses(2 * i, 2 * i + 2, 0))
+                (place,) = result.addresses(i, i + 1, 0)
+
+                def run(first, last, scratch, table=table, place=place):
+                    self._kernels["pooling"](
+                        *(table.ctypes.data, place, norm.ctypes.data, first, last),
+                        *(z // 2, channels, source.layout.row, layout.row),
+                    )
+
+                self._share(run, y // 2)
+
+        result.make = make
+        return result
+
+    def _results(self, source):
+        """Likelihoods, softmax and smoothing of the features of the finest level."""
+        (y, z), labels, size = source.layout.shape, self._labels, len(self._gauss)
+        reach = size // 2
+        layout = kernels.Layout((y, z), labels, self._lanes, halo=reach)
+        # Smoothed plane by plane: what one takes lies in two blocks, if the kernel is not very large.
+        probabilities = Planes(layout, source.count, BLOCK * (1 + -(-2 * reach // BLOCK)))
+
+        def make(x):
+            source.need(x + BLOCK)
+            for i in range(x, min(x + BLOCK, source.count)):
+                (plane,), (place,) = source.addresses(i, i + 1, 0), probabilities.addresses(i, i + 1, 0)
+
+                def run(first, last, scratch, plane=plane, place=place):
+                    self._kernels["likelihood"](
+                        *(plane, place, self._likelihood.ctypes.data, scratch.ctypes.data, first, last),
+                        *(z, source.layout.channels, source.layout.row, labels, layout.row, reach),
+                    )
+
+                self._share(run, y)
+
+        probabilities.make = make
+        width = -(-z // (kernels.VECTORS * self._lanes)) * kernels.VECTORS * self._lanes
+        slab = kernels.zeros((BLOCK, labels, y, width))
+        for x in range(0, source.count, BLOCK):
+            stop = min(x + BLOCK, source.count)
+            for i in range(x, stop):
+                probabilities.need(i + reach + 1)
+                table = np.array(probabilities.addresses(i - reach, i + reach + 1, self._zeros.ctypes.data))
+
+                def run(first, last, scratch, table=table, place=slab[i - x].ctypes.data):
+                    self._kernels["smoothing"](
+                        *(table.ctypes.data, place, self._gauss.ctypes.data, first, last),
+                        *(z, labels, layout.row, y * width, width),
+                    )
+
+                self._share(run, y)
+            yield x, np.moveaxis(slab[: stop - x, :, :, :z], 1, 3)
+
+    def _share(self, run, count):
+        """Run a kernel on the rows 0 to count, by all threads: run(first, last, scratch). A thread takes the next part
+        when it is done with one: they need not be equally fast."""
+        parts = min(count, self._threads * PARTS if self._threads > 1 else 1)
+        bounds = [count * n // parts for n in range(parts + 1)]
+        left = iter(pairwise(bounds))
+
+        def work(scratch):
+            for first, last in left:
+                run(first, last, scratch)
+
+        list(self._pool.map(work, self._scratch))
+
+
+def _convolutions(layers, sources, weights, library):
+    """The `Convolution`s among layers, the first one of these sources, each other one of the one before. The
+    normalisation behind the last one belongs to it, but where there is a pooling: there the skip tensor leaves."""
+    found, pooled = [], layers[-1].kind == "pool"
+    for number, layer in enumerate(layers):
+        if layer.kind == "conv":
+            following = layers[number + 1] if number + 1 < len(layers) else None
+            norm = following if following is not None and following.kind == "norm" and not pooled else None
+            found.append(Convolution(layer, norm, sources, weights, library))
+            sources = [(layer.channels, False)]
+    return found
