@@ -23,7 +23,7 @@ CHUNK = 1 << 18
 
 
 def default_cache():
-    """Folder for downloads: ``$XDG_CACHE_HOME/synthseg-native``, else ``~/.cache/synthseg-native``."""
+    """Folder for downloads and kernels: ``$XDG_CACHE_HOME/synthseg-native``, else ``~/.cache/synthseg-native``."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "synthseg-native"
 

@@ -11,39 +11,66 @@ from synthseg_native.engines import kernels
 
 # Runs in the OpenVINO environment. A kernel of its own applies a function to a row of numbers.
 PROGRAM = """
-import json
+import json, sys
 from dataclasses import replace
+from pathlib import Path
 import numpy as np
-from synthseg_native.engines import kernels, vector
+from synthseg_native.engines import vector
 
-def apply(function, values):
-    with library.kernel(function, 2, 1) as code:
-        source, result, stop = code.arguments
+written = []
+
+def write(program, name, function):
+    written.append(name)
+    with program.kernel(name, 2, 1) as code:
+        given, result, stop = code.arguments
         with code.loop(0, stop, code.lanes) as i:
-            code.store(getattr(code, function)(code.load(source, i.index)), result, i.index)
+            code.store(getattr(code, function)(code.load(given, i.index)), result, i.index)
+
+def library_of(machine):
+    library = vector.Library(machine)
+    for function in ("exp", "elu"):
+        library.add(f"row_{function}", write, function)
+    return library
+
+vector.inspect.getsourcefile = lambda function: vector.__file__  # this program has no file
 
 here, found = vector.this_machine(), {"lanes": {}}
 rows = np.float32([-1e30, -100, -87.5, -87, -20, -1, -0.34, -1e-3, -1e-7, -0.0, 0, 1e-7, 0.5, 3, 80, 1e30] * 4)
 for lanes in (16, 8, 4):
-    library = vector.Library(replace(here, lanes=lanes))
-    for function in ("exp", "elu"):
-        apply(function, rows)
-    calls = library.compile()
     found["lanes"][lanes] = {}
-    for function, call in calls.items():
+    for name, call in library_of(replace(here, lanes=lanes)).compile().items():
+        function = name.split("_")[1]
         given = np.minimum(rows, 0) if function == "exp" else rows
         result = np.zeros_like(given)
         call(given.ctypes.data, result.ctypes.data, len(given))
         found["lanes"][lanes][function] = [given.tolist(), result.tolist()]
 found["machine"] = [here.lanes, here.registers]
+
+folder, found["kept"] = Path(sys.argv[1]), {}
+def kept(what, machine=here):
+    written.clear()
+    result = np.zeros(16, np.float32)
+    library_of(machine).compile(folder)["row_exp"](np.full(16, -1, np.float32).ctypes.data, result.ctypes.data, 16)
+    found["kept"][what] = [len(written), float(result[0]), len([*folder.iterdir()]) if folder.is_dir() else 0]
+
+kept("first")
+kept("again")
+(file,) = folder.iterdir()
+file.write_bytes(file.read_bytes()[:-100])
+kept("cut short")
+kept("after that")
+kept("another machine", replace(here, lanes=here.lanes // 2))
+folder = folder / file.name  # a file: nothing can be kept in it
+kept("no folder")
 print(json.dumps(found))
 """
 
 
 @pytest.fixture(scope="module")
-def found(root, openvino_python):
+def found(root, openvino_python, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache") / "kernels"
     environment = {**os.environ, "PYTHONPATH": str(root / "src")}
-    done = subprocess.run([openvino_python, "-c", PROGRAM], env=environment, capture_output=True, text=True)
+    done = subprocess.run([openvino_python, "-c", PROGRAM, folder], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -60,6 +87,20 @@ def test_functions_are_those_of_numpy(found, lanes):
 @pytest.mark.slow
 def test_this_machine_is_one_of_those_known(found):
     assert found["machine"] in [[16, 32], [8, 16], [4, 32], [4, 16]]
+
+
+@pytest.mark.slow
+def test_compiled_kernels_are_kept_for_the_next_process(found):
+    value = np.float32(np.exp(-1))
+    assert {what: (writes, files) for what, (writes, _, files) in found["kept"].items()} == {
+        "first": (2, 1),
+        "again": (0, 1),
+        "cut short": (2, 1),  # and written anew
+        "after that": (0, 1),
+        "another machine": (2, 2),
+        "no folder": (2, 0),
+    }
+    assert [result for _, result, _ in found["kept"].values()] == pytest.approx([value] * 6, rel=3e-7)
 
 
 def test_winograd_transforms_give_the_convolution():

@@ -125,7 +125,7 @@ def winograd_weights(kernels, sources, block) -> np.ndarray:
     return np.concatenate(packed)
 
 
-def convolution(library, name, sources, block):
+def convolution(program, name, sources, block):
     """Write the convolution of kernel 3 with zero padding of one or more sources put together, then bias, ELU, and a
     factor and a summand per channel, for TILE planes of the result.
 
@@ -136,7 +136,7 @@ def convolution(library, name, sources, block):
     """
     order, common = _order(sources)
     place = {pair: number for number, pair in enumerate(order)}
-    with library.kernel(name, 5, 6 + 2 * len(sources)) as code:
+    with program.kernel(name, 5, 6 + 2 * len(sources)) as code:
         table, results, weights, per_channel, scratch, first, last, ys, zs, out, row_out, *rest = code.arguments
         channels, rows, lanes = rest[::2], rest[1::2], code.lanes
         wide, step = CHUNK + lanes, VECTORS * lanes
@@ -244,13 +244,13 @@ def convolution(library, name, sources, block):
 # The other layers --------------------------------------------------------------------------------------------------
 
 
-def pooling(library, name):
+def pooling(program, name):
     """Write a factor and a summand per channel, then the maximum over 2 x 2 x 2, for one plane of the result.
 
     Pointers: table of the two planes; plane of the result; factor and summand per channel.
     Integers: rows of the result, from and to; Z of the result, channels, row, row of the result.
     """
-    with library.kernel(name, 3, 6) as code:
+    with program.kernel(name, 3, 6) as code:
         table, result, per_channel, first, last, zs, channels, row, row_out = code.arguments
         planes, lanes = [code.address(table, n) for n in range(2)], code.lanes
         even, odd = ([2 * lane + n for lane in range(lanes)] for n in range(2))
@@ -286,13 +286,13 @@ def likelihood_block(labels, machine) -> int:
     return min(range(1, most + 1), key=lambda n: (-(-labels // n) * n + 4 * -(-labels // n), -n))
 
 
-def likelihood(library, name, block):
+def likelihood(program, name, block):
     """Write the convolution of kernel 1 that gives a number per label, and the softmax over labels, for one plane.
 
     Pointers: plane; plane of the result; `likelihood_weights`; scratch, for two registers per label of full blocks.
     Integers: rows, from and to; Z, channels, row, labels, row and halo of the result.
     """
-    with library.kernel(name, 4, 8) as code:
+    with program.kernel(name, 4, 8) as code:
         plane, result, weights, scratch, first, last, zs, channels, row, labels, row_out, halo = code.arguments
         lanes, step = code.lanes, VECTORS * code.lanes
         each = code.times(code.add(channels, 1), block)
@@ -332,14 +332,14 @@ def likelihood(library, name, block):
                     code.store(vector, result, above, code.times(label.index, row_out), here, halo)
 
 
-def smoothing(library, name, size):
+def smoothing(program, name, size):
     """Write the convolution of every channel with the same kernel of an odd size, for one plane.
 
     Pointers: table of planes, as many as the kernel is wide; the result; the kernel.
     Integers: rows, from and to; Z, channels, row; numbers from one channel and from one row of the result to the next.
     The halo of the planes is half the kernel's size.
     """
-    with library.kernel(name, 3, 7) as code:
+    with program.kernel(name, 3, 7) as code:
         table, result, kernel, first, last, zs, channels, row, channel_out, row_out = code.arguments
         planes, across = [code.address(table, n) for n in range(size)], code.times(channels, row)
         with code.loop(0, channels) as channel, code.loop(first, last) as y:

@@ -13,6 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from ..network import NORMALISATION_EPSILON, gaussian_kernel
+from ..weights import default_cache
 from . import kernels, vector
 
 BLOCK = kernels.TILE  # planes done at a time
@@ -81,8 +82,7 @@ class Convolution:
         self.per_channel = np.ascontiguousarray(np.concatenate([w["bias"][None], after]), dtype=np.float32)
         self.scratch = kernels.scratch_size(sources, layer.channels, machine.lanes)
         self.kernel = f"convolution_{''.join('du'[up] for up in ups)}_{block}"
-        if not library.has(self.kernel):
-            kernels.convolution(library, self.kernel, ups, block)
+        library.add(self.kernel, kernels.convolution, ups, block)
 
 
 class Stream:
@@ -101,19 +101,19 @@ class Stream:
             both = [(level.skip.channels, False), (level.deep.channels, True)]
             tail = _convolutions(level.tail[2:], both, weights, library)
             self._levels.append((head, pool, tail))
-        kernels.pooling(library, "pooling")
+        library.add("pooling", kernels.pooling)
         layer = last[0]
         block = kernels.likelihood_block(layer.channels, library.machine)
         w = weights[layer.name]
         self._labels = layer.channels
         self._likelihood = kernels.likelihood_weights(w["kernel"][0, 0, 0], w["bias"], block)
         self._likelihood_scratch = len(self._likelihood) * block * kernels.VECTORS * self._lanes
-        kernels.likelihood(library, "likelihood", block)
+        library.add("likelihood", kernels.likelihood, block)
         smooth = [layer for layer in last if layer.kind == "smooth"]
         self._gauss = gaussian_kernel(smooth[0].sigma) if smooth else np.ones((1, 1, 1), dtype=np.float32)
-        kernels.smoothing(library, "smoothing", len(self._gauss))
+        library.add("smoothing", kernels.smoothing, len(self._gauss))
         self._pool = ThreadPoolExecutor(threads)
-        self._compiled = self._pool.submit(library.compile)  # meanwhile the scan is read
+        self._compiled = self._pool.submit(library.compile, default_cache() / "kernels")  # meanwhile the scan is read
         sizes = [layer.scratch for head, _, tail in self._levels for layer in [*head, *tail]]
         size = max(*sizes, self._likelihood_scratch)
         self._scratch = kernels.zeros((threads, -(-size // 16) * 16))

@@ -5,10 +5,14 @@ register holds. Python writes it once, LLVM makes it for whatever processor it f
 called through ctypes holds no lock of Python, so threads run beside each other.
 """
 
+import contextlib
 import ctypes
+import hashlib
+import inspect
 import math
-from contextlib import contextmanager
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -55,56 +59,111 @@ def this_machine() -> Machine:
 
 
 class Library:
-    """Kernels of one machine: `kernel` writes them, `compile` makes them callable."""
+    """Kernels for one machine: `add` names them, `compile` makes them callable."""
+
+    def __init__(self, machine):
+        self.machine, self._kernels = machine, {}
+
+    def add(self, name, write, *arguments):
+        """A kernel that `write(program, name, *arguments)` writes into a `Program`. A name stands for one."""
+        self._kernels[name] = write, arguments
+
+    def compile(self, cache=None) -> dict:
+        """Callables by name, which take addresses and integers.
+
+        cache : a folder; what was compiled is kept there, and found again by the same code on the same machine
+        """
+        binding = _llvm().binding
+        binding.initialize_native_target()
+        binding.initialize_native_asmprinter()
+        target = binding.Target.from_default_triple().create_target_machine(
+            cpu=self.machine.cpu, features=self.machine.features, opt=2
+        )
+        file = cache and Path(cache) / f"{self._key()}.o"
+        code = file and _kept(file)
+        if not code:
+            code = target.emit_object(self._module())
+            if file:
+                _keep(file, code)
+        engine = binding.create_mcjit_compiler(binding.parse_assembly(""), target)
+        engine.add_object_file(binding.ObjectFileRef.from_data(code))
+        engine.finalize_object()
+        return {name: Kernel(engine, name) for name in self._kernels}
+
+    def _module(self):
+        program = Program(self.machine)
+        for name, (write, arguments) in self._kernels.items():
+            write(program, name, *arguments)
+        module = _llvm().binding.parse_assembly(str(program.module))
+        module.verify()
+        # LLVM's passes over the code would take as long again, and the kernels are no faster for them.
+        return module
+
+    def _key(self):
+        """A name for what the compiled code depends on."""
+        writers = {inspect.getsourcefile(write) for write, _ in self._kernels.values()} | {__file__}
+        kernels = sorted((name, write.__name__, arguments) for name, (write, arguments) in self._kernels.items())
+        told = repr((_llvm().__version__, _llvm().binding.llvm_version_info, self.machine, kernels)).encode()
+        return hashlib.sha256(b"".join([told, *(Path(path).read_bytes() for path in sorted(writers))])).hexdigest()
+
+
+def _kept(file):
+    """What `_keep` wrote; None where it is not there or not whole."""
+    with contextlib.suppress(OSError):
+        digest, code = file.read_bytes()[:32], file.read_bytes()[32:]
+        if hashlib.sha256(code).digest() == digest:
+            return code
+    return None
+
+
+def _keep(file, code):
+    """Write a file, whole or not at all. A folder that cannot be written costs the next process a second, no more."""
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as stream:
+            stream.write(hashlib.sha256(code).digest() + code)
+        Path(stream.name).replace(file)
+
+
+class Kernel:
+    """A compiled kernel; it keeps its machine code in memory."""
+
+    def __init__(self, engine, name):
+        self._engine, self._address, self._call = engine, engine.get_function_address(name), None
+
+    def __call__(self, *arguments):
+        if self._call is None:
+            self._call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * len(arguments))(self._address)
+        self._call(*arguments)
+
+
+class Program:
+    """The code of several kernels before it is compiled."""
 
     def __init__(self, machine):
         self.machine, self.ir = machine, _llvm().ir
-        self._module, self._names = self.ir.Module("kernels"), {}
+        self.module = self.ir.Module("kernels")
 
-    def has(self, name) -> bool:
-        return name in self._names
-
-    @contextmanager
+    @contextlib.contextmanager
     def kernel(self, name, pointers, integers):
         """Write a kernel of so many pointers and integers; yields its `Code`."""
         ir = self.ir
         arguments = [ir.PointerType()] * pointers + [ir.IntType(64)] * integers
-        function = ir.Function(self._module, ir.FunctionType(ir.VoidType(), arguments), name)
+        function = ir.Function(self.module, ir.FunctionType(ir.VoidType(), arguments), name)
         for argument in function.args[:pointers]:
             argument.add_attribute("noalias")
-        code = Code(self, self._module, function)
+        code = Code(self, function)
         yield code
         code.b.ret_void()
-        self._names[name] = pointers + integers
-
-    def compile(self) -> dict:
-        """Callables by name. They take addresses and integers, and are valid as long as one of them is kept."""
-        binding, machine = _llvm().binding, self.machine
-        binding.initialize_native_target()
-        binding.initialize_native_asmprinter()
-        module = binding.parse_assembly(str(self._module))
-        module.verify()
-        target = binding.Target.from_default_triple().create_target_machine(
-            cpu=machine.cpu, features=machine.features, opt=2
-        )
-        # LLVM's passes over the code would take as long again, and the kernels are no faster for them.
-        engine = binding.create_mcjit_compiler(module, target)
-        engine.finalize_object()
-        found = {}
-        for name, count in self._names.items():
-            call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * count)(engine.get_function_address(name))
-            call.engine = engine
-            found[name] = call
-        return found
 
 
 class Code:
     """The code of a kernel as it is written. Integers are Python's or the kernel's; vectors are registers."""
 
-    def __init__(self, library, module, function):
-        ir = library.ir
-        self.ir, self.lanes = ir, library.machine.lanes
-        self._module, self._function = module, function
+    def __init__(self, program, function):
+        ir = program.ir
+        self.ir, self.lanes = ir, program.machine.lanes
+        self._module, self._function = program.module, function
         self.integer, self.number, self.pointer = ir.IntType(64), ir.FloatType(), ir.PointerType()
         self.vector = ir.VectorType(self.number, self.lanes)
         self.whole = ir.VectorType(ir.IntType(32), self.lanes)
@@ -141,7 +200,7 @@ class Code:
 
     # Control ---------------------------------------------------------------------------------------------------------
 
-    @contextmanager
+    @contextlib.contextmanager
     def loop(self, start, stop, step=1, carry=()):
         """Repeat for start, start + step, ... below stop, once at least. carry : vectors handed from one round to the
         next: the loop's `values`, which its body replaces and which hold the result afterwards."""
