@@ -155,9 +155,14 @@ class Expectation:
         return start + per_voxel * voxels / threads, predicted_mib(group.task, contestant)
 
 
+def _in_header(voxel_mm):
+    """A voxel size as a header holds it, three times: a float32 a little above 0.6 mm makes a plane more."""
+    return (float(np.float32(voxel_mm)),) * 3
+
+
 def predicted_mib(task, contestant, voxel_mm=1.0, own_grid=False):
     """What the memory model says of a run."""
-    size = memory.size_of(models.load(task.model).card, task.size, (voxel_mm,) * 3, own_grid=own_grid)
+    size = memory.size_of(models.load(task.model).card, task.size, _in_header(voxel_mm), own_grid=own_grid)
     if contestant.engine == UPSTREAM:
         return UPSTREAM_MEMORY * memory.predict(size, REFERENCE)
     return memory.predict(size, contestant.engine, contestant.precision, contestant.device)
@@ -283,7 +288,7 @@ def measure_memory(runner, contestants, tasks, path, say):
     for task, voxel_mm, own_grid in tasks:
         model = models.load(task.model)
         name = "synthseg1" if model.name == "synthseg1size" else model.name
-        shape = memory.padded_shape(model.card, task.size, (voxel_mm,) * 3)
+        shape = memory.padded_shape(model.card, task.size, _in_header(voxel_mm))
         for contestant in contestants:
             row = (contestant.engine, contestant.precision, contestant.device, name, *task.size, voxel_mm, *shape)
             row = tuple(map(as_text, (*row, own_grid)))

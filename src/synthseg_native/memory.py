@@ -43,8 +43,8 @@ class Coefficients:
 # (engine, precision, device). Where a row is missing, the closest one stands in: see `coefficients`.
 TABLE = {
     ("tensorflow", "float32", "cpu"): Coefficients(516, 0.461, 12.6, 9.72, 1.44, 16, 16.2),
-    ("openvino", "float32", "cpu"): Coefficients(228, 6.43, 8.09, 0.223, 2.82, 15.6, 7.33),
-    ("openvino", "bf16", "cpu"): Coefficients(266, 7.43, 6.32, 0.0265, 2.11, 14.9, 4.23),
+    ("openvino", "float32", "cpu"): Coefficients(246, 6.78, 10.8, 1.06, 1.57, 15.1, 5.46),
+    ("openvino", "bf16", "cpu"): Coefficients(208, 6.91, 11.7, 0.0313, 2.36, 14.9, 4.23),
     ("torch", "float32", "cpu"): Coefficients(350, 3, 24, 6, 2, 16, 16),  # not measured
     (REFERENCE, "float32", "cpu"): Coefficients(530, 2.37, 17.1, 7.49, 4.82, 16, 0.001),
 }

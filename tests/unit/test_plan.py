@@ -348,12 +348,16 @@ def test_a_job_asks_for_what_its_scan_is_predicted_to_take(make, tmp_path):
     assert make(memory_mb=777).memory("tensorflow", scan_of("01")) == 777
 
 
-def test_a_crop_and_a_precision_take_less(make, tmp_path):
+def test_a_crop_takes_less_and_a_precision_what_was_measured(make, tmp_path):
     nib.save(nib.Nifti1Image(np.zeros((256,) * 3, np.uint8), np.eye(4)), tmp_path / "01.nii")
     (tmp_path / "images").mkdir()
     (tmp_path / "01.nii").rename(tmp_path / "images/01.nii")
 
     def asked(**config):
-        return make(("01",), model="synthseg1", engines=["openvino"], **config).memory("openvino", scan_of("01"))
+        plan = make(("01",), model="synthseg1", engines=["openvino"], **config)
+        return plan.memory("openvino", scan_of("01")), memory.size_of(plan.model.card, (256,) * 3, (1,) * 3)
 
-    assert asked(crop=160) < asked() and asked(precision="bf16") < asked()
+    whole, size = asked()
+    rough, _ = asked(precision="bf16")
+    assert asked(crop=160)[0] < whole == memory.declared_mb(memory.predict(size, "openvino"))
+    assert whole != rough == memory.declared_mb(memory.predict(size, "openvino", "bf16"))
