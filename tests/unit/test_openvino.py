@@ -38,7 +38,8 @@ for name, settings, shape in json.loads(sys.argv[1]):
     expected = probes._network(table, weights, volume)
     found[name] = {"errors": {}}
     for registers in ((16, 32), (8, 16), (4, 16))[: None if name in ALL_REGISTERS else 1]:
-        vector.this_machine = lambda: replace(here, lanes=registers[0], registers=registers[1])
+        fused = registers[0] != 4
+        vector.this_machine = lambda: replace(here, lanes=registers[0], registers=registers[1], fused=fused)
         engine = openvino.build(table, weights, volume.shape, threads=2)
         found[name]["errors"][registers[0]] = float(np.abs(posteriors(engine, volume) - expected).max())
     vector.this_machine = lambda: here

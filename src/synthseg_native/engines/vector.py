@@ -21,12 +21,14 @@ from ..errors import SynthSegError
 
 @dataclass(frozen=True)
 class Machine:
-    """lanes : float32 numbers in a register · registers : how many there are · cpu, features : LLVM's words for it"""
+    """lanes : float32 numbers in a register · registers : how many there are · cpu, features : LLVM's words for it
+    fused : whether it multiplies and adds in one instruction"""
 
     lanes: int
     registers: int
     cpu: str = ""
     features: str = ""
+    fused: bool = True
 
 
 def _llvm():
@@ -53,9 +55,9 @@ def this_machine() -> Machine:
         # Some processors are known to prefer half a register.
         return Machine(16, 32, cpu, words + ",-prefer-256-bit")
     if features.get("avx"):
-        return Machine(8, 16, cpu, words)
+        return Machine(8, 16, cpu, words, fused=features.get("fma", False))
     arm = binding.get_default_triple().startswith(("aarch64", "arm64"))
-    return Machine(4, 32 if arm else 16, cpu, words)
+    return Machine(4, 32 if arm else 16, cpu, words, fused=arm)
 
 
 class Library:
@@ -162,7 +164,7 @@ class Code:
 
     def __init__(self, program, function):
         ir = program.ir
-        self.ir, self.lanes = ir, program.machine.lanes
+        self.ir, self.lanes, self._fused = ir, program.machine.lanes, program.machine.fused
         self._module, self._function = program.module, function
         self.integer, self.number, self.pointer = ir.IntType(64), ir.FloatType(), ir.PointerType()
         self.vector = ir.VectorType(self.number, self.lanes)
@@ -253,8 +255,8 @@ class Code:
         return self.b.shuffle_vector(vector, other, self.ir.Constant(self.whole, lanes))
 
     def fma(self, a, b, c):
-        """a * b + c, rounded once."""
-        return self._call("fma", a, b, c)
+        """a * b + c, rounded once where the processor can."""
+        return self._call("fma", a, b, c) if self._fused else self.plus(self.product(a, b), c)
 
     def plus(self, a, b):
         return self.b.fadd(a, b)
