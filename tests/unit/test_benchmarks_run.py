@@ -290,7 +290,7 @@ def compare(tmp_path):
         ({"voxels": [((8, 8, 8), 0)]}, False),  # 1 of 8192 is more than 1 in 100,000
         ({"precision": "bf16", "voxels": [((8, 8, 8), 0)], "margin": 0.01}, True),
         ({"precision": "bf16", "voxels": [((8, 8, n), 0) for n in range(8, 17)]}, False),  # 9 of 8192
-        ({"precision": "bf16", "voxels": [((8, 8, 23), 41)]}, False),  # the other side
+        ({"precision": "bf16", "voxels": [((8, 8, 23), 41)]}, True),  # the other side, which is next to it
         ({"precision": "bf16", "voxels": [((0, 0, 0), 3)]}, False),  # a label that the reference lacks
         ({"precision": "bf16", "volume": 4096 * 1.0099}, True),
         ({"precision": "bf16", "volume": 4096 * 1.0101}, False),
@@ -307,6 +307,12 @@ def test_margin_decides_for_float32(compare, monkeypatch, margin, equal):
     monkeypatch.setitem(contestants.EQUAL["float32"], "max_fraction_different", 0.5)
     found = compare(voxels=[((8, 8, 8), 0)], margin=margin)
     assert found["equal"] is equal and found["margin_max"] == pytest.approx(margin, abs=1e-6)
+
+
+def test_no_side_is_swapped_in_float32(compare, monkeypatch):
+    monkeypatch.setitem(contestants.EQUAL["float32"], "max_fraction_different", 0.5)
+    found = compare(voxels=[((8, 8, 23), 41)])
+    assert found["n_contralateral"] == 1 and not found["equal"]
 
 
 def test_broken_promise_is_in_the_report(bench):
