@@ -221,10 +221,7 @@ def compare(contestant, work, reference, task) -> dict:
     else:
         kept = not above and not found["n_voxels_contralateral"]
     equal = (
-        found["geometry_equal"]
-        and fraction <= limits["max_fraction_different"]
-        and not found["labels_lost"]
-        and kept
+        found["geometry_equal"] and fraction <= limits["max_fraction_different"] and not found["labels_lost"] and kept
     )
     labels = (
         f"{entry['index']}:{_text(entry['dice'])}:{_text(entry['soft_volume_difference_mm3'])}:"
