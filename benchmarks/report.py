@@ -1,6 +1,7 @@
 """What the runs say: statistics from rounds, a table, a plot, and which platforms were measured."""
 
 import hashlib
+import math
 import os
 import platform
 import re
@@ -110,16 +111,21 @@ def _value(name, text):
 def summarise(rows, left_out=()) -> list[dict]:
     """A row (COLUMNS) for each contestant of each group (model, size, threads), from the last good run per round.
 
-    rows : parsed rows of one key. left_out : {(model, size, threads, contestant): why}. Ratios are wall times divided
-    by that of the reference, or of upstream, in the same round: below 1 is faster.
+    rows : parsed rows of one key. left_out : {(model, size, threads, contestant): why}, beside those whose rows say
+    it. Ratios are wall times divided by that of the reference, or of upstream, in the same round: below 1 is faster.
     """
-    good = {}
+    good, failed = {}, {}
     for row in rows:
+        group = row["model"], row["size"], row["threads"]
         if row["status"] == "ok":
-            group = row["model"], row["size"], row["threads"]
             good.setdefault(group, {}).setdefault(row["contestant"], {})[row["round"]] = row
+        else:
+            failed[(*group, row["contestant"])] = row["error"]
+    left_out = failed | dict(left_out)
     found = []
-    groups = dict.fromkeys([*good, *((m, s, t) for m, s, t, _ in left_out)])
+    groups = list(dict.fromkeys([*good, *((m, s, t) for m, s, t, _ in left_out)]))
+    panels = list(dict.fromkeys((model, threads) for model, _, threads in groups))
+    groups.sort(key=lambda group: (panels.index(group[::2]), math.prod(map(int, group[1].split("x")))))
     for group in groups:
         contestants = good.get(group, {})
         for name, rounds in contestants.items():

@@ -226,7 +226,7 @@ class Benchmark:
             if self.runs.done(group, contestant, number, self.key) and (kept or not needed):
                 baseline = (contestant, work) if needed else baseline
                 continue
-            if not self._fits(group, contestant):
+            if not self._fits(group, contestant, number):
                 continue
             row = self.runner.run(contestant, group.task, work)
             row |= self._about(group, contestant, number)
@@ -240,13 +240,14 @@ class Benchmark:
                 self.left_out[group.title, contestant.name] = row["error"]
             self._tell(group, number, self.runs.add(row))
 
-    def _fits(self, group, contestant):
+    def _fits(self, group, contestant, number):
         if (group.title, contestant.name) in self.left_out:
             return False
         why = too_large(self.expect(group, contestant)[1])
         if why is None:
             return True
         self.left_out[group.title, contestant.name] = why
+        self.runs.add(self._about(group, contestant, number) | {"status": "left out", "error": why})
         self.say(f"{group.title}: {contestant.name} is left out: {why}")
         return False
 

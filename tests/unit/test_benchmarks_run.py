@@ -341,6 +341,9 @@ def test_memory_guard(bench, monkeypatch):
     left_out = [row for row in read_tsv(bench.results / "here.tsv").to_dict("records") if row["left_out"] != "n/a"]
     assert [(row["model"], row["contestant"]) for row in left_out] == [("synthseg1size", "openvino float32")]
     assert left_out[0]["left_out"].endswith("GiB, 3 GiB are free")
+    bench("--report")
+    again = [row for row in read_tsv(bench.results / "here.tsv").to_dict("records") if row["left_out"] != "n/a"]
+    assert again == left_out, "what was left out is kept like what was run"
 
 
 def test_expectation_follows_what_was_measured():
