@@ -40,11 +40,11 @@ def parser():
     export.add_argument("--to", type=Path, metavar="FOLDER", help="default: the model's name, in the output folder")
     evaluate = commands.add_parser("evaluate", help="measure a model folder on the maps held out")
     evaluate.add_argument("--table", type=Path, metavar="TSV", help="write Dice per contrast, slices and structure")
-    evaluate.add_argument("--card", action="store_true", help="write the figures into the model's card")
     look = commands.add_parser("look", help="measure a model folder on the ICBM 152 template, and on a real scan")
     look.add_argument("--scan", type=Path, metavar="NIFTI", help="a T1: how stable is its label map")
     for command in (evaluate, look):
         command.add_argument("model", type=Path, metavar="FOLDER")
+        command.add_argument("--card", action="store_true", help="write the figures into the model's card")
         command.add_argument("--pictures", type=Path, metavar="FOLDER", help="put pictures there")
         command.add_argument("--python", default=sys.executable, help="interpreter that has the engine (default: this)")
         command.add_argument("--engine", default="torch", metavar="NAME", help="default: torch")
@@ -93,9 +93,12 @@ def _run(options):
             options.pictures.mkdir(parents=True, exist_ok=True)
             how["pictures"] = options.pictures
         if options.command == "look":
+            from .export import note_agreement
             from .look import look
 
-            look(options.model, scan=options.scan, **how)
+            measures = look(options.model, scan=options.scan, **how)
+            if options.card:
+                note_agreement(options.model, measures)
             return 0
         from . import evaluate
 

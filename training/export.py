@@ -13,6 +13,8 @@ from synthseg_native import model
 from .maps import HELD_OUT
 from .network import Network, read_checkpoint, take, write_weights
 
+MEASURED = ("accuracy", "accuracy_per_structure", "agreement")  # entries of a card
+
 
 def export(checkpoint, config, folder):
     """Write the averaged weights of a checkpoint as a model folder; returns the folder.
@@ -43,7 +45,8 @@ def export(checkpoint, config, folder):
             "held_out": list(HELD_OUT),
         },
     }
-    card.pop("accuracy", None)  # of other weights; evaluate measures it anew
+    for measured in MEASURED:  # of other weights; evaluate and look measure it anew
+        card.pop(measured, None)
     write_card(folder, card)
     return folder
 
@@ -66,6 +69,17 @@ def note_accuracy(folder, means, structures):
     card = yaml.safe_load((folder / "card.yaml").read_text(encoding="utf-8"))
     card["accuracy"] = {"of": "mean Dice, synthetic held-out, n = 2 anatomies", **_rounded(means)}
     card["accuracy_per_structure"] = _rounded(structures)
+    write_card(folder, card)
+
+
+def note_agreement(folder, measures):
+    """Put what `look` measured into the card. measures : {"template: grey matter": value, ...}"""
+    folder = Path(folder)
+    card = yaml.safe_load((folder / "card.yaml").read_text(encoding="utf-8"))
+    found = card.setdefault("agreement", {})
+    for name, value in _rounded(measures).items():
+        subject, measure = name.split(": ")
+        found.setdefault(subject, {})[measure] = value
     write_card(folder, card)
 
 

@@ -1,11 +1,14 @@
 """Checks of the training code, one function each; run by test_training.py in an interpreter that has PyTorch.
 
-python training_checks.py NAME FOLDER     runs one in an empty folder
-python training_checks.py                 lists the names
+python training_checks.py FOLDER [NAME ...]    runs them (all without a name), each in a folder of its own below FOLDER,
+                                               and prints one JSON object: name -> null, or the traceback
 """
 
+import contextlib
 import copy
+import json
 import sys
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -400,6 +403,16 @@ def check_evaluation(folder):
     assert set(card["accuracy"]["t1"]) == {"1mm", "5mm"} and 0 <= card["accuracy"]["t1"]["1mm"] < 0.5
     assert len((folder / "table.tsv").read_text().splitlines()) == 1 + len(rows)
 
+    from training.export import MEASURED, note_agreement
+
+    note_agreement(made, {"template: grey matter": 0.91234, "scan: noisy": 0.5})
+    card = yaml.safe_load((made / "card.yaml").read_text())
+    assert card["agreement"] == {"template": {"grey matter": 0.912}, "scan": {"noisy": 0.5}}
+    assert set(MEASURED) <= set(card)
+    settings["model"] = made  # other weights have other figures
+    again = yaml.safe_load((export(folder / "out" / "checkpoint.pt", settings, folder / "n") / "card.yaml").read_text())
+    assert not set(MEASURED) & set(again)
+
 
 def check_rendered_scans_lie_on_the_reference(folder):
     """Perfect labels have Dice 1 on the engine's grid: voxels of scan, label map and reference coincide."""
@@ -462,8 +475,17 @@ def check_views_of_a_scan_come_back(folder):
     assert look.against_itself(labels, table)["scan: tilted"] < 0.9
 
 
+def run(name, folder):
+    folder.mkdir()
+    try:
+        globals()[name](folder)
+    except Exception:
+        return traceback.format_exc()
+
+
 if __name__ == "__main__":
-    if len(sys.argv) == 1:
-        print("\n".join(name for name in globals() if name.startswith("check_")))
-    else:
-        globals()[sys.argv[1]](Path(sys.argv[2]))
+    # What a check prints goes to stderr; the answer alone to stdout.
+    with contextlib.redirect_stdout(sys.stderr):
+        names = sys.argv[2:] or [name for name in globals() if name.startswith("check_")]
+        found = {name: run(name, Path(sys.argv[1]) / name) for name in names}
+    print(json.dumps(found))
