@@ -125,9 +125,11 @@ def main(argv=None) -> int:
                 call, segmenter = _begin(arguments)
         except SynthSegError as failure:
             notes = record.new("native", ["synthseg-native", *argv])
-            # Only of a single scan it is known where its record would go; and wrong use must not replace a good one.
+            # Only of a single scan it is known where its record would go; wrong use must not replace a good one, nor
+            # put one where the failure says that none may be: it would stand in the way of the corrected call.
             path = arguments.record or ""
-            _fail(notes, failure, path if path.lower().endswith(".json") and not os.path.lexists(path) else None)
+            fits = path.lower().endswith(".json") and not failure.message.startswith(f"{path}:")
+            _fail(notes, failure, path if fits and not os.path.lexists(path) else None)
             print(f"synthseg-native: {failure.message}", file=sys.stderr)
             return failure.exit_code
         return _segment_all(call, segmenter, arguments, argv)

@@ -275,6 +275,14 @@ def test_wrong_use_replaces_no_record(stand_in, scan, call, capsys):
     assert (folder / "run.json").read_bytes() == before
 
 
+def test_a_record_in_a_wrong_place_is_not_in_the_way_of_the_corrected_call(stand_in, scan, root, tmp_path, capsys):
+    """ref.json is also where the metadata of ref.nii.gz goes."""
+    line = ["--i", str(scan), "--o", str(tmp_path / "ref.nii.gz"), "--model", str(root / "models" / "compact2mm")]
+    assert cli.main([*line, "--record", str(tmp_path / "ref.json")]) == 2
+    assert "ref.json" in capsys.readouterr().err and not list(tmp_path.glob("ref.*"))
+    assert cli.main([*line, "--record", str(tmp_path / "run.json")]) == 0
+
+
 def test_places_that_cannot_be_written_to_are_known_before_the_network_runs(stand_in, scan, root, tmp_path, capsys):
     (tmp_path / "file").touch()
     flags = ["--vol", str(tmp_path / "file" / "v.csv"), "--model", str(root / "models" / "compact2mm")]
