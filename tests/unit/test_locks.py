@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -109,12 +110,26 @@ def test_no_cuda_packages_come_along():
     ]
 
 
+@pytest.fixture(scope="module")
+def resolved(request, tmp_path_factory):
+    """(name, python, platform) -> what is wrong there, of all asked for; mostly waiting, so several at once."""
+
+    def problem(case):
+        name, python, platform = case
+        return problems(ENVS / f"{name}.txt", YOUNGER.get((name, platform), platform), python, folders[case])
+
+    found = [item.callspec.params for item in request.session.items if item.originalname == "test_lock_resolves"]
+    cases = [(case["name"], case["python"], case["platform"]) for case in found]
+    folders = {case: tmp_path_factory.mktemp("lock") for case in cases}
+    with ThreadPoolExecutor(6) as pool:
+        return dict(zip(cases, pool.map(problem, cases), strict=True))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize(("name", "python"), [(name, python) for name in NAMES for python in PYTHONS[name]])
-def test_lock_resolves(name, python, platform, tmp_path):
-    platform = YOUNGER.get((name, platform), platform)
-    assert problems(ENVS / f"{name}.txt", platform, python, tmp_path) == []
+def test_lock_resolves(name, python, platform, resolved):
+    assert resolved[name, python, platform] == []
 
 
 @pytest.mark.slow
