@@ -20,6 +20,7 @@ from benchmarks.contestants import Contestant, Runner, Task  # noqa: E402
 from synthseg_native.cohort.tables import read_tsv  # noqa: E402
 from synthseg_native.errors import SynthSegError  # noqa: E402
 
+pytestmark = pytest.mark.slow
 COMPACT = ROOT / "models" / "compact2mm"
 # Called as an interpreter would be; notes its calls, fails or changes voxels where it is told to.
 STAND_IN = """#!{python} -IS
@@ -489,7 +490,6 @@ def test_table_of_another_version_is_refused(bench):
         bench("--quick")
 
 
-@pytest.mark.slow
 def test_real_engine_and_reference(tmp_path, tensorflow_python):
     script = ROOT / "benchmarks" / "run.py"
     command = [sys.executable, script, "--quick", "--engines", "tensorflow", "--name", "here", "--threads", "1"]

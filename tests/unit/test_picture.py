@@ -83,6 +83,7 @@ def yellow(page):
     return page[..., :2].min(axis=-1) - page[..., 2] > 50
 
 
+@pytest.mark.slow
 def test_size_of_the_page_and_the_same_bytes(tmp_path, table):
     first = drawn(tmp_path / "a.png", table, *head(), lines=["nothing odd"])
     drawn(tmp_path / "b.png", table, *head(), lines=["nothing odd"])
@@ -301,6 +302,7 @@ def step(tmp_path, table, root):
     return run
 
 
+@pytest.mark.slow
 def test_the_step_draws(step, tmp_path):
     done = step()
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

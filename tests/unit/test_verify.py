@@ -80,6 +80,7 @@ def fail(message):
 # Decisions
 
 
+@pytest.mark.slow
 def test_a_cpu_alone():
     decision, rows = decide(FakeDevice())
     assert decision == {"device": "cpu", "reason": "CPU:0 passed every probe"}
@@ -309,6 +310,7 @@ def test_tensorflow_that_takes_the_process_down(pretended):
     assert pretended(code)["decision"]["reason"] == "the process died (SIGILL): compiled to use AVX"
 
 
+@pytest.mark.slow
 def test_tensorflow_that_hangs(pretended, monkeypatch):
     monkeypatch.setattr(verify_process, "START_S", 3)
     assert pretended("time.sleep(600)")["decision"]["reason"] == "no answer within 3 s"
