@@ -51,6 +51,10 @@ def export(checkpoint, config, folder):
     return folder
 
 
+def read_card(folder):
+    return yaml.safe_load(Path(folder, "card.yaml").read_text(encoding="utf-8"))
+
+
 def write_card(folder, card):
     """Write card.yaml, whole or not at all."""
     partial = Path(folder) / "card.part"
@@ -65,17 +69,18 @@ def note_accuracy(folder, means, structures):
 
     means : {contrast: {slice thickness: value}} · structures : {contrast: {name: value}}
     """
-    folder = Path(folder)
-    card = yaml.safe_load((folder / "card.yaml").read_text(encoding="utf-8"))
+    card = read_card(folder)
     card["accuracy"] = {"of": "mean Dice, synthetic held-out, n = 2 anatomies", **_rounded(means)}
     card["accuracy_per_structure"] = _rounded(structures)
     write_card(folder, card)
 
 
 def note_agreement(folder, measures):
-    """Put what `look` measured into the card. measures : {"template: grey matter": value, ...}"""
-    folder = Path(folder)
-    card = yaml.safe_load((folder / "card.yaml").read_text(encoding="utf-8"))
+    """Put what `look` measured into the card; what was measured of another subject stays.
+
+    measures : {"template: grey matter": value, ...}
+    """
+    card = read_card(folder)
     found = card.setdefault("agreement", {})
     for name, value in _rounded(measures).items():
         subject, measure = name.split(": ")

@@ -2,7 +2,8 @@
 
 Every test starts from a copy of one finished project, changes one thing, asks for results/summary.tsv and looks at
 which results were made anew: neither a stale result may stay nor a fresh one be made again. What decides that is the
-same on SLURM; there the tests run that depend on how jobs are started, end and fail.
+same on SLURM; there the tests run that depend on how jobs start, end and fail: each reads the workflow anew there, and
+meets an image that is missing by itself.
 """
 
 import os
@@ -211,6 +212,7 @@ def test_thresholds_and_drawing_changed(one):
     one.run().expect(*everything("picture"))
 
 
+@on_slurm_too
 def test_benchmark_settings_changed(project):
     project.configure(benchmark={"scans": 1, "repeats": 1, "warmups": 0})
     project.run().expect("benchmark", "summary")
@@ -274,6 +276,7 @@ def test_image_of_unknown_orientation_and_strange_name(project):
     assert (row["verdict"], "no_orientation" in row["header_flags"]) == ("identical", True)
 
 
+@on_slurm_too
 def test_image_missing_from_the_start(project):
     project.sheet(["01", "02", "03"])
     call = project.run().expect("summary", code=1)
@@ -283,6 +286,7 @@ def test_image_missing_from_the_start(project):
     project.run().expect("native 03", "reference 03", "compare 03", "summary")
 
 
+@on_slurm_too
 def test_image_vanishes_after_success(project):
     project.image("01").unlink()
     kept = project.label_map("01").read_bytes()
