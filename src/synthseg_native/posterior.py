@@ -55,7 +55,8 @@ def predict(engine, volume, flip, progress=lambda share: None, threads=1) -> np.
             each(_put, total[start : start + len(slab)], slab)
         progress(1 / passes)
         if flip is not None:
-            for start, slab in engine.posteriors(np.ascontiguousarray(volume[::-1])):
+            del slab
+            for start, slab in engine.posteriors(volume[::-1]):
                 first = planes - start - len(slab)
                 each(lambda target, plane: _average(target, plane, flip), total[first : planes - start], slab[::-1])
             progress(1.0)

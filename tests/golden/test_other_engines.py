@@ -25,10 +25,11 @@ def run(request, root, tmp_path_factory):
     def run(engine, case, precision="float32", again=0):
         key = engine, case, precision, again
         if key not in done:
+            python = request.getfixturevalue(f"{engine}_python")  # skips where there is none, each time anew
             folder = done[key] = tmp_path_factory.mktemp("run")
             image, flags = CASES[case]
             files = {"o": "dseg.nii.gz", "margin": "margin.nii.gz", "volumes-tsv": "volumes.tsv", "record": "run.json"}
-            command = [request.getfixturevalue(f"{engine}_python"), "-m", "synthseg_native"]
+            command = [python, "-m", "synthseg_native"]
             command += ["--i", GOLDEN / f"{image}_image.nii.gz", "--model", MODEL, *flags]
             command += [part for flag, file in files.items() for part in (f"--{flag}", folder / file)]
             command += ["--engine", engine, "--precision", precision, "--threads", THREADS]

@@ -7,10 +7,10 @@ The contract of a module ``engines.<name>``:
     `network.read_weights`. It imports its runtime here and not before, so that bad input is reported without it.
     Raises SynthSegError("usage") for a device or precision that it does not have.
 ``engine.posteriors(volume)``
-    Takes a float32 volume (X, Y, Z) and yields ``(start, slab)``: posteriors after the last layer of the table, that
-    is smoothed, as float32 (planes, Y, Z, labels) for the planes ``start: start + planes`` of the first axis. The slabs
-    cover the volume once, in any order; a slab is only valid until the next one is asked for. A consumer thus
-    accumulates the average with the mirror image in a single array.
+    Takes a float32 volume (X, Y, Z), which may be a mirrored view, and yields ``(start, slab)``: posteriors after the
+    last layer of the table, that is smoothed, as float32 (planes, Y, Z, labels) for the planes ``start: start +
+    planes`` of the first axis. The slabs cover the volume once, in any order; a slab is only valid until the next one
+    is asked for. A consumer thus accumulates the average with the mirror image in a single array.
 ``engine.reshape(shape)``
     Goes over to padded volumes of another shape, and keeps what fits it too.
 ``engine.name, engine.version, engine.device, engine.device_reason``

@@ -138,7 +138,7 @@ class TorchEngine:
     def posteriors(self, volume):
         (image, _), *steps, (last, _) = self._steps
         with self._told():
-            whole = {image: self._put(volume[None, None])}
+            whole = {image: self._put(np.ascontiguousarray(volume)[None, None])}
             for name, done in steps:
                 output = self._empty(self._layers[name].channels, self._shapes[name], self._type)
                 for start, stop in self._slabs(name):
