@@ -48,6 +48,7 @@ def predict(engine, volume, flip, progress=lambda share: None, threads=1) -> np.
     the one array of the result. progress is told the share that is done, in [0, 1].
     """
     planes, total, passes = volume.shape[0], None, 1 if flip is None else 2
+    engine.release()  # of what a pass left that failed
     with workers(threads) as each:
         for start, slab in engine.posteriors(volume):
             if total is None:
@@ -60,6 +61,7 @@ def predict(engine, volume, flip, progress=lambda share: None, threads=1) -> np.
                 first = planes - start - len(slab)
                 each(lambda target, plane: _average(target, plane, flip), total[first : planes - start], slab[::-1])
             progress(1.0)
+    engine.release()
     return np.moveaxis(total, 1, 3)
 
 

@@ -28,6 +28,9 @@ class Brightness:
     def reshape(self, shape):
         pass
 
+    def release(self):
+        pass
+
     def posteriors(self, volume):
         type(self).passes += 1
         centres = np.linspace(0, 1, self.labels, dtype=np.float32)

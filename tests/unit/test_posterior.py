@@ -19,10 +19,14 @@ class Echo:
     """An engine whose posteriors are a plain function of the volume, handed out in uneven slabs and any order."""
 
     def __init__(self, function, cuts=(0, 3, 4, 9, 10)):
-        self.function, self.cuts = function, cuts
+        self.function, self.cuts, self.done = function, cuts, []
+
+    def release(self):
+        self.done.append("release")
 
     def posteriors(self, volume):
         assert volume.dtype == np.float32
+        self.done.append("pass")
         result = self.function(volume)
         for start, stop in reversed(list(zip(self.cuts[:-1], self.cuts[1:], strict=True))):
             yield start, result[start:stop]
@@ -59,6 +63,12 @@ def test_flip_average_is_half_the_sum_in_float32():
     second = (fixed * volume[::-1][..., None])[::-1][..., FLIP]
     assert result.dtype == np.float32
     np.testing.assert_array_equal(result, np.float32(0.5) * (first + second))
+
+
+def test_what_a_pass_leaves_is_kept_for_the_second_one_alone():
+    engine = Echo(lambda volume: random_posteriors((10, 4, 4)))
+    posterior.predict(engine, np.zeros((10, 4, 4), np.float32), FLIP)
+    assert engine.done == ["release", "pass", "pass", "release"]
 
 
 def test_without_a_flip_table_there_is_one_pass():

@@ -11,6 +11,8 @@ The contract of a module ``engines.<name>``:
     last layer of the table, that is smoothed, as float32 (planes, Y, Z, labels) for the planes ``start: start +
     planes`` of the first axis. The slabs cover the volume once, in any order; a slab is only valid until the next one
     is asked for. A consumer thus accumulates the average with the mirror image in a single array.
+``engine.release()``
+    Gives back the memory that one call of `posteriors` leaves for the next one: there is none for now.
 ``engine.reshape(shape)``
     Goes over to padded volumes of another shape, and keeps what fits it too.
 ``engine.name, engine.version, engine.device, engine.device_reason``

@@ -29,9 +29,11 @@ KERNEL = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], 
 RESULTS = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]])
 # A tile of an image upsampled by 2 has its 6 numbers from 4, and its third transformed one is always 0.
 UPSAMPLED = INPUT @ np.repeat(np.eye(4), [1, 2, 2, 1], axis=0)
+# Along z, plain; of an image upsampled by 2 an even result has two factors for two numbers, and the odd one after it.
+ALONG = {False: np.eye(3), True: np.array([[1, 0, 0], [0, 1, 1], [1, 1, 0], [0, 0, 1]])}
 POINTS = len(INPUT)
 CHUNK = 64  # numbers of a row done at a time: what a tile takes stays in the cache of one core
-VECTORS = 2  # registers of a row in the innermost loop
+VECTORS = 2  # registers of a row in the innermost loop; of an upsampled image one of even results, one of odd ones
 
 
 @dataclass(frozen=True)
@@ -103,25 +105,35 @@ def _products(upsampled):
     return len(_transform(upsampled)[1]) ** 2
 
 
+def _wide(upsampled, lanes):
+    """Numbers of a row that a chunk's results need, and the rest of a register."""
+    return (CHUNK // 2 if upsampled else CHUNK) + lanes
+
+
 def scratch_size(sources, channels, lanes) -> int:
     """Numbers that a thread needs for itself. sources : (channels, upsampled) of each"""
-    inputs = sum(_products(upsampled) * n * (CHUNK + lanes) for n, upsampled in sources)
+    inputs = sum(_products(upsampled) * n * _wide(upsampled, lanes) for n, upsampled in sources)
     return inputs + POINTS**2 * channels * (CHUNK + lanes)
 
 
 def winograd_weights(kernels, sources, block) -> np.ndarray:
     """The kernels (3, 3, 3, in, out) of all sources as `convolution` reads them.
 
-    For each source (pairs of points, blocks of out, in, 3 along z, out within a block); computed in float64.
+    For each source (pairs of points, blocks of out, in, along z, out within a block); computed in float64.
     """
     order, _ = _order(sources)
     packed = []
     for kernel, upsampled in zip(kernels, sources, strict=True):
         points = set(_transform(upsampled)[1])
-        wide = np.einsum("ia,jb,abzcn->ijczn", KERNEL, KERNEL, kernel.astype(np.float64))
-        wide = np.stack([wide[pair] for pair in order if set(pair) <= points])
-        wide = wide.reshape(*wide.shape[:3], -1, block).transpose(0, 3, 1, 2, 4)
-        packed.append(wide.astype(np.float32).ravel())
+        pairs = [pair for pair in order if set(pair) <= points]
+        ins, outs = kernel.shape[3:]
+        along = ALONG[upsampled]
+        wide = np.tensordot(KERNEL, kernel.astype(np.float64), axes=1)
+        ordered = np.empty((len(pairs), outs // block, ins, len(along), block), dtype=np.float32)
+        for target, (i, j) in zip(ordered, pairs, strict=True):
+            taps = np.tensordot(along, np.tensordot(KERNEL[j], wide[i], axes=1), axes=1)  # (along z, in, out)
+            target[...] = taps.reshape(len(along), ins, -1, block).transpose(2, 1, 0, 3)
+        packed.append(ordered.ravel())
     return np.concatenate(packed)
 
 
@@ -139,14 +151,21 @@ def convolution(program, name, sources, block):
     with program.kernel(name, 5, 6 + 2 * len(sources)) as code:
         table, results, weights, per_channel, scratch, first, last, ys, zs, out, row_out, *rest = code.arguments
         channels, rows, lanes = rest[::2], rest[1::2], code.lanes
-        wide, step = CHUNK + lanes, VECTORS * lanes
-        starts, weight_starts, planes, number = [code.int(0)], [code.int(0)], [], 0
+        wide, step = _wide(False, lanes), VECTORS * lanes
+        # For each factor along z the registers that its products go into, and where what it is multiplied with begins.
+        taps_of = {
+            False: [[(v, z + v * lanes) for v in range(VECTORS)] for z in range(3)],
+            True: [[(0, 0)], [(0, 1)], [(1, 1)], [(1, 2)]],
+        }
+        starts, weight_starts, planes, first_planes, number = [code.int(0)], [code.int(0)], [], [], 0
         for source, upsampled in enumerate(sources):
             products = _products(upsampled)
-            starts.append(code.add(starts[-1], code.times(channels[source], products * wide)))
-            weight_starts.append(code.add(weight_starts[-1], code.times(channels[source], out, products * 3)))
+            starts.append(code.add(starts[-1], code.times(channels[source], products * _wide(upsampled, lanes))))
+            factors = products * len(ALONG[upsampled])
+            weight_starts.append(code.add(weight_starts[-1], code.times(channels[source], out, factors)))
             count = _transform(upsampled)[0].shape[1]
             planes.append([code.address(table, number + n) for n in range(count)])
+            first_planes.append(number)
             number += count
         results = [code.address(results, n) for n in range(TILE)]
         sums = starts.pop()
@@ -154,18 +173,15 @@ def convolution(program, name, sources, block):
         def transform(source, y, z, numbers):
             """Read a tile's 6 x 6 rows, write what its 36 products need."""
             upsampled = sources[source]
-            matrix, points = _transform(upsampled)
+            (matrix, points), wide = _transform(upsampled), _wide(upsampled, lanes)
             row, across = rows[source], code.times(rows[source], channels[source])
-            y, z = (code.half(y), code.half(z)) if upsampled else (y, z)
-            with code.loop(0, channels[source]) as channel, code.loop(0, numbers, lanes) as along:
-                here = code.half(along.index) if upsampled else along.index
-                start = code.add(code.times(y, across), code.times(channel.index, row), z, here)
+            y, z, numbers = map(code.half, (y, z, numbers)) if upsampled else (y, z, numbers)
+            stop = code.add(numbers, lanes)
+            with code.loop(0, channels[source]) as channel, code.loop(0, stop, lanes) as along:
+                start = code.add(code.times(y, across), code.times(channel.index, row), z, along.index)
                 columns = []
                 for j in range(matrix.shape[1]):
                     column = [code.load(plane, start, code.times(across, j)) for plane in planes[source]]
-                    if upsampled:
-                        twice = [(lane + 1) // 2 for lane in range(lanes)]
-                        column = [code.pick(vector, vector, twice) for vector in column]
                     columns.append([code.combination(factors, column) for factors in matrix])
                 start = code.add(starts[source], code.times(channel.index, wide), along.index)
                 for i, first_point in enumerate(points):
@@ -175,31 +191,59 @@ def convolution(program, name, sources, block):
                         to = code.times(channels[source], pair * wide)
                         code.store(code.combination(factors, line), scratch, start, to)
 
-        def multiply(start, stop, which, numbers):
-            """For each pair of points the sum over channels and z, for all channels of the result."""
+        def ahead(source, pair, along, outs, following):
+            """A line of cache that the following tile (y, z) reads: each pair of points stands for a plane and a row of
+            it, and the parts that a pair is done in for the lines of that row."""
+            count = len(planes[source])
+            plane = code.least(code.b.sdiv(pair, code.int(count)), count - 1)
+            line = code.b.srem(code.b.sdiv(outs, code.int(block)), code.int(VECTORS))
+            y, z = following
+            z = code.add(z, along, code.times(line, lanes))
+            y, z = (code.half(y), code.half(z)) if sources[source] else (y, z)
+            y = code.add(y, code.b.srem(pair, code.int(count)))
+            start = code.add(code.times(y, rows[source], channels[source]), z)
+            return code.address(table, code.add(first_planes[source], plane)), start
+
+        def add_products(source, pair, along, outs, total, following):
+            """Add what a source gives to `block` channels of the result, two registers of each."""
+            upsampled, n = sources[source], channels[source]
+            wide, taps = _wide(upsampled, lanes), taps_of[upsampled]
+            values = code.add(starts[source], code.times(pair, n, wide), code.half(along) if upsampled else along)
+            factors = code.add(weight_starts[source], code.times(n, code.add(code.times(pair, out), outs), len(taps)))
+            there, row = ahead(source, pair, along, outs, following), rows[source]
+            with code.loop(0, n, carry=total) as channel:
+                code.prefetch(*there, code.times(channel.index, row))
+                at, inputs = code.add(values, code.times(channel.index, wide)), {}
+                for tap, reads in enumerate(taps):
+                    here = code.add(factors, code.times(channel.index, len(taps) * block), tap * block)
+                    inputs |= {start: code.load(scratch, at, start) for _, start in reads if start not in inputs}
+                    for number in range(block):
+                        factor = code.spread(weights, here, number)
+                        for register, start in reads:
+                            sum_ = number * VECTORS + register
+                            channel.values[sum_] = code.fma(factor, inputs[start], channel.values[sum_])
+            return channel.values
+
+        def interleaved(total):
+            """From registers of even and of odd results to such of neighbours."""
+            lows, highs = ([lane // 2 + half + lane % 2 * lanes for lane in range(lanes)] for half in (0, lanes // 2))
+            pairs = zip(total[::2], total[1::2], strict=True)
+            return [code.pick(*pair, order) for pair in pairs for order in (lows, highs)]
+
+        def multiply(start, stop, which, numbers, following):
+            """For each pair of points the sum over channels and z, for all channels of the result. Meanwhile what the
+            following tile reads is brought near."""
             with (
                 code.loop(start, stop) as pair,
                 code.loop(0, numbers, step) as along,
                 code.loop(0, out, block) as outs,
             ):
                 total = [code.constant(0)] * (block * VECTORS)
-                for source in which:
-                    n = channels[source]
-                    values = code.add(starts[source], code.times(pair.index, n, wide), along.index)
-                    factors = code.add(
-                        weight_starts[source], code.times(pair.index, n, 3, out), code.times(outs.index, n, 3)
-                    )
-                    with code.loop(0, n, carry=total) as channel:
-                        for z in range(3):
-                            at = code.add(values, code.times(channel.index, wide), z)
-                            inputs = [code.load(scratch, at, lanes * v) for v in range(VECTORS)]
-                            at = code.add(factors, code.times(channel.index, 3 * block), z * block)
-                            for n in range(block):
-                                factor = code.spread(weights, at, n)
-                                for v, vector in enumerate(inputs):
-                                    here = n * VECTORS + v
-                                    channel.values[here] = code.fma(factor, vector, channel.values[here])
-                    total = channel.values
+                for upsampled in (True, False):
+                    these = [source for source in which if sources[source] == upsampled]
+                    for source in these:
+                        total = add_products(source, pair.index, along.index, outs.index, total, following)
+                    total = interleaved(total) if upsampled and these else total
                 at = code.add(sums, code.times(pair.index, out, wide), code.times(outs.index, wide), along.index)
                 for n in range(block):
                     for v in range(VECTORS):
@@ -234,10 +278,16 @@ def convolution(program, name, sources, block):
             registers = code.b.sdiv(code.add(left, step - 1), code.int(step))
             numbers = code.least(code.times(registers, step), CHUNK)
             for source in range(len(sources)):
-                transform(source, y, z, code.add(numbers, lanes))
-            multiply(0, common, range(len(sources)), numbers)
+                transform(source, y, z, numbers)
+            more = code.less(CHUNK, left)
+            following = (
+                code.b.select(more, y, code.add(y, TILE)),
+                code.b.select(more, code.add(z, CHUNK), code.int(0)),
+            )
+            multiply(0, common, range(len(sources)), numbers, following)
             if common < len(order):
-                multiply(common, len(order), [s for s, upsampled in enumerate(sources) if not upsampled], numbers)
+                plain = [source for source, upsampled in enumerate(sources) if not upsampled]
+                multiply(common, len(order), plain, numbers, following)
             finish(y, z, numbers)
 
 
@@ -287,16 +337,17 @@ def likelihood_block(labels, machine) -> int:
 
 
 def likelihood(program, name, block):
-    """Write the convolution of kernel 1 that gives a number per label, and the softmax over labels, for one plane.
+    """Write the convolution of kernel 1 that gives a number per label, and the softmax over labels.
 
-    Pointers: plane; plane of the result; `likelihood_weights`; scratch, for two registers per label of full blocks.
-    Integers: rows, from and to; Z, channels, row, labels, row and halo of the result.
+    Pointers: table of planes; table of planes of the result; `likelihood_weights`; scratch, for two registers per label
+    of full blocks. Integers: planes; rows, from and to; Z, channels, row, labels, row and halo of the result.
     """
-    with program.kernel(name, 4, 8) as code:
-        plane, result, weights, scratch, first, last, zs, channels, row, labels, row_out, halo = code.arguments
+    with program.kernel(name, 4, 9) as code:
+        table, results, weights, scratch, count, first, last, zs, channels, row, labels, row_out, halo = code.arguments
         lanes, step = code.lanes, VECTORS * code.lanes
         each = code.times(code.add(channels, 1), block)
-        with code.loop(first, last) as y, code.loop(0, zs, step) as z:
+        with code.loop(0, count) as number, code.loop(first, last) as y, code.loop(0, zs, step) as z:
+            plane, result = code.address(table, number.index), code.address(results, number.index)
             with code.loop(0, labels, block) as outs:
                 factors = code.times(code.b.sdiv(outs.index, code.int(block)), each)
                 bias = code.add(factors, code.times(channels, block))
@@ -333,25 +384,31 @@ def likelihood(program, name, block):
 
 
 def smoothing(program, name, size):
-    """Write the convolution of every channel with the same kernel of an odd size, for one plane.
+    """Write the convolution of every channel with the same kernel of an odd size along each axis.
 
-    Pointers: table of planes, as many as the kernel is wide; the result; the kernel.
-    Integers: rows, from and to; Z, channels, row; numbers from one channel and from one row of the result to the next.
-    The halo of the planes is half the kernel's size.
+    Pointers: table of planes, as many before and after those of the result as the kernel reaches; the result; the
+    kernel along an axis; scratch, a row. Integers: planes of the result; rows, from and to; Z, channels, row; numbers
+    from one plane, one channel and one row of the result to the next. The halo of the planes is half the kernel's size.
     """
-    with program.kernel(name, 3, 7) as code:
-        table, result, kernel, first, last, zs, channels, row, channel_out, row_out = code.arguments
-        planes, across = [code.address(table, n) for n in range(size)], code.times(channels, row)
-        with code.loop(0, channels) as channel, code.loop(first, last) as y:
+    with program.kernel(name, 4, 9) as code:
+        table, result, kernel, scratch, count, first, last, zs, channels, row, *steps = code.arguments
+        across = code.times(channels, row)
+        along = [code.spread(kernel, n) for n in range(size)]
+        tile = [[code.product(x, y) for y in along] for x in along]
+        with code.loop(0, count) as number, code.loop(0, channels) as channel, code.loop(first, last) as y:
+            planes = [code.address(table, code.add(number.index, n)) for n in range(size)]
             start = code.add(code.times(y.index, across), code.times(channel.index, row))
-            to = code.add(code.times(channel.index, channel_out), code.times(y.index, row_out))
-            with code.loop(0, zs, VECTORS * code.lanes) as z:
-                total = [code.constant(0)] * VECTORS
-                for tap in range(size**3):
-                    i, j, k = np.unravel_index(tap, (size,) * 3)
-                    factor = code.spread(kernel, tap)
-                    for v in range(VECTORS):
-                        at = code.add(start, code.times(across, int(j)), z.index, int(k) + v * code.lanes)
-                        total[v] = code.fma(factor, code.load(planes[i], at), total[v])
-                for v, vector in enumerate(total):
-                    code.store(vector, result, to, z.index, v * code.lanes)
+            indices = number.index, channel.index, y.index
+            to = code.add(*(code.times(*pair) for pair in zip(indices, steps, strict=True)))
+            with code.loop(0, code.add(zs, size - 1), code.lanes) as z:  # a row along x and y, then that along z
+                total = code.constant(0)
+                for plane, factors in zip(planes, tile, strict=True):
+                    for j, factor in enumerate(factors):
+                        at = code.add(start, code.times(across, j), z.index)
+                        total = code.fma(factor, code.load(plane, at), total)
+                code.store(total, scratch, z.index)
+            with code.loop(0, zs, code.lanes) as z:
+                total = code.constant(0)
+                for k, factor in enumerate(along):
+                    total = code.fma(factor, code.load(scratch, z.index, k), total)
+                code.store(total, result, to, z.index)

@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import SynthSegError
 from .stream import Stream, norm_of
 
-STREAMED = 3  # levels by kernels of our own, where there are so many
+STREAMED = 4  # levels by kernels of our own, where there are so many
 KEPT_GRAPHS = 2  # for the last shapes of volumes: each has a copy of its weights
 BF16 = "bf16"
 # Kernel 4 of the transposed convolution from kernel 3 of the convolution, along one axis.
@@ -84,6 +84,9 @@ class OpenVINOEngine:
             if "alloc" in str(error):  # std::bad_alloc, and what oneDNN says of it
                 raise MemoryError("OpenVINO: no memory for an array") from error
             raise
+
+    def release(self):
+        self._stream.release()
 
     def _run(self, pooled):
         """Features (planes, Y, Z, channels) of the coarser levels, from what the last streamed one pooled."""

@@ -7,6 +7,7 @@ Stream.posteriors : image -> head of level 0 -> head of level 1 -> `deep`, all t
     -> tail of level 1 -> tail of level 0 -> posteriors, BLOCK planes at a time
 """
 
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -21,21 +22,45 @@ PARTS = 4  # of a kernel's rows, for each thread
 KEPT = 3 * BLOCK  # planes of a tensor that is not kept whole: what a convolution reads lies in three blocks
 
 
+class Memory:
+    """Arrays for planes. One that is given back serves again, also in the next pass: a page that the system hands out
+    anew is cleared first, on a virtual machine at a tenth of the speed at which memory is written. Kernels write zeros
+    outside the volume, or nothing, so an array can serve planes of the same layout as it is."""
+
+    def __init__(self):
+        self._free = defaultdict(list)
+
+    def take(self, layout, planes):
+        free = self._free[layout, planes]
+        return free.pop() if free else kernels.zeros((planes, *layout.plane), ahead=layout.halo)
+
+    def give(self, layout, array):
+        self._free[layout, len(array)].append(array)
+
+    def release(self):
+        self._free.clear()
+
+
 class Planes:
     """Planes 0 to `count` of features, made in blocks when asked for; outside these there is zero padding.
 
-    kept : how many are kept, the last ones; None for all · make : to be set; called with the first plane of a block
+    memory : a `Memory`, which gets the array when nobody has the planes any more · kept : how many are kept, the last
+    ones; None for all · make : to be set; called with the first plane of a block
     """
 
-    def __init__(self, layout, count, kept=None):
+    def __init__(self, memory, layout, count, kept=None):
         self.layout, self.count, self.done, self.make = layout, count, 0, None
-        self.array = kernels.zeros((kept or -(-count // BLOCK) * BLOCK, *layout.plane), ahead=layout.halo)
+        self._memory, self.array = memory, memory.take(layout, kept or -(-count // BLOCK) * BLOCK)
         self._size = self.array[0].nbytes
 
+    def __del__(self):
+        if hasattr(self, "array"):  # there was memory for it
+            self._memory.give(self.layout, self.array)
+
     @classmethod
-    def of(cls, array, lanes):
+    def of(cls, memory, array, lanes):
         """Planes that hold an array (planes, Y, Z, channels)."""
-        planes = cls(kernels.Layout(array.shape[1:3], array.shape[3], lanes), len(array))
+        planes = cls(memory, kernels.Layout(array.shape[1:3], array.shape[3], lanes), len(array))
         planes.layout.inside(planes.array[: len(array)])[...] = array
         planes.done = len(array)
         return planes
@@ -92,7 +117,7 @@ class Stream:
     """
 
     def __init__(self, levels, last, weights, threads):
-        self._threads, self._levels = threads, []
+        self._threads, self._levels, self._memory = threads, [], Memory()
         library = vector.Library(vector.this_machine())
         self._lanes = library.machine.lanes
         for level in levels:
@@ -110,7 +135,8 @@ class Stream:
         self._likelihood_scratch = len(self._likelihood) * block * kernels.VECTORS * self._lanes
         library.add("likelihood", kernels.likelihood, block)
         smooth = [layer for layer in last if layer.kind == "smooth"]
-        self._gauss = gaussian_kernel(smooth[0].sigma) if smooth else np.ones((1, 1, 1), dtype=np.float32)
+        gauss = gaussian_kernel(smooth[0].sigma) if smooth else np.ones((1, 1, 1))
+        self._gauss = gauss.sum(axis=(1, 2), dtype=np.float64).astype(np.float32)  # it is that along each axis
         library.add("smoothing", kernels.smoothing, len(self._gauss))
         self._pool = ThreadPoolExecutor(threads)
         self._compiled = self._pool.submit(library.compile, default_cache() / "kernels")  # meanwhile the scan is read
@@ -127,7 +153,8 @@ class Stream:
         self._zeros = kernels.zeros(layout.plane)
         self._outside = kernels.zeros(layout.plane)  # written where no plane is, and never read
         self._kernels = self._compiled.result()
-        planes, skips = Planes.of(volume[..., None], self._lanes), []
+        # Its memory is not kept: nothing else has this layout, and most is needed at the end of a pass.
+        planes, skips = Planes.of(Memory(), volume[..., None], self._lanes), []
         for head, pool, _ in self._levels:
             for number, layer in enumerate(head):
                 planes = self._convolve(layer, [planes], kept=None if number == len(head) - 1 else KEPT)
@@ -136,7 +163,7 @@ class Stream:
         planes.need(planes.count)
         given = np.ascontiguousarray(planes.layout.inside(planes.array[: planes.count]))
         del planes
-        planes = Planes.of(deep(given), self._lanes)
+        planes = Planes.of(self._memory, deep(given), self._lanes)
         del given
         for (_, _, tail), skip in zip(reversed(self._levels), reversed(skips), strict=True):
             sources = [skip, planes]
@@ -147,9 +174,14 @@ class Stream:
         del skips, skip, sources
         yield from self._results(planes)
 
+    def release(self):
+        """Give back the memory that one pass leaves for the next."""
+        self._memory.release()
+
     def _convolve(self, layer, sources, kept):
         skip = sources[0]
-        result = Planes(kernels.Layout(skip.layout.shape, layer.channels, self._lanes), skip.count, kept)
+        layout = kernels.Layout(skip.layout.shape, layer.channels, self._lanes)
+        result = Planes(self._memory, layout, skip.count, kept)
         zeros = self._zeros.ctypes.data
 
         def make(x):
@@ -177,7 +209,7 @@ class Stream:
     def _pool_of(self, source, norm, whole):
         (y, z), channels = source.layout.shape, source.layout.channels
         layout = kernels.Layout((y // 2, z // 2), channels, self._lanes)
-        result = Planes(layout, source.count // 2, None if whole else KEPT)
+        result = Planes(self._memory, layout, source.count // 2, None if whole else KEPT)
 
         def make(x):
             for i in range(x, min(x + BLOCK, result.count)):
@@ -202,38 +234,42 @@ class Stream:
         reach = size // 2
         layout = kernels.Layout((y, z), labels, self._lanes, halo=reach)
         # Smoothed plane by plane: what one takes lies in two blocks, if the kernel is not very large.
-        probabilities = Planes(layout, source.count, BLOCK * (1 + -(-2 * reach // BLOCK)))
+        kept = BLOCK * (1 + -(-2 * reach // BLOCK))
+        probabilities = Planes(self._memory, layout, source.count, kept)
 
         def make(x):
             source.need(x + BLOCK)
-            for i in range(x, min(x + BLOCK, source.count)):
-                (plane,), (place,) = source.addresses(i, i + 1, 0), probabilities.addresses(i, i + 1, 0)
+            stop = min(x + BLOCK, source.count)
+            table = np.array(source.addresses(x, stop, 0))
+            places = np.array(probabilities.addresses(x, stop, 0))
 
-                def run(first, last, scratch, plane=plane, place=place):
-                    self._kernels["likelihood"](
-                        *(plane, place, self._likelihood.ctypes.data, scratch.ctypes.data, first, last),
-                        *(z, source.layout.channels, source.layout.row, labels, layout.row, reach),
-                    )
+            def run(first, last, scratch):
+                self._kernels["likelihood"](
+                    *(array.ctypes.data for array in (table, places, self._likelihood, scratch)),
+                    *(stop - x, first, last, z, source.layout.channels, source.layout.row, labels, layout.row, reach),
+                )
 
-                self._share(run, y)
+            self._share(run, y)
 
         probabilities.make = make
-        width = -(-z // (kernels.VECTORS * self._lanes)) * kernels.VECTORS * self._lanes
-        slab = kernels.zeros((BLOCK, labels, y, width))
-        for x in range(0, source.count, BLOCK):
-            stop = min(x + BLOCK, source.count)
-            for i in range(x, stop):
-                probabilities.need(i + reach + 1)
-                table = np.array(probabilities.addresses(i - reach, i + reach + 1, self._zeros.ctypes.data))
+        width = -(-z // self._lanes) * self._lanes
+        slab = kernels.zeros((BLOCK + reach, labels, y, width))
+        start = 0
+        while start < source.count:
+            probabilities.need(start + reach + 1)
+            # All that has its neighbours by now.
+            stop = source.count if probabilities.done >= source.count else probabilities.done - reach
+            table = np.array(probabilities.addresses(start - reach, stop + reach, self._zeros.ctypes.data))
 
-                def run(first, last, scratch, table=table, place=slab[i - x].ctypes.data):
-                    self._kernels["smoothing"](
-                        *(table.ctypes.data, place, self._gauss.ctypes.data, first, last),
-                        *(z, labels, layout.row, y * width, width),
-                    )
+            def run(first, last, scratch, start=start, stop=stop, table=table):
+                self._kernels["smoothing"](
+                    *(array.ctypes.data for array in (table, slab, self._gauss, scratch)),
+                    *(stop - start, first, last, z, labels, layout.row, labels * y * width, y * width, width),
+                )
 
-                self._share(run, y)
-            yield x, np.moveaxis(slab[: stop - x, :, :, :z], 1, 3)
+            self._share(run, y)
+            yield start, np.moveaxis(slab[: stop - start, :, :, :z], 1, 3)
+            start = stop
 
     def _share(self, run, count):
         """Run a kernel on the rows 0 to count, by all threads: run(first, last, scratch). A thread takes the next part

@@ -67,6 +67,9 @@ class TensorFlowEngine:
         signature = [self.tf.TensorSpec((1, *shape, 1), self.tf.float32)]
         self._network = self.tf.function(self._forward, input_signature=signature, autograph=False)
 
+    def release(self):
+        """Nothing is left by a pass."""
+
     def posteriors(self, volume):
         tf = self.tf
         try:

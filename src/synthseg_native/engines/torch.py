@@ -135,6 +135,9 @@ class TorchEngine:
                 size = tuple(n // 2 for n in size)
             shapes[layer.name] = tuple(2 * n for n in size) if layer.kind == "up" else size
 
+    def release(self):
+        """Nothing is left by a pass."""
+
     def posteriors(self, volume):
         (image, _), *steps, (last, _) = self._steps
         with self._told():

@@ -237,6 +237,13 @@ class Code:
         """One number in all lanes."""
         return self._spread(self.b.load(self._place(pointer, offset), typ=self.number, align=4), self.vector)
 
+    def prefetch(self, pointer, *offset):
+        """Bring near, into the second cache, what is read soon. It may lie outside of what there is."""
+        kinds = [self.pointer, *[self.ir.IntType(32)] * 3]
+        call = self._function_of("llvm.prefetch.p0", self.ir.VoidType(), kinds)
+        read, level, data = (self.ir.Constant(kinds[1], value) for value in (0, 2, 1))
+        self.b.call(call, [self._place(pointer, offset), read, level, data])
+
     def _place(self, pointer, offset):
         return self.b.gep(pointer, [self.add(*offset)], source_etype=self.number)
 
@@ -320,12 +327,13 @@ class Code:
         return self.plus(self.largest(vector, self.constant(0)), below)
 
     def _call(self, name, *vectors):
-        name = f"llvm.{name}.v{self.lanes}f32"
+        kinds = [self.vector] * len(vectors)
+        return self.b.call(self._function_of(f"llvm.{name}.v{self.lanes}f32", self.vector, kinds), vectors)
+
+    def _function_of(self, name, result, kinds):
+        """One of LLVM's own functions, by its name."""
         function = self._module.globals.get(name)
-        if function is None:
-            kind = self.ir.FunctionType(self.vector, [self.vector] * len(vectors))
-            function = self.ir.Function(self._module, kind, name)
-        return self.b.call(function, vectors)
+        return function or self.ir.Function(self._module, self.ir.FunctionType(result, kinds), name)
 
 
 @dataclass
