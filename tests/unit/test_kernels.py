@@ -103,18 +103,27 @@ def test_compiled_kernels_are_kept_for_the_next_process(found):
     assert [result for _, result, _ in found["kept"].values()] == pytest.approx([value] * 6, rel=3e-7)
 
 
-def test_winograd_transforms_give_the_convolution():
-    rng = np.random.default_rng(0)
-    tile, kernel = rng.standard_normal((6, 6)), rng.standard_normal((3, 3))
-    sums = (kernels.KERNEL @ kernel @ kernels.KERNEL.T) * (kernels.INPUT @ tile @ kernels.INPUT.T)
-    result = kernels.RESULTS @ sums @ kernels.RESULTS.T
-    expected = [[(tile[i : i + 3, j : j + 3] * kernel).sum() for j in range(4)] for i in range(4)]
-    np.testing.assert_allclose(result, expected, atol=1e-12)
-    low = rng.standard_normal((4, 4))
-    wide = low.repeat([1, 2, 2, 1], axis=0).repeat([1, 2, 2, 1], axis=1)
-    np.testing.assert_allclose(
-        kernels.UPSAMPLED @ low @ kernels.UPSAMPLED.T, kernels.INPUT @ wide @ kernels.INPUT.T, atol=1e-12
-    )
+@pytest.mark.parametrize("sources", [[False], [False, True], [True]])
+def test_winograd_transforms_give_the_convolution(sources):
+    rng, winograd = np.random.default_rng(0), kernels.Winograd(sources)
+    sums, expected = np.zeros((6, 6)), np.zeros((4, 4))
+    for number, upsampled in enumerate(sources):
+        tile, kernel = rng.standard_normal((4, 4) if upsampled else (6, 6)), rng.standard_normal((3, 3))
+        given, points = winograd.inputs[number], winograd.points[number]
+        factors = winograd.kernel @ kernel @ winograd.kernel.T
+        sums[np.ix_(points, points)] += factors[np.ix_(points, points)] * (given @ tile @ given.T)
+        if upsampled:
+            tile = tile.repeat([1, 2, 2, 1], axis=0).repeat([1, 2, 2, 1], axis=1)
+        expected += [[(tile[i : i + 3, j : j + 3] * kernel).sum() for j in range(4)] for i in range(4)]
+    np.testing.assert_allclose(winograd.results @ sums @ winograd.results.T, expected, atol=1e-12)
+
+
+def test_the_products_of_an_upsampled_image_that_are_always_0_are_left_out():
+    winograd = kernels.Winograd([False, True])
+    assert [winograd.products(source) for source in (0, 1)] == [36, 25]
+    assert winograd.common == 25
+    assert sorted(winograd.pairs) == [(i, j) for i in range(6) for j in range(6)]
+    assert not {pair for pair in winograd.pairs[:25] if 2 in pair}
 
 
 @pytest.mark.parametrize("lanes", [16, 8, 4])

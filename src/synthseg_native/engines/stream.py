@@ -1,10 +1,12 @@
 """The finest levels of the network, a few planes at a time through the kernels of `kernels`.
 
 At the finest level a tensor of the whole volume takes a gigabyte. Here a layer computes its planes when the next one
-asks for them, and keeps them until they were read: nothing is computed twice, and only skip tensors are ever whole.
+asks for them, and keeps them until they were read: only the coarser levels' skip tensors are ever whole. The finest
+level's head is computed twice, for what is pooled and for the tail: that takes no longer than to get the memory of its
+skip tensor from the system.
 
 Stream.posteriors : image -> head of level 0 -> head of level 1 -> `deep`, all that is coarser, given by the caller
-    -> tail of level 1 -> tail of level 0 -> posteriors, BLOCK planes at a time
+    -> tail of level 1 -> tail of level 0, which reads head of level 0 again -> posteriors, BLOCK planes at a time
 """
 
 from collections import defaultdict
@@ -153,18 +155,19 @@ class Stream:
         self._zeros = kernels.zeros(layout.plane)
         self._outside = kernels.zeros(layout.plane)  # written where no plane is, and never read
         self._kernels = self._compiled.result()
-        # Its memory is not kept: nothing else has this layout, and most is needed at the end of a pass.
-        planes, skips = Planes.of(Memory(), volume[..., None], self._lanes), []
+        # Its memory is not kept: nothing else has this layout.
+        image = planes = Planes.of(Memory(), volume[..., None], self._lanes)
+        skips, heads = [], [head for head, _, _ in self._levels]
         for head, pool, _ in self._levels:
-            for number, layer in enumerate(head):
-                planes = self._convolve(layer, [planes], kept=None if number == len(head) - 1 else KEPT)
-            skips.append(planes)
-            planes = self._pool_of(planes, pool, whole=len(skips) == len(self._levels))
+            skips.append(self._head_of(planes, head, whole=head is not heads[0]))
+            planes = self._pool_of(skips[-1], pool, whole=head is heads[-1])
         planes.need(planes.count)
         given = np.ascontiguousarray(planes.layout.inside(planes.array[: planes.count]))
         del planes
         planes = Planes.of(self._memory, deep(given), self._lanes)
         del given
+        skips[0] = self._head_of(image, heads[0], whole=False)
+        del image
         for (_, _, tail), skip in zip(reversed(self._levels), reversed(skips), strict=True):
             sources = [skip, planes]
             for layer in tail:
@@ -177,6 +180,11 @@ class Stream:
     def release(self):
         """Give back the memory that one pass leaves for the next."""
         self._memory.release()
+
+    def _head_of(self, planes, layers, whole):
+        for layer in layers:
+            planes = self._convolve(layer, [planes], kept=None if whole and layer is layers[-1] else KEPT)
+        return planes
 
     def _convolve(self, layer, sources, kept):
         skip = sources[0]
