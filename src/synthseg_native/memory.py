@@ -43,8 +43,8 @@ class Coefficients:
 # (engine, precision, device). Where a row is missing, the closest one stands in: see `coefficients`.
 TABLE = {
     ("tensorflow", "float32", "cpu"): Coefficients(516, 0.461, 12.6, 9.72, 1.44, 16, 16.2),
-    ("openvino", "float32", "cpu"): Coefficients(246, 6.78, 10.8, 1.06, 1.57, 15.1, 5.46),
-    ("openvino", "bf16", "cpu"): Coefficients(208, 6.91, 11.7, 0.0313, 2.36, 14.9, 4.23),
+    ("openvino", "float32", "cpu"): Coefficients(245, 7.89, 10.7, 0.805, 0.997, 72.5, 3.55),
+    ("openvino", "bf16", "cpu"): Coefficients(229, 6.98, 11.2, 0.0276, 1.63, 78.3, 3.88),
     ("torch", "float32", "cpu"): Coefficients(350, 3, 24, 6, 2, 16, 16),  # not measured
     (REFERENCE, "float32", "cpu"): Coefficients(530, 2.37, 17.1, 7.49, 4.82, 16, 0.001),
 }

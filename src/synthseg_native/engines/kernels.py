@@ -124,7 +124,7 @@ def scratch_size(sources, channels, lanes) -> int:
     """Numbers that a thread needs for itself. sources : (channels, upsampled) of each"""
     winograd = Winograd([upsampled for _, upsampled in sources])
     inputs = sum(winograd.products(i) * n * _wide(upsampled, lanes) for i, (n, upsampled) in enumerate(sources))
-    return inputs + POINTS**2 * channels * _wide(False, lanes)
+    return inputs + POINTS**2 * (channels * _wide(False, lanes) + lanes)
 
 
 def winograd_weights(kernels, sources, block) -> np.ndarray:
@@ -213,7 +213,9 @@ class _Convolution:
             scratch = code.add(scratch, code.times(channels, products * wide))
             weights = code.add(weights, code.times(channels, self.out, products * len(ALONG[upsampled])))
             table += len(planes)
+        # Then the sums of the 36 products, and a tile of registers between the two steps of its transform.
         self.sums = scratch
+        self.between = code.add(scratch, code.times(self.out, POINTS**2 * self.wide))
 
     def write(self):
         code, step = self.code, self.step
@@ -238,23 +240,35 @@ class _Convolution:
 
     def transform(self, source, y, z, numbers):
         """Read a tile's rows of a source, write what its products need."""
-        code = self.code
+        code, size = self.code, len(source.planes)
         across = code.times(source.row, source.channels)
         y, z, numbers = (source.along_z(code, value) for value in (y, z, numbers))
         stop = code.add(numbers, code.lanes)
         with code.loop(0, source.channels) as channel, code.loop(0, stop, code.lanes) as along:
             start = code.add(code.times(y, across), code.times(channel.index, source.row), z, along.index)
-            columns = []
-            for j in range(len(source.planes)):
-                column = [code.load(plane, start, code.times(across, j)) for plane in source.planes]
-                columns.append([code.combination(factors, column) for factors in source.matrix])
+            for j in range(size):
+                with code.apart():
+                    column = [code.load(plane, start, code.times(across, j)) for plane in source.planes]
+                    self.put_column(source.matrix, column, j, size)
             start = code.add(source.scratch, code.times(channel.index, source.wide), along.index)
             for i, first_point in enumerate(source.points):
-                line = [column[i] for column in columns]
-                for factors, second_point in zip(source.matrix, source.points, strict=True):
-                    pair = self.place[first_point, second_point]
-                    to = code.times(source.channels, pair * source.wide)
-                    code.store(code.combination(factors, line), self.scratch, start, to)
+                with code.apart():
+                    line = self.line(i, size)
+                    for factors, second_point in zip(source.matrix, source.points, strict=True):
+                        pair = self.place[first_point, second_point]
+                        to = code.times(source.channels, pair * source.wide)
+                        code.store(code.combination(factors, line), self.scratch, start, to)
+
+    def put_column(self, matrix, column, j, size):
+        """The first step of a tile's transform: keep matrix @ column as column j of `size`."""
+        for i, factors in enumerate(matrix):
+            place = (i * size + j) * self.code.lanes
+            self.code.store(self.code.combination(factors, column), self.scratch, self.between, place)
+
+    def line(self, i, size):
+        """For the second step line i of what the first one kept."""
+        places = [(i * size + j) * self.code.lanes for j in range(size)]
+        return [self.code.load(self.scratch, self.between, place) for place in places]
 
     def multiply(self, start, stop, sources, numbers, following):
         """For each pair of points the sum over channels and z, for all channels of the result. Meanwhile what the
@@ -326,20 +340,21 @@ class _Convolution:
             )
             with code.loop(0, numbers, code.lanes) as along:
                 at = code.add(self.sums, code.times(channel.index, self.wide), along.index)
-                columns = []
                 for j in range(POINTS):
-                    starts = [code.times(self.out, self.place[i, j] * self.wide) for i in range(POINTS)]
-                    column = [code.load(self.scratch, at, start) for start in starts]
-                    columns.append([code.combination(factors, column) for factors in results])
+                    with code.apart():
+                        starts = [code.times(self.out, self.place[i, j] * self.wide) for i in range(POINTS)]
+                        self.put_column(results, [code.load(self.scratch, at, start) for start in starts], j, POINTS)
                 here = code.add(z, along.index)
-                for j, factors in enumerate(results):
-                    within = code.less(code.add(y, j), self.ys)
-                    above = code.times(code.add(y, j + 1), self.out, self.row)
-                    at = code.add(above, code.times(channel.index, self.row), here, 1)
-                    for i, plane in enumerate(self.results):
-                        vector = code.plus(code.combination(factors, [column[i] for column in columns]), bias)
-                        vector = code.fma(code.elu(vector), factor, summand)
-                        code.store(code.inside(vector, here, self.zs, within), plane, at)
+                within = [code.less(code.add(y, j), self.ys) for j in range(TILE)]
+                for i, plane in enumerate(self.results):
+                    with code.apart():
+                        line = self.line(i, POINTS)
+                        for j, factors in enumerate(results):
+                            above = code.times(code.add(y, j + 1), self.out, self.row)
+                            at = code.add(above, code.times(channel.index, self.row), here, 1)
+                            vector = code.plus(code.combination(factors, line), bias)
+                            vector = code.fma(code.elu(vector), factor, summand)
+                            code.store(code.inside(vector, here, self.zs, within[j]), plane, at)
 
 
 # The other layers --------------------------------------------------------------------------------------------------

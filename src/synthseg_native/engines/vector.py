@@ -220,6 +220,12 @@ class Code:
         b.cbranch(self.less(following[0], stop), body, after)
         b.position_at_end(after)
 
+    @contextlib.contextmanager
+    def apart(self):
+        """A part of the code for which registers are given out by itself, so that it needs few."""
+        with self.loop(0, 1):  # LLVM would join what follows without a loop
+            yield
+
     # Memory: offsets count numbers -----------------------------------------------------------------------------------
 
     def address(self, table, index):
