@@ -100,8 +100,8 @@ class Winograd:
     def __init__(self, sources):
         # With 1 and -1 among the points, the one for -1 is always 0 in a tile of an upsampled image, and need not be
         # computed. The others give half the rounding error: powers are nearer to 1 (measured on normal numbers).
-        points = (0, 1, -1, 2, -2) if any(sources) else (0, 0.625, -0.625, 1.375, -1.375)
-        given, self.kernel, self.results = minimal_filtering(points)
+        at = (0, 1, -1, 2, -2) if any(sources) else (0, 0.625, -0.625, 1.375, -1.375)
+        given, self.kernel, self.results = minimal_filtering(at)
         # A tile of an upsampled image has its 6 numbers from 4.
         inputs = [given @ np.repeat(np.eye(4), [1, 2, 2, 1], axis=0) if upsampled else given for upsampled in sources]
         self.points = [[point for point in range(POINTS) if matrix[point].any()] for matrix in inputs]
@@ -163,9 +163,10 @@ def convolution(program, name, sources, block):
 class _Source:
     """What `_Convolution` knows of a source.
 
-    table : its first plane's number · planes : pointers · scratch, weights : where its transformed tile and its weights
-    begin · taps : for each factor along z the registers of the result that its products go into, and where in a
-    transformed row what it is multiplied with begins
+    matrix, points : as `Winograd` has them · wide : see `_wide` · table : its first plane's number · planes : pointers
+    scratch, weights : where its transformed tile and its weights begin
+    taps : for each factor along z the registers of the result that its products go into, and where in a transformed
+    row what it is multiplied with begins
     """
 
     upsampled: bool
@@ -180,8 +181,8 @@ class _Source:
     weights: object
     taps: list
 
-    def along_z(self, code, value):
-        """A place in the result's rows or planes, in the source's."""
+    def here(self, code, value):
+        """A place along an axis of the result, or a length, in the source."""
         return code.half(value) if self.upsampled else value
 
 
@@ -204,12 +205,20 @@ class _Convolution:
             matrix, points = self.winograd.inputs[number], self.winograd.points[number]
             products, wide = self.winograd.products(number), _wide(upsampled, code.lanes)
             planes = [code.address(self.table, table + n) for n in range(matrix.shape[1])]
-            self.sources.append(
-                _Source(
-                    *(upsampled, channels, row, matrix, points, wide),
-                    *(table, planes, scratch, weights, taps_of[upsampled]),
-                )
+            source = _Source(
+                upsampled=upsampled,
+                channels=channels,
+                row=row,
+                matrix=matrix,
+                points=points,
+                wide=wide,
+                table=table,
+                planes=planes,
+                scratch=scratch,
+                weights=weights,
+                taps=taps_of[upsampled],
             )
+            self.sources.append(source)
             scratch = code.add(scratch, code.times(channels, products * wide))
             weights = code.add(weights, code.times(channels, self.out, products * len(ALONG[upsampled])))
             table += len(planes)
@@ -242,7 +251,7 @@ class _Convolution:
         """Read a tile's rows of a source, write what its products need."""
         code, size = self.code, len(source.planes)
         across = code.times(source.row, source.channels)
-        y, z, numbers = (source.along_z(code, value) for value in (y, z, numbers))
+        y, z, numbers = (source.here(code, value) for value in (y, z, numbers))
         stop = code.add(numbers, code.lanes)
         with code.loop(0, source.channels) as channel, code.loop(0, stop, code.lanes) as along:
             start = code.add(code.times(y, across), code.times(channel.index, source.row), z, along.index)
@@ -294,7 +303,7 @@ class _Convolution:
     def add_products(self, source, pair, along, outs, total, following):
         """Add what a source gives to `block` channels of the result, two registers of each."""
         code, block, taps, n = self.code, self.block, source.taps, source.channels
-        values = code.add(source.scratch, code.times(pair, n, source.wide), source.along_z(code, along))
+        values = code.add(source.scratch, code.times(pair, n, source.wide), source.here(code, along))
         factors = code.times(n, code.add(code.times(pair, self.out), outs), len(taps))
         factors = code.add(source.weights, factors)
         ahead = self.ahead(source, pair, along, outs, following)
@@ -319,7 +328,7 @@ class _Convolution:
         line = code.b.srem(code.b.sdiv(outs, code.int(self.block)), code.int(VECTORS))
         y, z = following
         z = code.add(z, along, code.times(line, code.lanes))
-        y, z = source.along_z(code, y), source.along_z(code, z)
+        y, z = source.here(code, y), source.here(code, z)
         y = code.add(y, code.b.srem(pair, code.int(count)))
         start = code.add(code.times(y, source.row, source.channels), z)
         return code.address(self.table, code.add(source.table, plane)), start
