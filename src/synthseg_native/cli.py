@@ -100,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
     add("--engine", default="tensorflow", metavar="NAME", help="what runs the network: tensorflow (default), openvino, "
         "torch (GPUs), or auto: the best one that works on this machine")  # fmt: skip
     add("--precision", default="float32", metavar="NAME", help="numbers of the network: float32 (default), or bf16, "
-        "which openvino and torch have: half the time and memory, labels nearly the same")  # fmt: skip
+        "which openvino and torch have: labels nearly the same")  # fmt: skip
     add("--recompute", action="store_true", help="do all scans again, also those whose results are current")
     add("--version", action="version", version=f"synthseg-native {__version__}")
     for name in NOT_YET:

@@ -348,7 +348,7 @@ class StandIn:
         score = np.exp(-((volume[..., None] - np.linspace(0, 1, 32, dtype=np.float32)) ** 2) * 4000)
         yield 0, score / score.sum(axis=-1, keepdims=True)
 
-engines.load = lambda name: SimpleNamespace(build=lambda *_, **__: StandIn())
+engines.load = lambda *_: SimpleNamespace(build=lambda *_, **__: StandIn())
 kind, limit = sys.argv[1], int(sys.argv[2])
 if kind == "memory":
     limit += int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

@@ -165,13 +165,13 @@ def test_rounds_alternate_and_upstream_runs_from_a_copy(bench):
     (checkout / "scripts" / "commands").mkdir()
     (checkout / "scripts" / "commands" / "SynthSeg_predict.py").write_text("")
     before = sorted(checkout.rglob("*"))
-    sizes = ["--sizes", "48x40x48", "32", "--threads", 2, "--pairs", 2, "--pairs-elsewhere", 1]
+    sizes = ["--sizes", "48x40x48", "32", "--threads", 2, "--pairs", 2, "--pairs-elsewhere", 2]
     assert bench(*sizes, "--upstream", checkout, "--engines", "openvino") == 0
     calls = bench.calls()
     assert calls[:3] == ["reference 64x64x64 2 2", "openvino 64x64x64 2 2", "upstream 64x64x64 2 2"], "the check"
     assert calls[3:7] == ["reference 48x40x48 2 2", "openvino 48x40x48 2 2"] * 2, "compact2mm"
-    one_round = ("reference", "upstream", "openvino")
-    assert calls[7:] == [f"{who} {size} 2 2" for size in ("32x32x32", "48x40x48") for who in one_round]
+    rounds = ("reference", "upstream", "openvino", "reference", "openvino", "upstream")
+    assert calls[7:] == [f"{who} {size} 2 2" for size in ("32x32x32", "48x40x48") for who in rounds]
     assert sorted(checkout.rglob("*")) == before
     weights = bench.folder / "work" / "upstream" / "models" / "synthseg_1.0.h5"
     assert weights.resolve() == (bench.folder / "work" / "model" / "weights.h5").resolve()
@@ -461,8 +461,9 @@ def test_platforms_say_what_was_not_measured(tmp_path):
     report.write(rows_of("reference", [100]) + rows_of("openvino float32", [30]), {}, tmp_path, "zen")
     assert (tmp_path / "zen.png").read_bytes()[:4] == b"\x89PNG"
     lines = (tmp_path / "README.md").read_text().splitlines()
-    assert "| Linux x86-64, CPU | [Zen, 2 cores](zen.md) | 2 | openvino float32 | 30.0 | 0.30 | 1.0 |" in lines
-    assert "| macOS arm64, Apple GPU | not measured |  |  |  |  |  |" in lines
+    code = read_tsv(tmp_path / "zen.tsv").to_dict("records")[0]["code"]
+    assert f"| Linux x86-64, CPU | [zen](zen.md) | 2 | openvino float32 | 30.0 | 0.30 | 1.0 | {code} |" in lines
+    assert "| macOS arm64, Apple GPU | not measured |  |  |  |  |  |  |" in lines
 
 
 @pytest.mark.parametrize(

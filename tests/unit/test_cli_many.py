@@ -364,7 +364,7 @@ def test_a_shape_that_cannot_be_built_does_not_spoil_the_next_scan(run, cohort, 
         return engine
 
     shapes = []
-    monkeypatch.setattr(engines, "load", lambda name: SimpleNamespace(build=build))
+    monkeypatch.setattr(engines, "load", lambda *_: SimpleNamespace(build=build))
     assert run("--i", cohort, "--o", tmp_path / "out") == 4
     assert sorted(path.name for path in (tmp_path / "out").glob("*.gz")) == ["a_synthseg.nii.gz", "b_synthseg.nii.gz"]
     assert shapes == [64, 96, 64]  # the one engine, and back again after the failure
@@ -394,7 +394,7 @@ import stand_in
 
 memory.own_peak_mib = lambda: None
 
-engines.load = lambda name: SimpleNamespace(build=lambda *a, **k: stand_in.Brightness())
+engines.load = lambda *_: SimpleNamespace(build=lambda *a, **k: stand_in.Brightness())
 sys.exit(cli.main(sys.argv[1:]))
 """
 
@@ -416,7 +416,7 @@ class Slow(stand_in.Brightness):
             time.sleep(60)
         yield from super().posteriors(volume)
 
-engines.load = lambda name: SimpleNamespace(build=lambda *a, **k: Slow())
+engines.load = lambda *_: SimpleNamespace(build=lambda *a, **k: Slow())
 sys.exit(cli.main(sys.argv[1:]))
 """
 

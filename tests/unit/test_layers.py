@@ -155,7 +155,11 @@ def test_what_ran_is_known_and_nothing_is_printed(run):
 
 
 def test_other_precisions_and_engines_are_refused():
-    with pytest.raises(SynthSegError, match="bfloat16"):
-        engines.load("tensorflow").build([], {}, (1, 1, 1), precision="bfloat16")
-    with pytest.raises(SynthSegError, match="no such engine"):
-        engines.load("torch9")
+    for words, asked in [
+        ("torch9: no such engine", ["torch9"]),
+        ("precision bf16: the tensorflow engine has float32 only", ["tensorflow", "bf16"]),
+        ("precision float16: the torch engine has float32 and bf16", ["torch", "float16"]),
+    ]:
+        with pytest.raises(SynthSegError, match=words) as caught:
+            engines.load(*asked)
+        assert caught.value.exit_code == 2

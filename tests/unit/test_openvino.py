@@ -146,7 +146,6 @@ def test_transposed_convolution_is_the_convolution_of_the_upsampled_image():
     ("how", "words"),
     [
         ({"device": "gpu"}, "device gpu: the openvino engine runs on the cpu"),
-        ({"precision": "float16"}, "precision float16: the openvino engine has float32 and bf16"),
         ({"levels": 1}, "levels 1"),
         ({"kernel": 5}, "convolutions of 3 alone"),
     ],

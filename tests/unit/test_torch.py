@@ -176,7 +176,6 @@ def test_what_it_cannot_do_is_one_line():
     table = layer_table(levels=2, features=2, labels=2, kernel=5)
     for words, how in [
         ("device npu: the torch engine runs on cpu or gpu", {"device": "npu"}),
-        ("precision float16: the torch engine has float32 and bf16", {"precision": "float16"}),
         ("convolutions of 1 and 3", {"table": table}),
     ]:
         with pytest.raises(SynthSegError, match=words) as caught:

@@ -11,11 +11,10 @@ from pathlib import Path
 from synthseg_native import record, verify
 from synthseg_native.cohort import environments
 from synthseg_native.cohort.paths import read_json, write_json
-from synthseg_native.engines import NAMES
+from synthseg_native.engines import BF16, NAMES
 from synthseg_native.errors import SynthSegError
 
 AUTO = "auto"
-BF16 = ("openvino", "torch")  # engines with a second precision
 CPU_ONLY = ("openvino",)
 # (system, processor): (engine, device), the best first. What nobody measured stands where TensorFlow, the origin's
 # engine, comes before it.

@@ -5,7 +5,7 @@ The contract of a module ``engines.<name>``:
 ``build(table, weights, shape, *, device, threads, precision)``
     Returns an engine for padded volumes of one shape (X, Y, Z). `table` is from `network.layer_table`, `weights` from
     `network.read_weights`. It imports its runtime here and not before, so that bad input is reported without it.
-    Raises SynthSegError("usage") for a device or precision that it does not have.
+    Raises SynthSegError("usage") for a device that it does not have, or a precision that this machine has not.
 ``engine.posteriors(volume)``
     Takes a float32 volume (X, Y, Z), which may be a mirrored view, and yields ``(start, slab)``: posteriors after the
     last layer of the table, that is smoothed, as float32 (planes, Y, Z, labels) for the planes ``start: start +
@@ -25,10 +25,15 @@ from ..errors import SynthSegError
 
 NAMES = ("tensorflow", "openvino", "torch")
 PRECISIONS = ("float32", "bf16")
+BF16 = ("openvino", "torch")  # engines that have it
 
 
-def load(name):
-    """The module of an engine. It does not import the runtime yet."""
+def load(name, precision="float32"):
+    """The module of an engine that has this precision. It does not import the runtime yet."""
     if name not in NAMES:
         raise SynthSegError("usage", f"{name}: no such engine: use one of {', '.join(NAMES)}")
+    known = PRECISIONS if name in BF16 else PRECISIONS[:1]
+    if precision not in known:
+        has = "float32 and bf16: ask for one of them" if name in BF16 else "float32 only: ask for that"
+        raise SynthSegError("usage", f"precision {precision}: the {name} engine has {has}")
     return importlib.import_module(f".{name}", __name__)

@@ -16,7 +16,6 @@ from .stream import Stream, norm_of
 
 STREAMED = 4  # levels by kernels of our own, where there are so many
 KEPT_GRAPHS = 2  # for the last shapes of volumes: each has a copy of its weights
-BF16 = "bf16"
 # Kernel 4 of the transposed convolution from kernel 3 of the convolution, along one axis.
 TAPS = np.array([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], dtype=np.float64)
 
@@ -25,15 +24,13 @@ def build(table, weights, shape, *, device="cpu", threads=1, precision="float32"
     """See `engines`. Devices: cpu. Precisions: float32, and bf16 where the CPU computes in it."""
     if device != "cpu":
         raise SynthSegError("usage", f"device {device}: the openvino engine runs on the cpu: ask for that")
-    if precision not in ("float32", BF16):
-        raise SynthSegError("usage", f"precision {precision}: the openvino engine has float32 and bf16: ask for one")
     if sum(layer.kind == "pool" for layer in table) < 1:
         raise SynthSegError("usage", "levels 1: the openvino engine needs two or more: correct the model card")
     if any(layer.kind == "conv" and layer.weights["kernel"][0] not in (1, 3) for layer in table):
         raise SynthSegError("usage", "kernel: the openvino engine has convolutions of 3 alone: correct the model card")
     ov = _import()
     core = ov.Core()
-    if precision == BF16 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise SynthSegError("usage", "precision bf16: this CPU does not compute in it: ask for float32")
     return OpenVINOEngine(ov, core, table, weights, threads, precision)
 
@@ -111,7 +108,7 @@ class OpenVINOEngine:
         # In bf16 OpenVINO 2026.2 crashes, or gives nan, where a tensor has a single plane.
         single = shape[0] >> sum(layer.kind == "pool" for layer in self._deep) <= 1
         settings = {
-            "INFERENCE_PRECISION_HINT": "bf16" if self._precision == BF16 and not single else "f32",
+            "INFERENCE_PRECISION_HINT": "bf16" if self._precision == "bf16" and not single else "f32",
             "INFERENCE_NUM_THREADS": self._threads,
             "NUM_STREAMS": 1,
         }

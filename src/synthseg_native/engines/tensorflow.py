@@ -14,8 +14,6 @@ SLAB = 16  # planes handed out at a time
 
 def build(table, weights, shape, *, device="cpu", threads=1, precision="float32"):
     """See `engines`. Devices: cpu, gpu. Precisions: float32."""
-    if precision != "float32":
-        raise SynthSegError("usage", f"precision {precision}: the tensorflow engine has float32 only: ask for that")
     tf = _import(threads)
     gpus = tf.config.list_physical_devices("GPU")
     if device == "cpu":

@@ -38,10 +38,6 @@ def build(table, weights, shape, *, device="cpu", threads=1, precision="float32"
     """See `engines`. Devices: cpu, gpu (cuda, else mps). Precisions: float32, and bf16 where the device has it."""
     if device not in ("cpu", "gpu"):
         raise SynthSegError("usage", f"device {device}: the torch engine runs on cpu or gpu: ask for one of them")
-    if precision not in ("float32", "bf16"):
-        raise SynthSegError(
-            "usage", f"precision {precision}: the torch engine has float32 and bf16: ask for one of them"
-        )
     if any(layer.kind == "conv" and layer.weights["kernel"][0] not in (1, 3) for layer in table):
         raise SynthSegError("usage", "kernel: the torch engine has convolutions of 1 and 3: correct the model card")
     torch = start(threads)
