@@ -402,20 +402,21 @@ def platforms(results) -> str:
             rows += [(path.stem, row) for row in read_tsv(path).to_dict("records")]
     lines = ["# Benchmark results", ""]
     lines += [
-        "Whole commands, network of SynthSeg 1.0's size, 192×256×192 voxels of 1 mm; the reports say the rest.",
+        "Whole commands, network of SynthSeg 1.0's size, 192×256×192 voxels of 1 mm; the reports say the rest. code: "
+        "another digest is another version of the project.",
         "",
     ]
-    lines += [_line(["platform", "machine", "threads", "engine", "wall s", "× reference.py", "peak GB"])]
-    lines += [_line(["---"] * 7)]
+    lines += [_line(["platform", "machine", "threads", "engine", "wall s", "× reference.py", "peak GB", "code"])]
+    lines += [_line(["---"] * 8)]
     for title, system, arch, gpu in PLATFORMS:
         found = []
         for stem, row in rows:
             where = (row["system"], row["arch"]) == (system, arch) and row["contestant"].endswith(" gpu") == gpu
             if where and (row["model"], row["size"]) == HEADLINE[:2] and row["n"] != "0":
                 ratio = row["ratio_median"] if row["ratio_median"] == MISSING else f"{float(row['ratio_median']):.2f}"
-                link = f"[{row['cpu']}, {row['cores']} cores]({stem}.md)"
                 numbers = f"{float(row['median_wall_s']):.1f}", ratio, f"{_gb(float(row['max_peak_rss_mib'])):.1f}"
-                found.append(_line([title, link, row["threads"], row["contestant"], *numbers]))
-        lines += found or [_line([title, "not measured", "", "", "", "", ""])]
+                about = f"[{stem}]({stem}.md)", row["threads"], row["contestant"]
+                found.append(_line([title, *about, *numbers, row["code"]]))
+        lines += found or [_line([title, "not measured", *[""] * 6])]
     made = datetime.now(UTC).date().isoformat()
     return "\n".join(lines) + f"\n\nWritten by `benchmarks/run.py`, {made}.\n"

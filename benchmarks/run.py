@@ -219,7 +219,9 @@ class Benchmark:
     def _round(self, group, number):
         folder = self.work / "rounds" / re.sub(r"\W+", "-", group.title) / f"{self.key}-{number}"
         baseline = None
-        for contestant in group.contestants:
+        # What ran just before matters (README.md, "New pages"): every second round goes backwards after the first.
+        first, *others = group.contestants
+        for contestant in (first, *(others if number % 2 else others[::-1])):
             work = folder / contestant.name.replace(" ", "-")
             kept = (work / "dseg.nii.gz").is_file()
             needed = baseline is None and contestant.engine in BASELINES
@@ -324,9 +326,9 @@ def parser():
     p.add_argument("--threads", nargs="+", type=int, default=[2, 1], metavar="N")
     p.add_argument("--engines", nargs="+", type=Contestant.parse, default=[*map(Contestant.parse, ENGINES)],
                    metavar="ENGINE[:PRECISION[:DEVICE]]", help=f"default: {' '.join(ENGINES)}")  # fmt: skip
-    p.add_argument("--pairs", type=int, default=5, metavar="N",
-                   help="rounds at 192x256x192 with the first number of threads, and of compact2mm (5)")  # fmt: skip
-    p.add_argument("--pairs-elsewhere", type=int, default=3, metavar="N", help="rounds of all else (default 3)")
+    p.add_argument("--pairs", type=int, default=6, metavar="N",
+                   help="rounds at 192x256x192 with the first number of threads, and of compact2mm (6)")  # fmt: skip
+    p.add_argument("--pairs-elsewhere", type=int, default=2, metavar="N", help="rounds of all else (default 2)")
     p.add_argument("--weights", type=Path, metavar="H5", help="weights of SynthSeg 1.0's size (default: "
                    "$SYNTHSEG_GOLDEN_FULL/weights.h5, else made)")  # fmt: skip
     p.add_argument("--image", type=Path, metavar="NIFTI", help="a head at 1 mm, cut or padded to the sizes "
