@@ -42,11 +42,11 @@ class Coefficients:
 
 # (engine, precision, device). Where a row is missing, the closest one stands in: see `coefficients`.
 TABLE = {
-    ("tensorflow", "float32", "cpu"): Coefficients(516, 0.461, 12.6, 9.72, 1.44, 16, 16.2),
-    ("openvino", "float32", "cpu"): Coefficients(245, 7.89, 10.7, 0.805, 0.997, 72.5, 3.55),
-    ("openvino", "bf16", "cpu"): Coefficients(229, 6.98, 11.2, 0.0276, 1.63, 78.3, 3.88),
-    ("torch", "float32", "cpu"): Coefficients(350, 3, 24, 6, 2, 16, 16),  # not measured
-    (REFERENCE, "float32", "cpu"): Coefficients(530, 2.37, 17.1, 7.49, 4.82, 16, 0.001),
+    ("tensorflow", "float32", "cpu"): Coefficients(510, 1.08, 12.6, 8.4, 1.97, 16.2, 29.2),
+    ("openvino", "float32", "cpu"): Coefficients(244, 7.94, 10.7, 0.804, 0.994, 73.7, 3.49),
+    ("openvino", "bf16", "cpu"): Coefficients(229, 6.98, 11.2, 0.0247, 1.63, 79.7, 3.8),
+    ("torch", "float32", "cpu"): Coefficients(1050, 7.61, 12.2, 1.73, 0.872, 149, 2.7),
+    (REFERENCE, "float32", "cpu"): Coefficients(503, 1.95, 17.1, 7.44, 4.89, 16, 0.001),
 }
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from synthseg_native import engines, image, memory, model, network, scan
+from synthseg_native.cohort.tables import read_tsv
 from synthseg_native.errors import SynthSegError
 
 SIZE = memory.Size((192, 256, 192), 192 * 256 * 192, features=24, labels=32)
@@ -213,3 +214,14 @@ def test_the_fit_finds_what_made_the_measurements(root, monkeypatch, tmp_path, c
     misses = [float(line.split("%")[0]) for line in said.partition("\n}\n")[2].splitlines()]
     assert len(misses) == 2 * len(MEMORY_SCANS) and max(map(abs, misses)) < 3
     assert fit_memory.main([str(tmp_path / "nowhere.tsv")]) == 2
+
+
+def test_the_table_fits_every_measurement_that_is_kept(root, monkeypatch):
+    monkeypatch.syspath_prepend(root)
+    from benchmarks import fit_memory
+
+    rows = read_tsv(fit_memory.MEASURED).to_dict("records")
+    assert {(row["engine"], row["precision"], row["device"]) for row in rows} == set(memory.TABLE)
+    for row, size in zip(rows, fit_memory.sizes_of(rows), strict=True):
+        predicted = memory.predict(size, row["engine"], row["precision"], row["device"])
+        assert memory.remark(predicted, float(row["peak_rss_mib"])) is None, row
