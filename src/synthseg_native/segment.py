@@ -68,8 +68,7 @@ class Segmenter:
     """
 
     def __init__(self, name, options, weights_file=None):
-        """name : of a model or its folder. Raises SynthSegError for a model, engine or
-        precision that is not there."""
+        """name : of a model or its folder. Raises SynthSegError for a model, engine or precision that is not there."""
         self.options = options
         self.module = engines.load(options.engine, options.precision)
         self.model = model.load(name)

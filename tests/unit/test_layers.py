@@ -157,8 +157,8 @@ def test_what_ran_is_known_and_nothing_is_printed(run):
 def test_other_precisions_and_engines_are_refused():
     for words, asked in [
         ("torch9: no such engine", ["torch9"]),
-        ("precision bf16: the tensorflow engine has float32 only", ["tensorflow", "bf16"]),
-        ("precision float16: the torch engine has float32 and bf16", ["torch", "float16"]),
+        ("precision bf16: the tensorflow engine has float32: ask for that", ["tensorflow", "bf16"]),
+        ("precision float16: the torch engine has float32 and bf16: ask", ["torch", "float16"]),
     ]:
         with pytest.raises(SynthSegError, match=words) as caught:
             engines.load(*asked)

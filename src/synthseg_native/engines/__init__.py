@@ -34,6 +34,6 @@ def load(name, precision="float32"):
         raise SynthSegError("usage", f"{name}: no such engine: use one of {', '.join(NAMES)}")
     known = PRECISIONS if name in BF16 else PRECISIONS[:1]
     if precision not in known:
-        has = "float32 and bf16: ask for one of them" if name in BF16 else "float32 only: ask for that"
-        raise SynthSegError("usage", f"precision {precision}: the {name} engine has {has}")
+        has = " and ".join(known)
+        raise SynthSegError("usage", f"precision {precision}: the {name} engine has {has}: ask for that")
     return importlib.import_module(f".{name}", __name__)
