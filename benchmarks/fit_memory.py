@@ -19,8 +19,8 @@ import numpy as np  # noqa: E402
 from scipy.optimize import least_squares  # noqa: E402
 
 from synthseg_native import memory  # noqa: E402
-from synthseg_native import model as models  # noqa: E402
 from synthseg_native.cohort.tables import read_tsv  # noqa: E402
+from synthseg_native.networks import cards as models  # noqa: E402
 
 MEASURED = Path(__file__).parent / "memory.tsv"
 HELD = 0.02  # a number twice its start costs as much as one prediction that is 1.4 % off

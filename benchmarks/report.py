@@ -9,9 +9,10 @@ import statistics
 from datetime import UTC, datetime
 from pathlib import Path
 
-from synthseg_native import record, verify
 from synthseg_native.cohort.paths import write_text
 from synthseg_native.cohort.tables import MISSING, read_tsv, write_tsv
+from synthseg_native.results import record
+from synthseg_native.verification import verify
 
 MACHINE = ("cpu", "cores", "memory_gib", "system", "arch")
 RUN_COLUMNS = (

@@ -28,10 +28,10 @@ from benchmarks.contestants import (  # noqa: E402
 )
 
 from synthseg_native import memory  # noqa: E402
-from synthseg_native import model as models  # noqa: E402
 from synthseg_native.cohort import environments  # noqa: E402
 from synthseg_native.cohort.tables import as_text, read_tsv, write_tsv  # noqa: E402
 from synthseg_native.errors import SynthSegError  # noqa: E402
+from synthseg_native.networks import cards as models  # noqa: E402
 
 WORK = ROOT / "build" / "benchmark"
 RESULTS = Path(__file__).parent / "results"

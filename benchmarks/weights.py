@@ -23,8 +23,8 @@ import h5py
 import numpy as np
 import yaml
 
-from synthseg_native import model as models
-from synthseg_native import network
+from synthseg_native.networks import cards as models
+from synthseg_native.networks import layers as network
 
 SEED = 20261122
 ELU_MEAN_SQUARE = 0.645  # of a standard normal variable
@@ -36,7 +36,7 @@ def full_size(small, small_weights, full, seed=SEED) -> dict:
     """{layer: {weight: float32 array}} of the network `full`, which computes about what `small` does, one level down.
 
     small, full : the ``network`` entries of two model cards. full must have one level and some features more, and the
-    same labels. small_weights : from `network.read_weights`.
+    same labels. small_weights : from `layers.read_weights`.
     """
     if full["levels"] != small["levels"] + 1 or full["features"] <= small["features"] or small["features"] < 2:
         raise ValueError("the full-size network must have one level and some features more than the small one")

@@ -52,9 +52,9 @@ def run(name, arguments):
 
 def segment(arguments):
     """Become the command synthseg-native, in the environment of the engine that it is to use."""
-    from synthseg_native import weights
     from synthseg_native.cohort import ranking
     from synthseg_native.errors import SynthSegError
+    from synthseg_native.networks import weights
 
     try:
         engine, arguments = ranking.for_command(arguments, weights.default_cache() / "verified")

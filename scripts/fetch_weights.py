@@ -6,8 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from synthseg_native import weights
 from synthseg_native.errors import SynthSegError
+from synthseg_native.networks import weights
 
 
 def main(argv=None):

@@ -8,8 +8,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from synthseg_native import model, outputs, picture, scan, volumes
 from synthseg_native.errors import SynthSegError
+from synthseg_native.networks import cards
+from synthseg_native.results import outputs, picture, volumes
+from synthseg_native.scan import reading
 
 
 def main(argv=None) -> int:
@@ -31,12 +33,14 @@ def main(argv=None) -> int:
 
 
 def draw(arguments):
-    labels_table = model.read_labels(arguments.labels)
+    labels_table = cards.read_labels(arguments.labels)
     label_map = read(arguments.dseg, nib.load)
     labels = read(arguments.dseg, lambda path: np.asarray(label_map.dataobj).astype(np.int32))
     found = read(arguments.volumes, lambda path: soft_volumes(path, labels_table))
     qc = read(arguments.record, lambda path: json.loads(Path(path).read_text(encoding="utf-8"))["output"]["qc"])
-    image = scan.read(arguments.image, scan.ACCEPTABLE)  # whether it may be taken was decided when it was segmented
+    image = reading.read(
+        arguments.image, reading.ACCEPTABLE
+    )  # whether it may be taken was decided when it was segmented
     with outputs.Staged() as staged:
         picture.draw(
             staged.path(arguments.out),

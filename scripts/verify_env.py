@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from synthseg_native import verify
+from synthseg_native.verification import verify
 
 
 def main():

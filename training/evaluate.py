@@ -9,7 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from synthseg_native import model
+from synthseg_native.networks import cards
 
 from . import maps
 from .command import dice, segment
@@ -30,7 +30,7 @@ def evaluate(
     Raises SynthSegError("internal") where the command fails.
     """
     settings = config["evaluation"]
-    found = model.load(folder)
+    found = cards.load(folder)
     channels = maps.channel_of(found.labels.index)
     values = {}
     with tempfile.TemporaryDirectory() as work:

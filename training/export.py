@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from synthseg_native import model
+from synthseg_native.networks import cards
 
 from .maps import HELD_OUT
 from .network import Network, read_checkpoint, take, write_weights
@@ -21,7 +21,7 @@ def export(checkpoint, config, folder):
 
     Raises SynthSegError("usage") where there is no checkpoint or it is of another network.
     """
-    base = model.load(config["model"])
+    base = cards.load(config["model"])
     network = Network(**(base.card["network"] | config.get("network", {})))
     state = read_checkpoint(checkpoint)
     take(network, state["average"], checkpoint)

@@ -12,8 +12,8 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from synthseg_native import model
 from synthseg_native.errors import SynthSegError
+from synthseg_native.networks import cards
 
 from .command import dice, segment
 
@@ -30,7 +30,7 @@ def look(folder, *, scan=None, pictures=None, python=sys.executable, engine="tor
 
     scan : path of a real scan, or None: the template alone
     """
-    found = model.load(folder)
+    found = cards.load(folder)
     images = {"template": template()}
     if scan is not None:
         images["scan"] = _read(scan)

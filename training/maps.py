@@ -11,8 +11,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from synthseg_native import weights
 from synthseg_native.errors import SynthSegError
+from synthseg_native.networks import weights
 
 from . import ROOT
 

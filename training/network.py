@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from synthseg_native.errors import SynthSegError
-from synthseg_native.network import NORMALISATION_EPSILON, layer_table, read_weights
+from synthseg_native.networks.layers import NORMALISATION_EPSILON, layer_table, read_weights
 
 MOMENTUM = 0.99  # Keras' default
 

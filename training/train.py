@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from synthseg_native import model
+from synthseg_native.networks import cards
 
 from . import maps
 from .generate import generate
@@ -51,7 +51,7 @@ class Trainer:
             torch.set_num_threads(config["threads"])
             keep_memory()
         self.maps, self.held_out = training_maps, held_out
-        self.model = model.load(config["model"])
+        self.model = cards.load(config["model"])
         self.channels = maps.channel_of(self.model.labels.index)
         torch.manual_seed(config["seed"])
         self.network = self._new_network()

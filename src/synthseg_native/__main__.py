@@ -1,3 +1,3 @@
-from .cli import main
+from synthseg_native.cli import main
 
 raise SystemExit(main())

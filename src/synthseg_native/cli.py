@@ -11,8 +11,9 @@ import sys
 import traceback
 from contextlib import contextmanager, suppress
 
-from . import __version__, record
-from .errors import SynthSegError
+from synthseg_native import __version__
+from synthseg_native.errors import SynthSegError
+from synthseg_native.results import record
 
 EXAMPLES = """\
 examples:
@@ -141,8 +142,9 @@ def main(argv=None) -> int:
 
 def _begin(arguments):
     """What the call is to do and what does it; all wrong use is found here, before anything is run."""
-    from . import jobs as planning
-    from . import scan, segment
+    from synthseg_native import jobs as planning
+    from synthseg_native.pipeline import segment
+    from synthseg_native.scan import reading
 
     def usage(text):
         return SynthSegError("usage", text)
@@ -171,7 +173,7 @@ def _begin(arguments):
     if crop and arguments.autocrop:
         raise usage("--crop and --autocrop: they exclude each other: give one of them")
     accept = tuple(sorted({name.strip() for name in arguments.accept.split(",")} - {""}))
-    scan.check_accept(accept)
+    reading.check_accept(accept)
     call = planning.plan(vars(arguments))
     options = segment.Options(
         engine=arguments.engine,
@@ -193,7 +195,7 @@ def _begin(arguments):
 
 def _segment_all(call, segmenter, arguments, argv):
     """Segment every scan that is not current; the exit status of the whole call."""
-    from .progress import Progress
+    from synthseg_native.progress import Progress
 
     jobs, tables = call.jobs, Tables(call, segmenter.model.labels)
     if not arguments.recompute:
@@ -232,7 +234,7 @@ def _segment_all(call, segmenter, arguments, argv):
 
 def _segment_one(job, segmenter, tables, bar, argv):
     """Segment a scan and publish all its results together; what went wrong as a SynthSegError, or None."""
-    from . import outputs
+    from synthseg_native.results import outputs
 
     notes = record.new("native", ["synthseg-native", *argv])
     segmenter.describe(notes)
@@ -266,7 +268,7 @@ def _segment_one(job, segmenter, tables, bar, argv):
 
 def _fail(notes, failure, path):
     """Note a failure in the run record, written to `path` where there is one; returns the failure."""
-    from . import outputs
+    from synthseg_native.results import outputs
 
     record.fail(notes, failure)
     if path:
@@ -307,7 +309,7 @@ class Tables:
 
     def add_current(self, segmenter):
         """Take the volumes of the scans whose results are current."""
-        from . import jobs as planning
+        from synthseg_native import jobs as planning
 
         for job in self.call.jobs:
             if not job.sidecars["o"].is_file():
@@ -321,7 +323,7 @@ class Tables:
 
     def note_memory(self, notes):
         """The peak of this process, which earlier scans of the call share, beside what was predicted."""
-        from . import memory
+        from synthseg_native import memory
 
         notes["peak_rss_mib"] = memory.own_peak_mib()
         self.predicted = max(self.predicted, notes["predicted_peak_mib"] or 0)
@@ -333,7 +335,7 @@ class Tables:
 
     def write(self, places, more):
         """Write the tables of all scans that are done, `more` among them."""
-        from . import outputs
+        from synthseg_native.results import outputs
 
         known = self.volumes | more
         done = [(job, known[id(job)]) for job in self.call.jobs if id(job) in known]
@@ -345,7 +347,7 @@ class Tables:
 
     def write_alone(self, path):
         """Where no scan was segmented: a table may be new all the same. Returns what went wrong, or None."""
-        from . import outputs
+        from synthseg_native.results import outputs
 
         try:
             with _as_synthseg_error(path), outputs.Staged() as staged:

@@ -8,10 +8,10 @@ import numpy as np
 from nibabel.orientations import aff2axcodes, apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 from scipy import ndimage
 
-from synthseg_native import volumes
 from synthseg_native.errors import SynthSegError
-from synthseg_native.model import read_labels
-from synthseg_native.outputs import labels_sha256
+from synthseg_native.networks.cards import read_labels
+from synthseg_native.results import volumes
+from synthseg_native.results.outputs import labels_sha256
 
 DEFAULT_THRESHOLDS = {
     "max_fraction_different": 1e-5,  # of the union of both foregrounds

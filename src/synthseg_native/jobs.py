@@ -9,9 +9,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .errors import SynthSegError
-from .outputs import IMAGE_EXTENSIONS, image_extension
-from .scan import sha256_of
+from synthseg_native.errors import SynthSegError
+from synthseg_native.results.outputs import IMAGE_EXTENSIONS, image_extension
+from synthseg_native.scan.reading import sha256_of
 
 # Results of one scan: option -> (what is put behind the image's name, extension where it is not the image's).
 PER_SCAN = {

@@ -17,7 +17,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .errors import SynthSegError
+from synthseg_native.errors import SynthSegError
 
 MIB = 2**20
 TOLERANCE = 0.2  # a larger miss is told, and a job asks for so much more than the prediction
@@ -77,7 +77,7 @@ def size_of(card, shape, voxel_mm, crop=None, own_grid=True) -> Size:
 
     crop : (3,) voxels, or None
     """
-    from . import network
+    from synthseg_native.networks import layers as network
 
     asked = card["network"]
     parameters = network.count_parameters(network.layer_table(**asked))
@@ -117,7 +117,7 @@ def peak(c: Coefficients, size: Size) -> float:
 
 def limit_mib() -> float | None:
     """Memory of this machine in MiB, or that of this process's control group where it is less; None if unknown."""
-    from . import verify
+    from synthseg_native.verification import verify
 
     limits = [verify.memory_bytes() or math.inf, *_cgroup_limits()]
     return None if min(limits) == math.inf else min(limits) / MIB

@@ -5,7 +5,7 @@ import threading
 
 from tqdm import tqdm
 
-from .errors import printable
+from synthseg_native.errors import printable
 
 TICK_S = 0.5
 

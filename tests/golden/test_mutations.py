@@ -60,14 +60,21 @@ IN_THE_FOLDER = {
 # What needs another program: run by ``python -c`` ahead of the command line.
 IN_THE_CODE = {
     "margins_on_the_other_side": """
-def pad(data, multiple, min_size, right=image.pad):
+def pad(data, multiple, min_size, right=grid.pad):
     volume, box = right(data[::-1, ::-1, ::-1], multiple, min_size)
     return volume[::-1, ::-1, ::-1], tuple(slice(v - s.stop, v - s.start) for v, s in zip(volume.shape, box))
-image.pad = pad
+grid.pad = pad
 """,
-    "no_components": "posterior.largest_component = lambda mask: mask",
+    "no_components": "posteriors.largest_component = lambda mask: mask",
 }
-PROGRAM = "import sys; from synthseg_native import cli, image, posterior\n{}\nsys.exit(cli.main(sys.argv[1:]))"
+PROGRAM = """
+import sys
+from synthseg_native import cli
+from synthseg_native.pipeline import posteriors
+from synthseg_native.scan import grid
+{}
+sys.exit(cli.main(sys.argv[1:]))
+"""
 
 
 def verdict(folder, image):

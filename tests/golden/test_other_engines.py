@@ -10,8 +10,8 @@ import pytest
 from golden_runs import GOLDEN, MODEL, THREADS, read_labels, read_volumes
 from test_golden import CASES
 
-from synthseg_native import outputs
 from synthseg_native.compare import compare_label_maps
+from synthseg_native.results import outputs
 
 pytestmark = pytest.mark.slow
 ENGINES = ("openvino", "torch")

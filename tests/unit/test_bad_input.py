@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 from small_scans import MGH, patch, ramp, save
 
-from synthseg_native import cli, scan
+from synthseg_native import cli
 from synthseg_native.cohort import config as configuration
 from synthseg_native.cohort.samples import read_samples
 from synthseg_native.errors import SynthSegError
+from synthseg_native.scan import reading
 
 # Sheet and config ----------------------------------------------------------------------------------------------------
 
@@ -483,13 +484,13 @@ def in_workflow(run, world, capfd, monkeypatch):
 
 
 def by_command(make, world, capfd, monkeypatch):
-    path, read = make(world.folder), scan.read
+    path, read = make(world.folder), reading.read
 
     def read_without_privileges(*arguments, **options):
         with without_privileges():
             return read(*arguments, **options)
 
-    monkeypatch.setattr(scan, "read", read_without_privileges)
+    monkeypatch.setattr(reading, "read", read_without_privileges)
     status = cli.main(world.arguments(path))
     out, err = capfd.readouterr()
     assert out == ""

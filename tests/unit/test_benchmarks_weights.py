@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks import images, weights
 
-from synthseg_native import model, network
+from synthseg_native.networks import cards, layers
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"levels": 2, "features": 3, "labels": 4, "convolutions_per_level": 2, "kernel": 3, "activation": "elu"}
@@ -44,7 +44,7 @@ def logits(table, weights, image):
                     y[..., o] += ndimage.correlate(x[..., i], w["kernel"][..., i, o], mode="constant")
             y = np.where(y > 0, y, np.expm1(np.minimum(y, 0))) if layer.activation else y
         elif layer.kind == "norm":
-            deviation = np.sqrt(w["moving_variance"] + network.NORMALISATION_EPSILON)
+            deviation = np.sqrt(w["moving_variance"] + layers.NORMALISATION_EPSILON)
             y = w["gamma"] * (x - w["moving_mean"]) / deviation + w["beta"]
         elif layer.kind == "pool":
             a, b, c, n = x.shape
@@ -61,7 +61,7 @@ def logits(table, weights, image):
 @pytest.fixture
 def both(monkeypatch):
     monkeypatch.setattr(weights, "LEAK", 0)
-    small_table, full_table = network.layer_table(**SMALL), network.layer_table(**FULL)
+    small_table, full_table = layers.layer_table(**SMALL), layers.layer_table(**FULL)
     small = random_weights(small_table, 1)
     full = weights.full_size(SMALL, small, FULL)
     return (small_table, small), (full_table, full)
@@ -88,8 +88,8 @@ def test_full_size_follows_the_small_network_in_space(both):
 
 
 def test_random_channels_reach_the_labels():
-    table = network.layer_table(**FULL)
-    made = weights.full_size(SMALL, random_weights(network.layer_table(**SMALL), 1), FULL)
+    table = layers.layer_table(**FULL)
+    made = weights.full_size(SMALL, random_weights(layers.layer_table(**SMALL), 1), FULL)
     inner = made["unet_conv_downarm_1_1"]["kernel"]
     assert 0 < np.std(inner[..., 3:, :3]) < 0.1 * np.std(inner[..., 3:, 3:]), "a little of them in every layer"
     image = np.random.default_rng(0).random((16, 16, 16))
@@ -106,13 +106,13 @@ def test_networks_that_do_not_fit_are_refused(wrong):
 
 def test_file_has_upstreams_layout(tmp_path):
     folder = weights.make_model(tmp_path / "model", ROOT / "models")
-    made = model.load(folder)
-    table = network.table_of(made)
+    made = cards.load(folder)
+    table = layers.table_of(made)
     assert (made.name, made.research_grade, made.resolution) == ("synthseg1size", False, 1.0)
-    assert made.card["network"] == model.load(ROOT / "models" / "synthseg1").card["network"]
-    read = network.read_weights(folder / "weights.h5", table)
-    small = model.load(ROOT / "models" / "compact2mm")
-    small_weights = network.read_weights(small.folder / "compact2mm.h5", network.table_of(small))
+    assert made.card["network"] == cards.load(ROOT / "models" / "synthseg1").card["network"]
+    read = layers.read_weights(folder / "weights.h5", table)
+    small = cards.load(ROOT / "models" / "compact2mm")
+    small_weights = layers.read_weights(small.folder / "compact2mm.h5", layers.table_of(small))
     deep = small_weights["unet_conv_downarm_3_1"]["kernel"]
     assert np.array_equal(read["unet_conv_downarm_4_1"]["kernel"][..., : deep.shape[3], : deep.shape[4]], deep)
     with h5py.File(folder / "weights.h5") as file:

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from stand_in import SHAPE, Brightness, affine, head
 
-from synthseg_native import cli, memory, outputs, record, segment
+from synthseg_native import cli, memory
 from synthseg_native.errors import EXIT_CODES, SynthSegError
+from synthseg_native.pipeline import segment
+from synthseg_native.results import outputs, record
 
 
 @pytest.fixture

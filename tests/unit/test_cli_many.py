@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 from stand_in import Brightness, affine, head
 
-from synthseg_native import cli, engines, outputs, weights
+from synthseg_native import cli, engines
 from synthseg_native.errors import SynthSegError
+from synthseg_native.networks import weights
+from synthseg_native.results import outputs
 
 
 @pytest.fixture

@@ -24,9 +24,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from synthseg_native import outputs
 from synthseg_native.errors import SynthSegError
-from synthseg_native.scan import ACCEPTABLE, read
+from synthseg_native.results import outputs
+from synthseg_native.scan.reading import ACCEPTABLE, read
 
 MUTATIONS = 10_000
 MEMORY = 10**9

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from synthseg_native import image, reference
-from synthseg_native.scan import read
+from synthseg_native import reference
+from synthseg_native.scan import grid
+from synthseg_native.scan.reading import read
 
 SETTINGS = {"pad_multiple": 8, "min_size": 16}
 
@@ -31,23 +32,23 @@ def save(path, data=None, affine=None, **header):
     [(1.0, False), (0.9501, False), (1.0499, False), (0.9499, True), (1.0501, True), (0.5, True)],
 )
 def test_resampling_starts_beyond_a_twentieth_of_a_millimetre(size, resampled):
-    assert image.needs_resampling(np.array([1, 1, size]), 1.0) is resampled
-    assert image.needs_resampling(np.float32([1, 1, size]), 1.0) is resampled
-    assert image.needs_resampling(np.array([2, 2, size + 1]), 2.0) is resampled
+    assert grid.needs_resampling(np.array([1, 1, size]), 1.0) is resampled
+    assert grid.needs_resampling(np.float32([1, 1, size]), 1.0) is resampled
+    assert grid.needs_resampling(np.array([2, 2, size + 1]), 2.0) is resampled
 
 
 def test_both_limits_of_the_tolerance_are_left_alone():
-    assert not image.needs_resampling(np.array([0.95, 1.05, 1]), 1.0)
-    assert image.needs_resampling(np.array([1, 1, 1.0500001]), 1.0)
-    assert image.needs_resampling(np.array([1, 1, 0.9499999]), 1.0)
+    assert not grid.needs_resampling(np.array([0.95, 1.05, 1]), 1.0)
+    assert grid.needs_resampling(np.array([1, 1, 1.0500001]), 1.0)
+    assert grid.needs_resampling(np.array([1, 1, 0.9499999]), 1.0)
     # Headers hold float32, where 1.05 rounds to the inner side and 0.95 to the outer one. Upstream compares alike.
-    assert not image.needs_resampling(np.float32([1, 1, 1.05]), 1.0)
-    assert image.needs_resampling(np.float32([1, 1, 0.95]), 1.0)
+    assert not grid.needs_resampling(np.float32([1, 1, 1.05]), 1.0)
+    assert grid.needs_resampling(np.float32([1, 1, 0.95]), 1.0)
 
 
 @pytest.mark.parametrize(("n", "factor"), [(220, 0.9), (221, 1.1), (256, 0.9375), (176, 1.2), (189, 0.5), (7, 3.0)])
 def test_sample_positions_are_those_of_a_float_range(n, factor):
-    positions = image.sample_positions(n, factor)
+    positions = grid.sample_positions(n, factor)
     wanted = np.ceil(n * factor)
     assert abs(len(positions) - wanted) <= 1
     assert positions.min() >= 0
@@ -57,7 +58,7 @@ def test_sample_positions_are_those_of_a_float_range(n, factor):
 
 
 def test_float_range_can_give_one_sample_more():
-    lengths = {n: len(image.sample_positions(n, 1.1)) - int(np.ceil(n * 1.1)) for n in range(50, 400)}
+    lengths = {n: len(grid.sample_positions(n, 1.1)) - int(np.ceil(n * 1.1)) for n in range(50, 400)}
     assert set(lengths.values()) <= {0, 1}
     assert 1 in lengths.values()
 
@@ -66,7 +67,7 @@ def test_resampling_keeps_the_outer_faces_and_reproduces_a_linear_ramp():
     affine = np.diag([2.0, 2, 2, 1])
     affine[:3, 3] = 10, 20, 30
     data = np.broadcast_to(np.arange(20.0)[:, None, None], (20, 16, 16))
-    result, new = image.resample(data, affine, 1.0)
+    result, new = grid.resample(data, affine, 1.0)
     assert result.shape == (40, 32, 32)
     np.testing.assert_allclose(new, [[1, 0, 0, 9.5], [0, 1, 0, 19.5], [0, 0, 1, 29.5], [0, 0, 0, 1]])
     np.testing.assert_allclose(result[1:-1, 5, 5], np.arange(0.25, 19, 0.5)[:38])
@@ -78,7 +79,7 @@ def test_only_axes_that_lose_resolution_are_blurred():
     rng = np.random.default_rng(1)
     data = rng.random((16, 16, 16))
     affine = np.diag([0.5, 2, 1, 1.0])
-    result, _ = image.resample(data, affine, 1.0)
+    result, _ = grid.resample(data, affine, 1.0)
     # The axis at exactly 1 mm is blurred a little as well, as upstream does.
     blurred = gaussian_filter(data, [0.5, 0, 0.25])
     np.testing.assert_allclose(result[3, 3, 5], (blurred[6:8, 1, 5] * 0.75 + blurred[6:8, 2, 5] * 0.25).mean())
@@ -92,7 +93,7 @@ def test_engine_and_reference_resample_alike(voxel_mm, order, threads):
     affine = np.diag([*voxel_mm, 1]) @ nib.affines.from_matvec(np.eye(3), [3, 4, 5])
     data = np.array(rng.normal(size=(20, 22, 18)), order=order)
     before = data.copy()
-    results = image.resample(data, affine, 2.0, threads), reference.resample(data, affine, 2.0)
+    results = grid.resample(data, affine, 2.0, threads), reference.resample(data, affine, 2.0)
     for ours, expected in zip(*results, strict=True):
         np.testing.assert_array_equal(ours, expected)
     np.testing.assert_array_equal(data, before)
@@ -114,10 +115,10 @@ def test_every_way_of_storing_a_scan_gives_the_same_volume_and_comes_back(codes,
     assert "".join(nib.aff2axcodes(turned.affine)) == codes
     nib.save(turned, tmp_path / "scan.nii")
     scan = read(tmp_path / "scan.nii")
-    prepared = image.prepare(scan.data, scan.affine, **SETTINGS)
-    np.testing.assert_array_equal(prepared.volume[prepared.box], image.rescale(data.astype(float)).astype(np.float32))
-    back = image.from_ras(prepared.volume[prepared.box], prepared.axes, prepared.flipped)
-    expected = image.rescale(np.asarray(turned.dataobj).astype(float)).astype(np.float32)
+    prepared = grid.prepare(scan.data, scan.affine, **SETTINGS)
+    np.testing.assert_array_equal(prepared.volume[prepared.box], grid.rescale(data.astype(float)).astype(np.float32))
+    back = grid.from_ras(prepared.volume[prepared.box], prepared.axes, prepared.flipped)
+    expected = grid.rescale(np.asarray(turned.dataobj).astype(float)).astype(np.float32)
     np.testing.assert_array_equal(back, expected)
 
 
@@ -128,12 +129,12 @@ def test_axis_order_is_a_permutation_for_any_rotation_and_agrees_with_the_refere
         affine = np.eye(4)
         angle = np.radians(degrees)
         affine[:3, :3] = nib.quaternions.angle_axis2mat(angle, axis) @ np.diag(rng.uniform(0.5, 5, 3))
-        axes, flipped = image.ras_order(affine)
+        axes, flipped = grid.ras_order(affine)
         assert sorted(axes) == [0, 1, 2]
         data = rng.random((3, 4, 5))
-        turned = image.to_ras(data, axes, flipped)
+        turned = grid.to_ras(data, axes, flipped)
         np.testing.assert_array_equal(turned, reference.to_ras(data, affine))
-        np.testing.assert_array_equal(image.from_ras(turned, axes, flipped), data)
+        np.testing.assert_array_equal(grid.from_ras(turned, axes, flipped), data)
         np.testing.assert_array_equal(reference.from_ras(turned, affine), data)
 
 
@@ -141,7 +142,7 @@ def test_a_duplicate_axis_goes_to_the_missing_one():
     # Both world x and y are closest to voxel axis 0; the later claim moves to axis 1.
     affine = np.eye(4)
     affine[:3, :3] = np.linalg.inv([[1, 0.9, 0], [-0.1, 0.5, 0], [0, 0, 1]])
-    axes, _ = image.ras_order(affine)
+    axes, _ = grid.ras_order(affine)
     assert axes.tolist() == [0, 1, 2]
     assert reference.ras_axes(affine).tolist() == [0, 1, 2]
 
@@ -152,14 +153,14 @@ def test_a_duplicate_axis_goes_to_the_missing_one():
 def test_a_constant_image_becomes_zeros(tmp_path):
     scan = read(save(tmp_path / "scan.nii", np.full((12, 12, 12), 7, np.int16)))
     assert "constant_image" in scan.description["header_flags"]
-    prepared = image.prepare(scan.data, scan.affine, **SETTINGS)
+    prepared = grid.prepare(scan.data, scan.affine, **SETTINGS)
     assert prepared.volume.shape == (16, 16, 16)
     assert not prepared.volume.any()
 
 
 def test_rescaling_uses_the_percentiles_of_all_voxels():
     data = np.arange(1000.0).reshape(10, 10, 10)
-    result = image.rescale(data)
+    result = grid.rescale(data)
     low, high = np.percentile(data, [0.5, 99.5])
     np.testing.assert_allclose(result, np.clip((data - low) / (high - low), 0, 1))
     assert result.min() == 0
@@ -170,8 +171,8 @@ def test_rescaling_uses_the_percentiles_of_all_voxels():
 def test_ct_is_clipped_before_rescaling(tmp_path):
     data = np.linspace(-1000, 3000, 12**3).reshape(12, 12, 12)
     scan = read(save(tmp_path / "scan.nii", data))
-    prepared = image.prepare(scan.data, scan.affine, **SETTINGS, ct=True)
-    expected = image.rescale(np.clip(scan.data, 0, 80)).astype(np.float32)
+    prepared = grid.prepare(scan.data, scan.affine, **SETTINGS, ct=True)
+    expected = grid.rescale(np.clip(scan.data, 0, 80)).astype(np.float32)
     np.testing.assert_array_equal(prepared.volume[prepared.box], expected)
 
 
@@ -185,12 +186,12 @@ def test_ct_is_clipped_before_rescaling(tmp_path):
     ],
 )
 def test_padded_sizes(shape, padded):
-    assert tuple(image.padded_size(n, 32, 128) for n in shape) == padded
+    assert tuple(grid.padded_size(n, 32, 128) for n in shape) == padded
 
 
 def test_the_odd_plane_of_padding_is_on_the_far_side():
     data = np.ones((11, 12, 13))
-    volume, box = image.pad(data, 8, (16, 16, 16))
+    volume, box = grid.pad(data, 8, (16, 16, 16))
     assert volume.shape == (16, 16, 16)
     assert box == (slice(2, 13), slice(2, 14), slice(1, 14))
     assert volume.sum() == data.size
@@ -206,7 +207,7 @@ def test_the_odd_plane_of_padding_is_on_the_far_side():
 @pytest.mark.parametrize("size", [(8, 8, 8), (9, 20, 100), (12, 14, 16), (1, 1, 1)])
 def test_engine_and_reference_crop_alike(size):
     data = ramp((21, 30, 18)).astype(float)
-    prepared = image.prepare(data, np.eye(4), **SETTINGS, crop=size)
+    prepared = grid.prepare(data, np.eye(4), **SETTINGS, crop=size)
     rounded = [-(-n // 8) * 8 for n in size]
     box = reference.crop_box(data.shape, rounded)
     volume, inside = reference.pad(reference.scale(data[box]), 8, rounded)
@@ -226,7 +227,7 @@ def head(low, high, shape=(40, 44, 48)):
 )
 def test_engine_and_reference_leave_out_the_same_margins(low, high):
     data = head(low, high)
-    prepared = image.prepare(data, np.eye(4), **SETTINGS, autocrop=True)
+    prepared = grid.prepare(data, np.eye(4), **SETTINGS, autocrop=True)
     box = reference.bright_box(reference.scale(data), 8)
     volume, inside = reference.pad(reference.scale(data)[box], 8, [16] * 3)
     assert ([part.indices(n)[:2] for part, n in zip(prepared.crop, data.shape, strict=True)]
@@ -237,7 +238,7 @@ def test_engine_and_reference_leave_out_the_same_margins(low, high):
 
 
 def test_a_dark_image_is_not_cropped():
-    prepared = image.prepare(np.zeros((20, 20, 20)), np.eye(4), **SETTINGS, autocrop=True)
+    prepared = grid.prepare(np.zeros((20, 20, 20)), np.eye(4), **SETTINGS, autocrop=True)
     assert prepared.volume[prepared.box].shape == (20, 20, 20)
 
 
@@ -247,28 +248,28 @@ def test_what_is_cropped_goes_back_to_its_place(codes):
     move = nib.orientations.ornt_transform(nib.io_orientation(np.eye(4)), nib.orientations.axcodes2ornt(codes))
     turned = nib.Nifti1Image(data, np.eye(4)).as_reoriented(move)
     stored = np.asarray(turned.dataobj)
-    prepared = image.prepare(stored, turned.affine, **SETTINGS, crop=(8, 16, 8))
+    prepared = grid.prepare(stored, turned.affine, **SETTINGS, crop=(8, 16, 8))
     part = data[prepared.crop]
-    back = image.from_ras(image.uncrop(part, prepared, -1), prepared.axes, prepared.flipped)
+    back = grid.from_ras(grid.uncrop(part, prepared, -1), prepared.axes, prepared.flipped)
     kept = back != -1
     assert kept.sum() == 8 * 16 * 8
     np.testing.assert_array_equal(back[kept], stored[kept])
-    origin = image.crop_origin(prepared)
+    origin = grid.crop_origin(prepared)
     assert origin == tuple(np.argwhere(kept).min(axis=0))
-    four = image.uncrop(np.stack([part, part], axis=-1), prepared, np.array([1, 0]))
+    four = grid.uncrop(np.stack([part, part], axis=-1), prepared, np.array([1, 0]))
     assert four.shape == (*data.shape, 2)
     assert four[0, 0, 0].tolist() == [1, 0]
-    np.testing.assert_array_equal(image.from_ras(four, prepared.axes, prepared.flipped)[kept][:, 0], stored[kept])
+    np.testing.assert_array_equal(grid.from_ras(four, prepared.axes, prepared.flipped)[kept][:, 0], stored[kept])
 
 
 def test_regridding_says_by_how_much(tmp_path):
     scan = read(save(tmp_path / "a.nii", affine=np.diag([2, 1, 0.75, 1])))
-    gridded = image.regrid(scan, 1.0)
+    gridded = grid.regrid(scan, 1.0)
     np.testing.assert_allclose(gridded.factor, [2, 1, 0.75])
     np.testing.assert_array_equal(gridded.voxel_mm, [1, 1, 1])
     assert gridded.data.shape == (24, 14, 12)
     scan = read(save(tmp_path / "b.nii", affine=np.diag([1.04, 1, 0.96, 1])))
-    gridded = image.regrid(scan, 1.0)
+    gridded = grid.regrid(scan, 1.0)
     assert gridded.factor is None
     assert gridded.data is scan.data
     np.testing.assert_allclose(gridded.voxel_mm, [1.04, 1, 0.96])

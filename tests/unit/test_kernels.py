@@ -7,7 +7,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from synthseg_native.engines import kernels
+from synthseg_native.engines.kernels import operations
 
 # Runs in the OpenVINO environment. A kernel of its own applies a function to a row of numbers.
 PROGRAM = """
@@ -105,7 +105,7 @@ def test_compiled_kernels_are_kept_for_the_next_process(found):
 
 @pytest.mark.parametrize("sources", [[False], [False, True], [True]])
 def test_winograd_transforms_give_the_convolution(sources):
-    rng, winograd = np.random.default_rng(0), kernels.Winograd(sources)
+    rng, winograd = np.random.default_rng(0), operations.Winograd(sources)
     sums, expected = np.zeros((6, 6)), np.zeros((4, 4))
     for number, upsampled in enumerate(sources):
         tile, kernel = rng.standard_normal((4, 4) if upsampled else (6, 6)), rng.standard_normal((3, 3))
@@ -119,7 +119,7 @@ def test_winograd_transforms_give_the_convolution(sources):
 
 
 def test_the_products_of_an_upsampled_image_that_are_always_0_are_left_out():
-    winograd = kernels.Winograd([False, True])
+    winograd = operations.Winograd([False, True])
     assert [winograd.products(source) for source in (0, 1)] == [36, 25]
     assert winograd.common == 25
     assert sorted(winograd.pairs) == [(i, j) for i in range(6) for j in range(6)]
@@ -130,8 +130,8 @@ def test_the_products_of_an_upsampled_image_that_are_always_0_are_left_out():
 @pytest.mark.parametrize("halo", [0, 1, 2])
 def test_rows_have_room_for_whole_registers(lanes, halo):
     for z in range(1, 70):
-        layout = kernels.Layout((6, z), 3, lanes, halo)
-        step = kernels.VECTORS * lanes
+        layout = operations.Layout((6, z), 3, lanes, halo)
+        step = operations.VECTORS * lanes
         assert layout.row >= halo + -(-z // step) * step  # what is written
         assert layout.row % lanes == 0
     planes = np.arange(2 * np.prod(layout.plane)).reshape(2, *layout.plane)
@@ -142,7 +142,7 @@ def test_rows_have_room_for_whole_registers(lanes, halo):
 
 def test_zeros_begin_a_line_after_the_halo():
     for ahead in (0, 1, 2):
-        array = kernels.zeros((3, 5, 32), ahead)
+        array = operations.zeros((3, 5, 32), ahead)
         assert (array.ctypes.data + 4 * ahead) % 64 == 0
         assert array.shape == (3, 5, 32)
         assert not array.any()

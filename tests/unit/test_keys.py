@@ -2,7 +2,7 @@
 
 import pytest
 
-from synthseg_native.cohort import keys
+from synthseg_native.identity import keys
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 LAUNCHING = ("scripts/environment.py", "scripts/launch.sh")
 # What the launcher imports before there is an environment.
 STANDARD_LIBRARY_ONLY = ("cohort/environments", "cohort/paths", "cohort/ranking", "engines/__init__", "errors")
-STANDARD_LIBRARY_ONLY += ("record", "verify", "weights")
+STANDARD_LIBRARY_ONLY += ("results/record", "verification/verify", "networks/weights")
 MAIN = "import os, sys; print(os.getcwd(), os.environ['ENVIRONMENT'], sys.argv[1:])"
 SNAKEFILE = """
 configfile: "config.yaml"
@@ -43,7 +43,8 @@ def project(tmp_path, monkeypatch):
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / name, project / name)
     (project / "src/synthseg_native/__init__.py").write_text("__version__ = '0'")
-    (project / "src/synthseg_native/cohort/__init__.py").touch()
+    for room in ("cohort", "results", "verification", "networks"):
+        (project / "src/synthseg_native" / room / "__init__.py").touch()
     (project / "src/synthseg_native/__main__.py").write_text(MAIN)
     for launcher in ("snakemake", "synthseg-native"):
         shutil.copy(REPOSITORY / launcher, project)

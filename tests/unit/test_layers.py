@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy.ndimage import correlate
 
-from synthseg_native import engines, network
+from synthseg_native import engines
 from synthseg_native.errors import SynthSegError
+from synthseg_native.networks import layers
 
 pytestmark = pytest.mark.slow
 SETTINGS = {"levels": 3, "features": 3, "labels": 4}
@@ -89,7 +90,7 @@ def plain(table, weights, volume):
 def run(root, tensorflow_python, tmp_path_factory):
     folder = tmp_path_factory.mktemp("layers")
     rng = np.random.default_rng(0)
-    table = network.layer_table(**SETTINGS)
+    table = layers.layer_table(**SETTINGS)
     weights = {
         layer.name: {
             name: (rng.normal(size=shape) / np.sqrt(np.prod(shape[:-1])) + (name == "moving_variance") * 3).astype("f4")

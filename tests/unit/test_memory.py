@@ -7,9 +7,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from synthseg_native import engines, image, memory, model, network, scan
+from synthseg_native import engines, memory
 from synthseg_native.cohort.tables import read_tsv
 from synthseg_native.errors import SynthSegError
+from synthseg_native.networks import cards as model
+from synthseg_native.networks import layers
+from synthseg_native.scan import grid, reading
 
 SIZE = memory.Size((192, 256, 192), 192 * 256 * 192, features=24, labels=32)
 CONTESTANTS = [("tensorflow", "float32"), ("openvino", "float32"), ("openvino", "bf16"), ("torch", "float32")]
@@ -82,9 +85,9 @@ def test_the_padded_shape_is_the_one_of_the_pipeline(cards, tmp_path):
         affine = np.diag([*voxel_mm, 1.0])[[*rng.permutation(3).tolist(), 3]]
         data = rng.integers(0, 99, shape, dtype=np.uint8)
         nib.save(nib.Nifti1Image(data, affine), tmp_path / "scan.nii")
-        found = scan.read(tmp_path / "scan.nii", scan.ACCEPTABLE)
-        gridded = image.regrid(found, card["input"]["resolution_mm"])
-        prepared = image.prepare(
+        found = reading.read(tmp_path / "scan.nii", reading.ACCEPTABLE)
+        gridded = grid.regrid(found, card["input"]["resolution_mm"])
+        prepared = grid.prepare(
             gridded.data, gridded.affine, pad_multiple=16, min_size=64, ct=False, crop=None, autocrop=False
         )
         # In the order of the world's axes there, of the scan's here.
@@ -118,7 +121,7 @@ def test_a_run_that_fits_gives_its_prediction():
 
 
 def test_the_limit_is_the_machines_or_the_smaller_one_of_its_group(monkeypatch, tmp_path):
-    from synthseg_native import verify
+    from synthseg_native.verification import verify
 
     monkeypatch.setattr(verify, "memory_bytes", lambda: 8 * 2**30)
     monkeypatch.setattr(memory, "_cgroup_limits", lambda: iter([]))
@@ -175,10 +178,10 @@ def test_it_needs_no_package_at_import(root):
 
 
 def test_the_layer_table_has_the_features_that_the_size_names(cards):
-    table = network.layer_table(**cards["synthseg1"]["network"])
+    table = layers.layer_table(**cards["synthseg1"]["network"])
     size = memory.size_of(cards["synthseg1"], (181, 217, 181), (1, 1, 1))
     assert (size.features, size.labels) == (table[1].channels, table[-1].channels)
-    assert size.parameters == network.count_parameters(table)
+    assert size.parameters == layers.count_parameters(table)
 
 
 def test_the_fit_finds_what_made_the_measurements(root, monkeypatch, tmp_path, capsys):

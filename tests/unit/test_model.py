@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import yaml
 
-from synthseg_native import model
 from synthseg_native.errors import SynthSegError
+from synthseg_native.networks import cards
 
 NAMES = ["compact2mm", "synthseg1", "synthseg2"]
 
@@ -27,7 +27,7 @@ def edit(path, old, new):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_shipped_label_tables_are_consistent(root, name):
-    labels = model.read_labels(root / "models" / name / "labels.tsv")
+    labels = cards.read_labels(root / "models" / name / "labels.tsv")
     n = len(labels)
     assert n == (33 if name == "synthseg2" else 32)
     assert np.all(np.diff(labels.index) > 0)  # channels are in ascending order of values
@@ -46,7 +46,7 @@ def test_shipped_label_tables_are_consistent(root, name):
 
 
 def test_topology_classes_of_the_specification(root):
-    labels = model.read_labels(root / "models" / "synthseg1" / "labels.tsv")
+    labels = cards.read_labels(root / "models" / "synthseg1" / "labels.tsv")
     classes = {
         group: labels.index[labels.topology == group].tolist()
         for group in np.unique(labels.topology[labels.topology > 0])
@@ -60,7 +60,7 @@ def test_topology_classes_of_the_specification(root):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_shipped_cards_load(root, name):
-    settings = model.load(root / "models" / name)
+    settings = cards.load(root / "models" / name)
     assert settings.name == name
     assert settings.research_grade is (name != "compact2mm")
     assert settings.resolution == (2.0 if name == "compact2mm" else 1.0)
@@ -69,11 +69,11 @@ def test_shipped_cards_load(root, name):
 
 def test_models_are_found_by_name(root, tmp_path, monkeypatch, folder):
     monkeypatch.chdir(tmp_path)
-    assert model.load("compact2mm").folder == root / "models" / "compact2mm"
+    assert cards.load("compact2mm").folder == root / "models" / "compact2mm"
     monkeypatch.setenv("SYNTHSEG_NATIVE_MODELS", str(folder.parent))
-    assert model.load(folder.name).folder == folder
+    assert cards.load(folder.name).folder == folder
     with pytest.raises(SynthSegError, match="synthseg9: no such model") as caught:
-        model.load("synthseg9")
+        cards.load("synthseg9")
     assert caught.value.code == "usage"
 
 
@@ -97,7 +97,7 @@ def test_models_are_found_by_name(root, tmp_path, monkeypatch, folder):
 def test_unusable_models_are_refused(folder, file, old, new, words):
     edit(folder / file, old, new)
     with pytest.raises(SynthSegError, match=words) as caught:
-        model.load(folder)
+        cards.load(folder)
     assert caught.value.code == "usage"
     assert str(folder / file) in caught.value.message
     assert "\n" not in caught.value.message
@@ -106,7 +106,7 @@ def test_unusable_models_are_refused(folder, file, old, new, words):
 def test_a_missing_label_table_is_refused(folder):
     (folder / "labels.tsv").unlink()
     with pytest.raises(SynthSegError, match=r"labels\.tsv: No such file"):
-        model.load(folder)
+        cards.load(folder)
 
 
 def test_cards_are_plain_yaml(root):

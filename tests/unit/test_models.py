@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from synthseg_native import weights
+from synthseg_native.networks import weights
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 NAMES = sorted(path.parent.name for path in MODELS.glob("*/card.yaml"))

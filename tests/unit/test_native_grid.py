@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synthseg_native import image, native_grid
-from synthseg_native.native_grid import labels_on_grid, nearest_labels
+from synthseg_native.scan import grid as image
+from synthseg_native.scan import own_grid
+from synthseg_native.scan.own_grid import labels_on_grid, nearest_labels
 
 VALUES = np.array([0, 2, 41, 14], dtype=np.int32)
 
@@ -50,13 +51,13 @@ def test_a_size_that_the_factor_does_not_give_is_refused():
 
 
 def test_weights_by_hand():
-    index, weight = native_grid._taps(2, 2.5, 5)  # voxels 0..2.5 and 2.5..5 of the network's axis
+    index, weight = own_grid._taps(2, 2.5, 5)  # voxels 0..2.5 and 2.5..5 of the network's axis
     np.testing.assert_array_equal(index, [[0, 2], [1, 3], [2, 4]])
     np.testing.assert_allclose(weight, [[0.4, 0.2], [0.4, 0.4], [0.2, 0.4]], rtol=1e-6)
-    index, weight = native_grid._taps(2, 1.5, 3)  # centres at 0.25 and 1.75
+    index, weight = own_grid._taps(2, 1.5, 3)  # centres at 0.25 and 1.75
     np.testing.assert_array_equal(index, [[0, 1], [1, 2]])
     np.testing.assert_allclose(weight, [[0.75, 0.25], [0.25, 0.75]], rtol=1e-6)
-    index, weight = native_grid._taps(4, 0.5, 2)  # centres at -0.25 (moved to the border), 0.25, 0.75, 1.25
+    index, weight = own_grid._taps(4, 0.5, 2)  # centres at -0.25 (moved to the border), 0.25, 0.75, 1.25
     np.testing.assert_array_equal(index, [[0, 0, 0, 1], [1, 1, 1, 1]])
     np.testing.assert_allclose(weight, [[1, 0.75, 0.25, 1], [0, 0.25, 0.75, 0]], rtol=1e-6)
 
@@ -70,7 +71,7 @@ def test_equals_a_dense_calculation(factor):
     posteriors[grid[0] // 2 :, :, :, 3] = 0  # a channel that is somewhere only
     dense = posteriors
     for axis, (n, f) in enumerate(zip(shape, factor, strict=True)):
-        index, weight = native_grid._taps(n, f, grid[axis])
+        index, weight = own_grid._taps(n, f, grid[axis])
         matrix = np.zeros((n, grid[axis]))
         for i, w in zip(index, weight, strict=True):
             np.add.at(matrix, (np.arange(n), i), w)
@@ -211,7 +212,7 @@ def test_how_many_planes_are_filled_at_a_time_changes_nothing(planes, factor, mo
     posteriors = random_posteriors(network_shape(shape, factor), seed=8)
     posteriors[: len(posteriors) // 2, ..., 2] = 0
     expected = labels_on_grid(posteriors, VALUES, factor, shape)
-    monkeypatch.setattr(native_grid, "PART", planes)
+    monkeypatch.setattr(own_grid, "PART", planes)
     result = labels_on_grid(posteriors, VALUES, factor, shape, threads=2)
     np.testing.assert_array_equal(result.labels, expected.labels)
     assert (result.missing, result.rescued) == (expected.missing, expected.rescued)
@@ -245,7 +246,7 @@ def test_one_sample_more_or_fewer_moves_nothing(extra, monkeypatch):
     posteriors = soft_ball(tuple(n + 1 for n in usual), 3.5, (8, 4, 20))
     expected = labels_on_grid(posteriors[: usual[0], : usual[1], : usual[2]], VALUES[:2], factor, shape)
     odd = tuple(n + extra for n in usual)
-    monkeypatch.setattr(native_grid, "_geometry", lambda factor, shape: (factor, odd))
+    monkeypatch.setattr(own_grid, "_geometry", lambda factor, shape: (factor, odd))
     result = labels_on_grid(posteriors[: odd[0], : odd[1], : odd[2]], VALUES[:2], factor, shape)
     np.testing.assert_array_equal(result.labels, expected.labels)
     assert result.labels.any()

@@ -4,8 +4,9 @@ import h5py
 import numpy as np
 import pytest
 
-from synthseg_native import model, network
 from synthseg_native.errors import SynthSegError
+from synthseg_native.networks import cards
+from synthseg_native.networks import layers as network
 
 V1 = {"levels": 5, "features": 24, "labels": 32}
 SMALL = {"levels": 2, "features": 3, "labels": 4}
@@ -121,7 +122,7 @@ def test_a_file_that_is_not_hdf5_is_refused(tmp_path):
 
 
 def test_the_shipped_weights_fit_their_card(root):
-    settings = model.load(root / "models" / "compact2mm")
+    settings = cards.load(root / "models" / "compact2mm")
     table = network.table_of(settings)
     weights = network.read_weights(root / "models" / "compact2mm" / "compact2mm.h5", table)
     count = sum(value.size for values in weights.values() for value in values.values())

@@ -4,10 +4,11 @@ import engine_cases
 import numpy as np
 import pytest
 
-from synthseg_native import engines, probes
+from synthseg_native import engines
 from synthseg_native.engines import openvino
 from synthseg_native.errors import SynthSegError
-from synthseg_native.network import layer_table
+from synthseg_native.networks.layers import layer_table
+from synthseg_native.verification import probes
 
 # Runs in the OpenVINO environment: networks and volumes of several shapes, for registers of several sizes.
 PROGRAM = """

@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 from nibabel.openers import ImageOpener
 
-from synthseg_native import model, outputs, posterior
 from synthseg_native.errors import SynthSegError
+from synthseg_native.networks import cards
+from synthseg_native.pipeline import posteriors
+from synthseg_native.results import outputs
 
 LABELS = np.arange(24, dtype=np.int32).reshape(2, 3, 4)
 
 
 @pytest.fixture
 def table(root):
-    return model.read_labels(root / "models" / "synthseg1" / "labels.tsv")
+    return cards.read_labels(root / "models" / "synthseg1" / "labels.tsv")
 
 
 def header(dtype=np.int16, **fields):
@@ -99,7 +101,7 @@ def test_an_image_is_saved_in_the_type_of_the_scan(tmp_path):
 
 def test_margins_are_stored_in_steps(tmp_path):
     image = header()
-    margin = np.linspace(0, posterior.MAX_MARGIN, 24, dtype=np.float32).reshape(2, 3, 4)
+    margin = np.linspace(0, posteriors.MAX_MARGIN, 24, dtype=np.float32).reshape(2, 3, 4)
     outputs.save_margin(tmp_path / "margin.nii.gz", margin, image.affine, image.header)
     saved = nib.load(tmp_path / "margin.nii.gz")
     assert saved.get_data_dtype() == np.uint16
@@ -138,7 +140,7 @@ def test_subject_names_in_the_csv_are_upstreams(tmp_path, table, name, subject):
 
 
 def test_models_with_csf_open_with_the_intracranial_volume(tmp_path, root):
-    table = model.read_labels(root / "models" / "synthseg2" / "labels.tsv")
+    table = cards.read_labels(root / "models" / "synthseg2" / "labels.tsv")
     outputs.save_volumes_csv(tmp_path / "v.csv", table, [outputs.csv_row("a.nii.gz", table, np.full(33, 2.0))])
     with (tmp_path / "v.csv").open(newline="") as file:
         names, row = csv.reader(file)

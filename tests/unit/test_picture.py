@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from scipy.ndimage import affine_transform
 
-from synthseg_native import model, picture
+from synthseg_native.networks import cards
+from synthseg_native.results import picture
 
 VOXEL_MM = 2.0
 HIPPOCAMPUS = 17  # drawn in yellow
@@ -19,7 +20,7 @@ HIPPOCAMPUS = 17  # drawn in yellow
 
 @pytest.fixture(scope="module")
 def table(root):
-    return model.read_labels(root / "models/synthseg2/labels.tsv")
+    return cards.read_labels(root / "models/synthseg2/labels.tsv")
 
 
 @pytest.fixture

@@ -176,11 +176,11 @@ def test_another_drawing_is_no_reason_to_run_a_network(make, root, tmp_path):
         return plan.engine_code, plan.step_key("picture.py")
 
     before = digests()
-    drawing = tmp_path / "src/synthseg_native/picture.py"
+    drawing = tmp_path / "src/synthseg_native/results/picture.py"
     drawing.write_text(drawing.read_text() + "\n_CHANGED = True\n")
     after = digests()
     assert after[0] == before[0] and after[1] != before[1]
-    quality = tmp_path / "src/synthseg_native/quality.py"
+    quality = tmp_path / "src/synthseg_native/results/quality.py"
     quality.write_text(quality.read_text() + "\n_CHANGED = True\n")
     assert digests()[0] != before[0], "its numbers are in the run record"
 
@@ -272,7 +272,7 @@ def test_an_engine_s_code_is_its_own(make, root, tmp_path):
     assert after["tensorflow"] == before["tensorflow"] and after["openvino"] != before["openvino"]
     change("memory.py")
     assert codes() == after, "another prediction of memory changes no label"
-    change("posterior.py")
+    change("pipeline/posteriors.py")
     assert not set(codes().values()) & set(after.values())
 
 

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from synthseg_native import posterior, reference
+from synthseg_native import reference
 from synthseg_native.errors import SynthSegError
+from synthseg_native.pipeline import posteriors as posterior
 
 FLIP = np.array([0, 2, 1, 3])
 VALUES = np.array([0, 2, 41, 14], dtype=np.int32)

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from synthseg_native import model, quality
+from synthseg_native.networks import cards
+from synthseg_native.results import quality
 
 # One side in mm3, about what adults have.
 VOLUMES = {
@@ -20,7 +21,7 @@ VOLUMES = {
 
 @pytest.fixture(params=["synthseg1", "synthseg2"])
 def table(request, root):
-    return model.read_labels(root / "models" / request.param / "labels.tsv")
+    return cards.read_labels(root / "models" / request.param / "labels.tsv")
 
 
 def sound(table):

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from synthseg_native import verify
 from synthseg_native.cohort import environments, ranking
 from synthseg_native.engines import NAMES
 from synthseg_native.errors import SynthSegError
+from synthseg_native.verification import verify
 
 LINUX, MAC, ARM = ("Linux", "x86_64"), ("Darwin", "arm64"), ("Linux", "aarch64")
 CPU, GPU, NOTHING = "cpu", "gpu", None

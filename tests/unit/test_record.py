@@ -5,8 +5,8 @@ import platform
 
 import pytest
 
-from synthseg_native import record
 from synthseg_native.errors import SynthSegError
+from synthseg_native.results import record
 
 
 def test_a_new_record_has_the_whole_schema_and_is_json():

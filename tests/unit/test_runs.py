@@ -13,8 +13,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from synthseg_native import errors, memory, record, scan
+from synthseg_native import errors, memory
 from synthseg_native.cohort import paths, runs
+from synthseg_native.results import record
+from synthseg_native.scan import reading
 
 ROOT = Path(__file__).parents[2]
 SCAN = "sub-01/ses-a/anat/sub-01_ses-a_acq-fast_run-2_T1w"
@@ -276,7 +278,7 @@ def test_a_soft_volume_that_is_no_number_is_missing(place):
 def test_a_flat_image_is_refused_by_the_reference_in_the_engines_words(place):
     nib.save(nib.Nifti1Image(np.ones((20, 20), np.float32), np.eye(4)), place / "flat.nii.gz")
     with pytest.raises(errors.SynthSegError) as caught:
-        scan.read(place / "flat.nii.gz")
+        reading.read(place / "flat.nii.gz")
     done, _ = call(place, "reference", image="flat.nii.gz")
     assert (done.returncode, done.stderr) == (3, f"{caught.value.message}\n")
     assert failed(place, "reference")["error"]["code"] == "bad_input"

@@ -10,9 +10,10 @@ import pytest
 from scipy.spatial.transform import Rotation
 from small_scans import MGH, patch, ramp, save
 
-from synthseg_native import image, outputs, scan
 from synthseg_native.errors import SynthSegError
-from synthseg_native.scan import ACCEPTABLE, FLAGS, read
+from synthseg_native.results import outputs
+from synthseg_native.scan import grid, reading
+from synthseg_native.scan.reading import ACCEPTABLE, FLAGS, read
 
 
 def affine_of(turn, offset=(0, 0, 0)):
@@ -114,7 +115,7 @@ def test_facts_for_the_record(tmp_path):
         "shear_volume_factor": 1,
         "header_flags": [],
     }
-    assert facts["sha256"] == scan.sha256_of(tmp_path / "scan.nii")
+    assert facts["sha256"] == reading.sha256_of(tmp_path / "scan.nii")
 
 
 def two_forms(path, sform, qform):
@@ -222,7 +223,7 @@ SWAPPING = np.array([[0.6542, -0.2240, 0.4566], [0.7559, 0.5106, -0.2441], [-0.0
 def test_axes_that_would_come_out_mirrored_are_refused(tmp_path):
     affine = affine_of(SWAPPING)
     assert np.linalg.det(affine) > 0.85
-    axes, flipped = image.ras_order(affine)
+    axes, flipped = grid.ras_order(affine)
     assert np.linalg.det(affine[:3, axes] * np.where(flipped, -1, 1)) < -0.85  # what upstream would segment
     with pytest.raises(SynthSegError, match="left and right would be swapped") as caught:
         read(save(tmp_path / "scan.nii", affine=affine), ACCEPTABLE)
@@ -234,7 +235,7 @@ def test_no_rotation_and_no_gantry_tilt_comes_out_mirrored():
         tilt = np.eye(3)
         tilt[1, 2] = turn[0, 0]  # up to 45 degrees, to either side
         for matrix in (turn, turn @ tilt):
-            assert not scan._mirrored(affine_of(matrix / np.linalg.norm(matrix, axis=0)))
+            assert not reading._mirrored(affine_of(matrix / np.linalg.norm(matrix, axis=0)))
 
 
 @pytest.mark.parametrize("flip", [1, -1])
@@ -353,7 +354,7 @@ def test_a_drive_that_fails_is_no_bad_input(tmp_path, monkeypatch, error, code, 
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(scan, "_voxels", fail)
+    monkeypatch.setattr(reading, "_voxels", fail)
     with pytest.raises(SynthSegError, match=said) as caught:
         read(path)
     assert caught.value.code == code

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from synthseg_native import probes, verify, verify_process
+from synthseg_native.verification import probes, process, verify
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY / "src")}
@@ -241,7 +241,7 @@ def test_a_broken_cpu_is_not_the_measure():
 
 def test_nothing_works_is_told_not_raised(monkeypatch, tmp_path, capsys):
     everything_fails = FakeDevice(change=lambda operation, result: fail("illegal instruction"))
-    monkeypatch.setattr(verify_process, "find_devices", lambda runtime: find(everything_fails)())
+    monkeypatch.setattr(process, "find_devices", lambda runtime: find(everything_fails)())
     assert verify.main("tensorflow", tmp_path / "env" / "tensorflow.json") == 1
     out, err = capsys.readouterr()
     assert out.splitlines()[-2].startswith("device: none (CPU:0 recognised but not used: ELU and 9 more")
@@ -296,7 +296,7 @@ def pretended(tmp_path, monkeypatch):
         return verify.verify("tensorflow")
 
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(verify_process, "START_S", 20)
+    monkeypatch.setattr(process, "START_S", 20)
     return write
 
 
@@ -312,7 +312,7 @@ def test_tensorflow_that_takes_the_process_down(pretended):
 
 @pytest.mark.slow
 def test_tensorflow_that_hangs(pretended, monkeypatch):
-    monkeypatch.setattr(verify_process, "START_S", 3)
+    monkeypatch.setattr(process, "START_S", 3)
     assert pretended("time.sleep(600)")["decision"]["reason"] == "no answer within 3 s"
 
 
@@ -332,7 +332,7 @@ nn.elu = elu
     [("os.abort()", "the process died (SIGABRT): fatal"), ("time.sleep(600)", "no answer within 3 s")],
 )
 def test_a_device_that_dies_or_hangs_in_a_probe(pretended, monkeypatch, fault, error):
-    monkeypatch.setattr(verify_process, "PROBE_S", 3)
+    monkeypatch.setattr(process, "PROBE_S", 3)
     finding = pretended(PRETENDED.replace("FAULT", fault))
     assert finding["versions"]["tensorflow"] == "2"
     assert finding["probes"][0]["error"] == error
@@ -350,7 +350,8 @@ def test_the_finding_of_a_machine_is_always_the_same():
 
 
 def test_fingerprint_needs_nothing_but_the_standard_library():
-    code = "import sys; from synthseg_native.verify import *; print(fingerprint('tensorflow'), 'numpy' in sys.modules)"
+    code = "import sys; from synthseg_native.verification.verify import fingerprint; "
+    code += "print(fingerprint('tensorflow'), 'numpy' in sys.modules)"
     done = subprocess.check_output([sys.executable, "-c", code], text=True, env=ENVIRONMENT)
     assert done.split() == [verify.fingerprint("tensorflow"), "False"]
 
@@ -452,8 +453,8 @@ def test_torch_on_this_machine(torch_python, tmp_path):
 
 
 MISSING_GPU = """
-from synthseg_native import probes, verify_process
-runtime = "verify_{}"
+from synthseg_native.verification import probes, process as verify_process
+runtime = "{}"
 cpu = verify_process.ProcessDevice(runtime, "CPU:0", "cpu")
 seen = cpu.start()[1]
 cpu.close()

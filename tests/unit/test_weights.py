@@ -8,8 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from synthseg_native import weights
 from synthseg_native.errors import SynthSegError
+from synthseg_native.networks import weights
 
 BODY = bytes(range(256)) * 4096  # 1 MiB
 WRONG = b"x" * len(BODY)

@@ -76,7 +76,7 @@ def phantom(number=1, n=64):
 def channels():
     from training import maps
 
-    from synthseg_native.model import read_labels
+    from synthseg_native.networks.cards import read_labels
 
     return maps.channel_of(read_labels(MODEL / "labels.tsv").index)
 
@@ -87,7 +87,7 @@ def channels():
 def check_every_label_finds_its_channel(folder):
     from training import maps
 
-    from synthseg_native.model import read_labels
+    from synthseg_native.networks.cards import read_labels
 
     labels = read_labels(MODEL / "labels.tsv")
     found = dict(zip(maps.LABELS.tolist(), channels().tolist(), strict=True))
@@ -112,7 +112,7 @@ def check_no_deformation_gives_the_map_itself(folder):
 def check_flip_mirrors_and_swaps_sides(folder):
     from training.generate import generate
 
-    from synthseg_native.model import read_labels
+    from synthseg_native.networks.cards import read_labels
 
     flip = read_labels(MODEL / "labels.tsv").flip
     head = phantom()
@@ -158,7 +158,7 @@ def check_the_target_is_the_most_frequent_label(folder):
 def check_thick_slices(folder):
     from training.generate import acquisition_matrix
 
-    from synthseg_native import image
+    from synthseg_native.scan import grid as image
 
     thick, fine = acquisition_matrix(40, 2.0, 8.0, 3.4), acquisition_matrix(40, 2.0, 1.0, 0.1)
     for matrix in (thick, fine):
@@ -245,8 +245,8 @@ def check_export_gives_the_same_numbers(folder):
     import torch
     from training.network import Network, write_weights
 
-    from synthseg_native import network as engine
-    from synthseg_native.probes import FORMULAS
+    from synthseg_native.networks import layers as engine
+    from synthseg_native.verification.probes import FORMULAS
 
     network = _random_network()
     write_weights(folder / "weights.h5", network.weights())
@@ -355,13 +355,13 @@ def check_improving_given_weights(folder):
     from training.export import export
     from training.train import Trainer
 
-    from synthseg_native import model, weights
     from synthseg_native.errors import SynthSegError
+    from synthseg_native.networks import cards, weights
 
     first = _trainer()
     first.run(folder / "first", 20)
     made = export(folder / "first" / "checkpoint.pt", tiny(), folder / "model")
-    found = model.load(made)
+    found = cards.load(made)
     assert weights.resolve(found.card, made) == made / "compact2mm.h5"
     assert found.card["network"]["levels"] == 3 and found.card["trained"]["iterations"] == 20
     assert found.card["trained"]["held_out"] == [19, 20] and "accuracy" not in found.card
@@ -420,7 +420,7 @@ def check_rendered_scans_lie_on_the_reference(folder):
     from training.command import dice
     from training.generate import render
 
-    from synthseg_native import image
+    from synthseg_native.scan import grid as image
 
     head, settings = phantom(n=70), config()["validation"]["generation"] | {"noise": 0, "bias": 0, "sd": [0, 0]}
     settings |= {"texture_outside": 0, "contrast_jitter": 0}
@@ -442,7 +442,7 @@ def check_views_of_a_scan_come_back(folder):
     import nibabel as nib
     from training import look
 
-    from synthseg_native.model import read_labels
+    from synthseg_native.networks.cards import read_labels
 
     table = read_labels(MODEL / "labels.tsv")
     head = phantom(n=48)

@@ -105,7 +105,7 @@ def test_environments_deleted(project):
 
 
 def test_comments_and_docstrings(project):
-    for name in ("engines/tensorflow.py", "reference.py", "compare.py", "picture.py", "cohort/summary.py"):
+    for name in ("engines/tensorflow.py", "reference.py", "compare.py", "results/picture.py", "cohort/summary.py"):
         path = project.folder / "src/synthseg_native" / name
         path.write_text('"""Another docstring."""\n# A comment.\n' + path.read_text().split('"""', 2)[2])
     project.run().expect()
@@ -187,7 +187,7 @@ def test_engine_code_changed(project):
 
 
 def test_shared_engine_code_changed(one):
-    add_statement(one.folder / "src/synthseg_native/posterior.py")
+    add_statement(one.folder / "src/synthseg_native/pipeline/posteriors.py")
     one.run().expect(*everything("native"))
 
 
@@ -208,7 +208,7 @@ def test_reference_changed(one):
 def test_thresholds_and_drawing_changed(one):
     """What comes after the networks: no network runs."""
     one.configure(equivalence={"max_margin": 0.002})
-    add_statement(one.folder / "src/synthseg_native/picture.py")
+    add_statement(one.folder / "src/synthseg_native/results/picture.py")
     one.run().expect(*everything("picture"))
 
 
@@ -293,7 +293,7 @@ def test_image_vanishes_after_success(project):
     project.run().expect()
     project.label_map("02").unlink()
     project.run().expect("native 02", "compare 02", "summary")
-    add_statement(project.folder / "src/synthseg_native/posterior.py")
+    add_statement(project.folder / "src/synthseg_native/pipeline/posteriors.py")
     project.run().expect("native 02", "compare 02", "summary")
     assert project.label_map("01").read_bytes() == kept
 

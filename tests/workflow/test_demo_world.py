@@ -16,7 +16,7 @@ import pytest
 from scipy import ndimage
 
 from synthseg_native.cohort.samples import read_samples
-from synthseg_native.model import read_labels
+from synthseg_native.networks.cards import read_labels
 
 pytestmark = pytest.mark.slow
 

@@ -5,10 +5,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir) / "src"))
 
-from synthseg_native import memory, verify
-from synthseg_native.cohort import environments, keys, state
+from synthseg_native import memory
+from synthseg_native.cohort import environments, state
 from synthseg_native.cohort.plan import Plan
 from synthseg_native.errors import SynthSegError
+from synthseg_native.identity import keys
+from synthseg_native.verification import verify
 
 try:
     PLAN = Plan(config, workflow.basedir, looking=workflow.output_settings.dryrun)

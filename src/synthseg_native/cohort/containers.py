@@ -22,8 +22,9 @@ from pathlib import Path
 from packaging.markers import Marker
 
 from synthseg_native import measure
-from synthseg_native.cohort import environments, keys
+from synthseg_native.cohort import environments
 from synthseg_native.errors import SynthSegError
+from synthseg_native.identity import keys
 
 RUNTIMES = ("docker", "podman", "apptainer")
 OWN_NAME = "synthseg-native-reference"

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import nibabel as nib
 
-from synthseg_native import memory, weights
-from synthseg_native import model as models
+from synthseg_native import memory
 from synthseg_native.cohort import config as configuration
-from synthseg_native.cohort import containers, demo, environments, keys, paths, ranking, runs, state
+from synthseg_native.cohort import containers, demo, environments, paths, ranking, runs, state
 from synthseg_native.cohort.samples import openable, read_samples
 from synthseg_native.errors import SynthSegError
+from synthseg_native.identity import keys
+from synthseg_native.networks import cards as models
+from synthseg_native.networks import weights
 
 PACKAGE = Path("src/synthseg_native")
 AGGREGATES = {
@@ -232,7 +234,7 @@ class Plan:
             self.root / PACKAGE / "cli.py",
             self.root / PACKAGE / f"engines/{engine}.py",
             without=[
-                "synthseg_native.picture",
+                "synthseg_native.results.picture",
                 "synthseg_native.memory",
                 *(f"synthseg_native.engines.{other}" for other in engines if other != engine),
             ],

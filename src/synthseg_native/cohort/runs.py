@@ -25,12 +25,16 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from synthseg_native import measure, memory, model, outputs, verify
-from synthseg_native import record as record_of
-from synthseg_native import scan as scans
-from synthseg_native.cohort import containers, environments, keys
+from synthseg_native import measure, memory
+from synthseg_native.cohort import containers, environments
 from synthseg_native.cohort.paths import read_json, write_json, write_text
 from synthseg_native.errors import EXIT_CODES, SynthSegError
+from synthseg_native.identity import keys
+from synthseg_native.networks import cards
+from synthseg_native.results import outputs
+from synthseg_native.results import record as record_of
+from synthseg_native.scan import reading as scans
+from synthseg_native.verification import verify
 
 SOURCE = Path(__file__).resolve().parents[2]  # the folder that holds the package: the child runs the same code
 MEASURE = Path(measure.__file__)
@@ -326,7 +330,7 @@ def run_reference(scan, image, settings, python, model_dir, weights, work, timeo
 
     def run():
         _need_file(image)
-        card = model.load(model_dir)
+        card = cards.load(model_dir)
         # The engine's own check: the same line for the same fault.
         record["input"] = scans.read(image, accept=settings.get("accept", ())).description
         if kind == "existing":

@@ -142,10 +142,11 @@ def _accept(cell: str) -> tuple:
     """The flags of a cell, in one order whatever it has; ValueError for one that cannot be accepted."""
     flags = {flag.strip() for flag in cell.split(",")} - set(EMPTY)
     if flags:
-        from synthseg_native import scan  # needs more than the standard library, which is all that bids_samples.py has
+        # Needs more than the standard library, which is all that bids_samples.py has.
+        from synthseg_native.scan import reading
 
         try:
-            scan.check_accept(sorted(flags), "accept:")
+            reading.check_accept(sorted(flags), "accept:")
         except SynthSegError as error:
             raise ValueError(error.message) from None
     return tuple(sorted(flags))

@@ -7,12 +7,13 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from synthseg_native import __version__, volumes
+from synthseg_native import __version__
 from synthseg_native.cohort.paths import failure_record, paths, read_json, write_json, write_text
 from synthseg_native.cohort.tables import MISSING, as_text, read_tsv, write_tsv
 from synthseg_native.compare import verdict_text
-from synthseg_native.model import CSF, read_labels
-from synthseg_native.outputs import VOLUME_COLUMNS
+from synthseg_native.networks.cards import CSF, read_labels
+from synthseg_native.results import volumes
+from synthseg_native.results.outputs import VOLUME_COLUMNS
 
 REFERENCE = "reference"
 BIDS_VERSION = "1.10.0"

@@ -3,8 +3,8 @@
 The contract of a module ``engines.<name>``:
 
 ``build(table, weights, shape, *, device, threads, precision)``
-    Returns an engine for padded volumes of one shape (X, Y, Z). `table` is from `network.layer_table`, `weights` from
-    `network.read_weights`. It imports its runtime here and not before, so that bad input is reported without it.
+    Returns an engine for padded volumes of one shape (X, Y, Z). `table` is from `layers.layer_table`, `weights` from
+    `layers.read_weights`. It imports its runtime here and not before, so that bad input is reported without it.
     Raises SynthSegError("usage") for a device that it does not have, or a precision that this machine has not.
 ``engine.posteriors(volume)``
     Takes a float32 volume (X, Y, Z), which may be a mirrored view, and yields ``(start, slab)``: posteriors after the
@@ -21,7 +21,7 @@ The contract of a module ``engines.<name>``:
 
 import importlib
 
-from ..errors import SynthSegError
+from synthseg_native.errors import SynthSegError
 
 NAMES = ("tensorflow", "openvino", "torch")
 PRECISIONS = ("float32", "bf16")

@@ -11,8 +11,8 @@ from collections import OrderedDict
 
 import numpy as np
 
-from ..errors import SynthSegError
-from .stream import Stream, norm_of
+from synthseg_native.engines.kernels.stream import Stream, norm_of
+from synthseg_native.errors import SynthSegError
 
 STREAMED = 4  # levels by kernels of our own, where there are so many
 KEPT_GRAPHS = 2  # for the last shapes of volumes: each has a copy of its weights

@@ -6,8 +6,8 @@ graph as it does for Keras and every bit of the result is the same.
 
 import os
 
-from ..errors import SynthSegError
-from ..network import NORMALISATION_EPSILON, gaussian_kernel
+from synthseg_native.errors import SynthSegError
+from synthseg_native.networks.layers import NORMALISATION_EPSILON, gaussian_kernel
 
 SLAB = 16  # planes handed out at a time
 

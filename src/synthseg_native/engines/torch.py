@@ -22,8 +22,8 @@ from math import prod
 
 import numpy as np
 
-from ..errors import SynthSegError
-from ..network import NORMALISATION_EPSILON, gaussian_kernel
+from synthseg_native.errors import SynthSegError
+from synthseg_native.networks.layers import NORMALISATION_EPSILON, gaussian_kernel
 
 SLAB_BYTES = 2**27  # of one tensor in float32: a dozen planes of 256 x 256, 33 labels
 OLDEST = (2, 13)

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .network import NORMALISATION_EPSILON, gaussian_kernel, layer_table
+from synthseg_native.networks.layers import NORMALISATION_EPSILON, gaussian_kernel, layer_table
 
 # Largest difference to the CPU in results of order 1. Other orders of summation stay below 1e-5; reduced precision
 # (TF32, bfloat16) and wrong kernels do not.

@@ -1,7 +1,7 @@
 """From the network's grid to a label map on the input's own grid.
 
 Both grids have the same axes and their outer faces coincide, so everything is done axis by axis. `factor` is the input
-voxel size over the network's, (3,), as in `image.resample`; None where nothing was resampled. Arrays are in the
+voxel size over the network's, (3,), as in `grid.resample`; None where nothing was resampled. Arrays are in the
 input's axis order, flipped or transposed views are fine.
 """
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .image import sample_positions, workers
+from synthseg_native.scan.grid import sample_positions, workers
 
 PART = 16  # planes that are filled at a time
 
@@ -93,7 +93,7 @@ def labels_on_grid(posteriors, values, factor, shape, origin=(0, 0, 0), threads=
 
 
 def _geometry(factor, shape):
-    """factor (3,) float64, and the size of the network's grid that `image.resample` makes of `shape`."""
+    """factor (3,) float64, and the size of the network's grid that `grid.resample` makes of `shape`."""
     if factor is None:
         return np.ones(3), tuple(shape)
     factor = np.asarray(factor, dtype=np.float64)

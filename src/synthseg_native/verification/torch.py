@@ -1,11 +1,11 @@
-"""PyTorch for the probes; see `verify_process`."""
+"""PyTorch for the probes; see `process`."""
 
 import os
 from itertools import product
 
-from .engines import torch as engine
-from .network import NORMALISATION_EPSILON
-from .verify_process import versions_of
+from synthseg_native.engines import torch as engine
+from synthseg_native.networks.layers import NORMALISATION_EPSILON
+from synthseg_native.verification.process import versions_of
 
 TITLE, ENGINE = "PyTorch", "torch"
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import SynthSegError
-from .image import workers
+from synthseg_native.errors import SynthSegError
+from synthseg_native.scan.grid import workers
 
 MAX_MARGIN = 0.0655  # what the margin map can hold: 65500 steps of 1e-6
 FAST_THRESHOLD = 0.2  # posteriors below it are dropped in fast mode, in place of the topology step

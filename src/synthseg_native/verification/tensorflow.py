@@ -1,10 +1,10 @@
-"""TensorFlow for the probes; see `verify_process`."""
+"""TensorFlow for the probes; see `process`."""
 
 import contextlib
 import os
 
-from .network import NORMALISATION_EPSILON
-from .verify_process import versions_of
+from synthseg_native.networks.layers import NORMALISATION_EPSILON
+from synthseg_native.verification.process import versions_of
 
 TITLE, ENGINE = "TensorFlow", "tensorflow"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import SynthSegError
+from synthseg_native.errors import SynthSegError
 
 NORMALISATION_EPSILON = 1e-3  # Keras' default, with which SynthSeg was trained
 
@@ -86,7 +86,7 @@ def layer_table(
 
 
 def table_of(model) -> list[Layer]:
-    """The layer table of a `model.Model`."""
+    """The layer table of a `cards.Model`."""
     return layer_table(**model.card["network"], smoothing_sigma=model.smoothing_sigma)
 
 

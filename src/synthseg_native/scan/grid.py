@@ -59,7 +59,7 @@ def workers(threads):
 
 
 def regrid(scan, resolution, threads=1) -> Regridded:
-    """Resample a `scan.Scan` to isotropic voxels of `resolution` mm where its voxel sizes ask for it."""
+    """Resample a `reading.Scan` to isotropic voxels of `resolution` mm where its voxel sizes ask for it."""
     if not needs_resampling(scan.voxel_mm, resolution):
         return Regridded(scan.data, scan.affine, scan.voxel_mm, None)
     data, affine = resample(scan.data, scan.affine, resolution, threads)

@@ -17,9 +17,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from .errors import SynthSegError
-from .image import ras_order, voxel_sizes
-from .outputs import IMAGE_EXTENSIONS, image_extension
+from synthseg_native.errors import SynthSegError
+from synthseg_native.results.outputs import IMAGE_EXTENSIONS, image_extension
+from synthseg_native.scan.grid import ras_order, voxel_sizes
 
 MAX_VOXELS = 2**30
 MAX_BYTES = 8 * MAX_VOXELS
@@ -360,7 +360,7 @@ def _compare_forms(header, shape) -> set:
 
 
 def _ambiguous(affine) -> bool:
-    """Whether another choice of axes than that of `image.ras_order` has nearly, or more than, its weight."""
+    """Whether another choice of axes than that of `grid.ras_order` has nearly, or more than, its weight."""
     weight = np.abs(np.linalg.inv(affine)[:3, :3])
     axes, _ = ras_order(affine)
     chosen = weight[axes, np.arange(3)]
@@ -369,7 +369,7 @@ def _ambiguous(affine) -> bool:
 
 
 def _mirrored(affine) -> bool:
-    """Whether turning to RAS by `image.ras_order` would make a mirror image.
+    """Whether turning to RAS by `grid.ras_order` would make a mirror image.
 
     No rotation does. Shear can: the axes are chosen by the inverse of the affine, their directions by the affine.
     """
@@ -379,7 +379,7 @@ def _mirrored(affine) -> bool:
 
 
 def _orientation(affine) -> str:
-    """Where each voxel axis points, "RAS" and the like, by the choice of `image.ras_order`."""
+    """Where each voxel axis points, "RAS" and the like, by the choice of `grid.ras_order`."""
     axes, flipped = ras_order(affine)
     codes = np.where(flipped, list("LPI"), list("RAS"))
     return "".join(codes[np.argsort(axes)])

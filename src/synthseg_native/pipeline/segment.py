@@ -5,21 +5,11 @@ from functools import cached_property
 
 import numpy as np
 
-from . import (
-    __version__,
-    engines,
-    image,
-    jobs,
-    memory,
-    model,
-    native_grid,
-    network,
-    outputs,
-    posterior,
-    quality,
-    scan,
-    weights,
-)
+from synthseg_native import __version__, engines, jobs, memory
+from synthseg_native.networks import cards, layers, weights
+from synthseg_native.pipeline import posteriors as posteriors_of
+from synthseg_native.results import outputs, quality
+from synthseg_native.scan import grid, own_grid, reading
 
 INTERPOLATIONS = ("posterior", "nearest")
 
@@ -46,19 +36,19 @@ class Options:
 class _Run:
     """One scan on its way. shape : (3,) of the scan · own : the label map on the scan's own grid, where asked for"""
 
-    found: scan.Scan
+    found: reading.Scan
     shape: tuple
-    gridded: image.Regridded
-    prepared: image.Prepared
-    result: posterior.Segmentation | None = None
+    gridded: grid.Regridded
+    prepared: grid.Prepared
+    result: posteriors_of.Segmentation | None = None
     label_map: np.ndarray | None = None
     qc: dict | None = None
-    own: native_grid.GridLabels | None = None
+    own: own_grid.GridLabels | None = None
 
     def to_input(self, array, background=0):
         """An array on the image that the network saw (x, y, z, ...) as a view in the scan's axis order, uncropped."""
-        whole = image.uncrop(array, self.prepared, background)
-        return image.from_ras(whole, self.prepared.axes, self.prepared.flipped)
+        whole = grid.uncrop(array, self.prepared, background)
+        return grid.from_ras(whole, self.prepared.axes, self.prepared.flipped)
 
 
 class Segmenter:
@@ -71,11 +61,11 @@ class Segmenter:
         """name : of a model or its folder. Raises SynthSegError for a model, engine or precision that is not there."""
         self.options = options
         self.module = engines.load(options.engine, options.precision)
-        self.model = model.load(name)
+        self.model = cards.load(name)
         self._named = weights_file
         if weights_file:
             self.weights_file  # noqa: B018 (a wrong name is wrong use, before anything is run)
-        self.table = network.table_of(self.model)
+        self.table = layers.table_of(self.model)
         self.engine, self.shape = None, None
 
     @cached_property
@@ -85,7 +75,7 @@ class Segmenter:
 
     @cached_property
     def weights_sha256(self):
-        return scan.sha256_of(self.weights_file)
+        return reading.sha256_of(self.weights_file)
 
     def settings(self, job) -> dict:
         """All that decides about a job's results beside the scan, as JSON can hold it. Threads are left out: more of
@@ -99,7 +89,7 @@ class Segmenter:
         return {
             **{name: list(value) if isinstance(value, tuple) else value for name, value in options.items()},
             "model": {name: self.model.card[name] for name in ("name", "network", "input", "posterior")},
-            "labels": scan.sha256_of(self.model.folder / "labels.tsv"),
+            "labels": reading.sha256_of(self.model.folder / "labels.tsv"),
             "weights": self.weights_sha256,
             "version": __version__,
         }
@@ -142,11 +132,11 @@ class Segmenter:
             progress("network", 0.08)
             flip = None if options.fast else labels.flip
             passed = lambda share: progress("network", 0.08 + 0.72 * share)  # noqa: E731
-            posteriors = wait_for(posterior.predict, engine, run.prepared.volume, flip, passed, options.threads)
+            posteriors = wait_for(posteriors_of.predict, engine, run.prepared.volume, flip, passed, options.threads)
             run.prepared.volume = None
         with clock("postprocess"):
             progress("labels", 0.8)
-            run.result = posterior.finish(
+            run.result = posteriors_of.finish(
                 posteriors, run.prepared.box, labels, self.model.threshold, options.fast, options.threads
             )
             del posteriors
@@ -162,7 +152,7 @@ class Segmenter:
 
     def _read(self, job, notes):
         options = self.options
-        found = scan.read(job.image, options.accept)
+        found = reading.read(job.image, options.accept)
         notes["input"] = found.description
         size = memory.size_of(
             self.model.card,
@@ -175,8 +165,8 @@ class Segmenter:
         how = options.engine, options.precision, options.device
         notes["predicted_peak_mib"] = memory.predict(size, *how)
         memory.check(job.image, size, *how, self.model.card)
-        gridded = image.regrid(found, self.model.resolution, options.threads)
-        prepared = image.prepare(
+        gridded = grid.regrid(found, self.model.resolution, options.threads)
+        prepared = grid.prepare(
             gridded.data,
             gridded.affine,
             pad_multiple=self.model.pad_multiple,
@@ -188,15 +178,15 @@ class Segmenter:
         return _Run(found, found.data.shape, gridded, prepared)
 
     def _own_grid(self, run):
-        """The label map on the scan's own grid, a `native_grid.GridLabels`."""
+        """The label map on the scan's own grid, a `own_grid.GridLabels`."""
         if self.options.interpolation == "nearest":
-            return native_grid.nearest_labels(run.label_map, run.gridded.factor, run.shape)
-        return native_grid.labels_on_grid(
-            image.from_ras(run.result.posteriors, run.prepared.axes, run.prepared.flipped),
+            return own_grid.nearest_labels(run.label_map, run.gridded.factor, run.shape)
+        return own_grid.labels_on_grid(
+            grid.from_ras(run.result.posteriors, run.prepared.axes, run.prepared.flipped),
             self.model.labels.index,
             run.gridded.factor,
             run.shape,
-            image.crop_origin(run.prepared),
+            grid.crop_origin(run.prepared),
             self.options.threads,
         )
 
@@ -249,12 +239,12 @@ class Segmenter:
         note = jobs.note(job, self.settings(job), notes["input"]["sha256"], places, tables)
         for option, path in job.sidecars.items():
             extra = {jobs.NOTE: note} if option == "o" else {}
-            grid = "native" if option in on_own_grid else "network"
-            outputs.save_json(staged.path(path), outputs.sidecar(notes, grid) | extra)
+            which = "native" if option in on_own_grid else "network"
+            outputs.save_json(staged.path(path), outputs.sidecar(notes, which) | extra)
         return tables
 
     def _draw(self, run, job, place, volumes):
-        from . import picture
+        from synthseg_native.results import picture
 
         labels, grade = self.model.labels, "" if self.model.research_grade else " (not for research)"
         picture.draw(
@@ -274,7 +264,7 @@ class Segmenter:
         if self.engine is None:
             self.engine = self.module.build(
                 self.table,
-                network.read_weights(self.weights_file, self.table),
+                layers.read_weights(self.weights_file, self.table),
                 shape,
                 device=self.options.device,
                 threads=self.options.threads,

@@ -15,11 +15,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from ..network import NORMALISATION_EPSILON, gaussian_kernel
-from ..weights import default_cache
-from . import kernels, vector
+from synthseg_native.engines.kernels import language, operations
+from synthseg_native.networks.layers import NORMALISATION_EPSILON, gaussian_kernel
+from synthseg_native.networks.weights import default_cache
 
-BLOCK = kernels.TILE  # planes done at a time
+BLOCK = operations.TILE  # planes done at a time
 PARTS = 4  # of a kernel's rows, for each thread
 KEPT = 3 * BLOCK  # planes of a tensor that is not kept whole: what a convolution reads lies in three blocks
 
@@ -34,7 +34,7 @@ class Memory:
 
     def take(self, layout, planes):
         free = self._free[layout, planes]
-        return free.pop() if free else kernels.zeros((planes, *layout.plane), ahead=layout.halo)
+        return free.pop() if free else operations.zeros((planes, *layout.plane), ahead=layout.halo)
 
     def give(self, layout, array):
         self._free[layout, len(array)].append(array)
@@ -62,7 +62,7 @@ class Planes:
     @classmethod
     def of(cls, memory, array, lanes):
         """Planes that hold an array (planes, Y, Z, channels)."""
-        planes = cls(memory, kernels.Layout(array.shape[1:3], array.shape[3], lanes), len(array))
+        planes = cls(memory, operations.Layout(array.shape[1:3], array.shape[3], lanes), len(array))
         planes.layout.inside(planes.array[: len(array)])[...] = array
         planes.done = len(array)
         return planes
@@ -98,18 +98,18 @@ class Convolution:
     def __init__(self, layer, norm, sources, weights, library):
         machine, w = library.machine, weights[layer.name]
         self.channels, self.sources = layer.channels, sources
-        block, kernel = kernels.block_of(layer.channels, machine), w["kernel"]
+        block, kernel = operations.block_of(layer.channels, machine), w["kernel"]
         if kernel.shape[0] == 1:
             kernel = np.pad(kernel, [(1, 1)] * 3 + [(0, 0)] * 2)
         ups = [upsampled for _, upsampled in sources]
         parts = np.split(kernel, np.cumsum([n for n, _ in sources])[:-1], axis=3)
-        self.weights = kernels.winograd_weights(parts, ups, block)
+        self.weights = operations.winograd_weights(parts, ups, block)
         unchanged = np.repeat(np.float32([[1], [0]]), layer.channels, axis=1)
         after = unchanged if norm is None else norm_of(weights[norm.name])
         self.per_channel = np.ascontiguousarray(np.concatenate([w["bias"][None], after]), dtype=np.float32)
-        self.scratch = kernels.scratch_size(sources, layer.channels, machine.lanes)
+        self.scratch = operations.scratch_size(sources, layer.channels, machine.lanes)
         self.kernel = f"convolution_{''.join('du'[up] for up in ups)}_{block}"
-        library.add(self.kernel, kernels.convolution, ups, block)
+        library.add(self.kernel, operations.convolution, ups, block)
 
 
 class Stream:
@@ -120,7 +120,7 @@ class Stream:
 
     def __init__(self, levels, last, weights, threads):
         self._threads, self._levels, self._memory = threads, [], Memory()
-        library = vector.Library(vector.this_machine())
+        library = language.Library(language.this_machine())
         self._lanes = library.machine.lanes
         for level in levels:
             head = _convolutions(level.head, [(level.source.channels, False)], weights, library)
@@ -128,32 +128,32 @@ class Stream:
             both = [(level.skip.channels, False), (level.deep.channels, True)]
             tail = _convolutions(level.tail[2:], both, weights, library)
             self._levels.append((head, pool, tail))
-        library.add("pooling", kernels.pooling)
+        library.add("pooling", operations.pooling)
         layer = last[0]
-        block = kernels.likelihood_block(layer.channels, library.machine)
+        block = operations.likelihood_block(layer.channels, library.machine)
         w = weights[layer.name]
         self._labels = layer.channels
-        self._likelihood = kernels.likelihood_weights(w["kernel"][0, 0, 0], w["bias"], block)
-        self._likelihood_scratch = len(self._likelihood) * block * kernels.VECTORS * self._lanes
-        library.add("likelihood", kernels.likelihood, block)
+        self._likelihood = operations.likelihood_weights(w["kernel"][0, 0, 0], w["bias"], block)
+        self._likelihood_scratch = len(self._likelihood) * block * operations.VECTORS * self._lanes
+        library.add("likelihood", operations.likelihood, block)
         smooth = [layer for layer in last if layer.kind == "smooth"]
         gauss = gaussian_kernel(smooth[0].sigma) if smooth else np.ones((1, 1, 1))
         self._gauss = gauss.sum(axis=(1, 2), dtype=np.float64).astype(np.float32)  # it is that along each axis
-        library.add("smoothing", kernels.smoothing, len(self._gauss))
+        library.add("smoothing", operations.smoothing, len(self._gauss))
         self._pool = ThreadPoolExecutor(threads)
         self._compiled = self._pool.submit(library.compile, default_cache() / "kernels")  # meanwhile the scan is read
         sizes = [layer.scratch for head, _, tail in self._levels for layer in [*head, *tail]]
         size = max(*sizes, self._likelihood_scratch)
-        self._scratch = kernels.zeros((threads, -(-size // 16) * 16))
+        self._scratch = operations.zeros((threads, -(-size // 16) * 16))
 
     def posteriors(self, volume, deep):
         """Yield (start, slab): posteriors (planes, Y, Z, labels) of a volume (X, Y, Z); a slab is valid until the next
         one is asked for. deep : called with (planes, Y, Z, channels) of the last level's pooling, returns features
         (planes, Y, Z, channels) in one's place."""
         read = (n for head, _, tail in self._levels for layer in [*head, *tail] for n, _ in layer.sources)
-        layout = kernels.Layout(volume.shape[1:], max(self._labels, *read), self._lanes, len(self._gauss))
-        self._zeros = kernels.zeros(layout.plane)
-        self._outside = kernels.zeros(layout.plane)  # written where no plane is, and never read
+        layout = operations.Layout(volume.shape[1:], max(self._labels, *read), self._lanes, len(self._gauss))
+        self._zeros = operations.zeros(layout.plane)
+        self._outside = operations.zeros(layout.plane)  # written where no plane is, and never read
         self._kernels = self._compiled.result()
         # Its memory is not kept: nothing else has this layout.
         image = planes = Planes.of(Memory(), volume[..., None], self._lanes)
@@ -188,7 +188,7 @@ class Stream:
 
     def _convolve(self, layer, sources, kept):
         skip = sources[0]
-        layout = kernels.Layout(skip.layout.shape, layer.channels, self._lanes)
+        layout = operations.Layout(skip.layout.shape, layer.channels, self._lanes)
         result = Planes(self._memory, layout, skip.count, kept)
         zeros = self._zeros.ctypes.data
 
@@ -209,14 +209,14 @@ class Stream:
                     *(first, last, y, z, layer.channels, row, *sizes),
                 )  # fmt: skip
 
-            self._share(run, -(-y // kernels.TILE))
+            self._share(run, -(-y // operations.TILE))
 
         result.make = make
         return result
 
     def _pool_of(self, source, norm, whole):
         (y, z), channels = source.layout.shape, source.layout.channels
-        layout = kernels.Layout((y // 2, z // 2), channels, self._lanes)
+        layout = operations.Layout((y // 2, z // 2), channels, self._lanes)
         result = Planes(self._memory, layout, source.count // 2, None if whole else KEPT)
 
         def make(x):
@@ -240,7 +240,7 @@ class Stream:
         """Likelihoods, softmax and smoothing of the features of the finest level."""
         (y, z), labels, size = source.layout.shape, self._labels, len(self._gauss)
         reach = size // 2
-        layout = kernels.Layout((y, z), labels, self._lanes, halo=reach)
+        layout = operations.Layout((y, z), labels, self._lanes, halo=reach)
         # Smoothed plane by plane: what one takes lies in two blocks, if the kernel is not very large.
         kept = BLOCK * (1 + -(-2 * reach // BLOCK))
         probabilities = Planes(self._memory, layout, source.count, kept)
@@ -261,7 +261,7 @@ class Stream:
 
         probabilities.make = make
         width = -(-z // self._lanes) * self._lanes
-        slab = kernels.zeros((BLOCK + reach, labels, y, width))
+        slab = operations.zeros((BLOCK + reach, labels, y, width))
         start = 0
         while start < source.count:
             probabilities.need(start + reach + 1)

@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.openers import ImageOpener
 
-from .errors import SynthSegError
+from synthseg_native.errors import SynthSegError
 
 MARGIN_STEP = 1e-6
 # Of tables: file names need not be UTF-8, and go out as they came in.
@@ -113,7 +113,7 @@ def save_image(path, data, affine, header, dtype=None, tags=b""):
 def save_labels(path, labels, affine, header, color_table=None):
     """Save int32 labels (X, Y, Z) with the input's header, as SynthSeg does.
 
-    color_table : model.Labels to embed, as FreeSurfer does; not in formats other than .mgz and .mgh, which hold none.
+    color_table : cards.Labels to embed, as FreeSurfer does; not in formats other than .mgz and .mgh, which hold none.
     """
     can_hold = color_table is not None and image_extension(path) in (".mgz", ".mgh")
     tags = color_table_tag(color_table) if can_hold else b""

@@ -17,7 +17,7 @@ import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import SynthSegError
+from synthseg_native.errors import SynthSegError
 
 CHUNK = 1 << 18
 

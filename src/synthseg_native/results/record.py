@@ -5,7 +5,7 @@ import time
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
-from . import __version__
+from synthseg_native import __version__
 
 SCHEMA = 1
 PHASES = ("start", "read", "network", "postprocess", "write")

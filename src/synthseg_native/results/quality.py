@@ -5,7 +5,7 @@ A flag says "look at the picture", not "discard". docs/quality.md says where the
 
 import numpy as np
 
-from .model import CSF
+from synthseg_native.networks.cards import CSF
 
 # Volumes (left - right) / mean beyond these are odd; 2 is a structure on one side only.
 ASYMMETRY_LIMITS = {
@@ -45,8 +45,8 @@ FLAGS = {
 def assess(labels_table, labels, segmentation, voxel_mm) -> dict:
     """Quality figures of a segmentation, ready for JSON.
 
-    labels_table : `model.Labels` · labels (X, Y, Z) : label values of what the network saw, without padding
-    segmentation : has counts, soft, confidence, confidences, removed, as `posterior.Segmentation`
+    labels_table : `cards.Labels` · labels (X, Y, Z) : label values of what the network saw, without padding
+    segmentation : has counts, soft, confidence, confidences, removed, as `posteriors.Segmentation`
     voxel_mm : (3,) of that grid
 
     Returns flags (names of FLAGS), remarks (a sentence per flag or structure, in the same order), brain_mm3 (soft,

@@ -1,9 +1,9 @@
-"""OpenVINO for the probes; see `verify_process`."""
+"""OpenVINO for the probes; see `process`."""
 
 import numpy as np
 
-from .network import NORMALISATION_EPSILON
-from .verify_process import versions_of
+from synthseg_native.networks.layers import NORMALISATION_EPSILON
+from synthseg_native.verification.process import versions_of
 
 TITLE, ENGINE = "OpenVINO", "openvino"
 

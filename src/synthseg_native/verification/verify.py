@@ -13,13 +13,13 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from . import record
+from synthseg_native.results import record
 
 SCHEMA = 2  # of the finding; 2: with precisions
-BACKENDS = {  # environment: the module that knows its runtime (`verify_process`)
-    "tensorflow": "verify_tensorflow",
-    "openvino": "verify_openvino",
-    "torch": "verify_torch",
+BACKENDS = {  # environment: the module that knows its runtime (`process`)
+    "tensorflow": "tensorflow",
+    "openvino": "openvino",
+    "torch": "torch",
 }
 
 # The CPU features that decide which kernels a runtime picks.
@@ -69,7 +69,7 @@ def fingerprint(environment: str) -> str:
 
 def _lock(environment):
     """Hash of envs/<environment>.txt in the project; "" where this package is installed without the project."""
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     if root.parent.name == ".envs":  # a snapshot of the code
         root = root.parent.parent
     try:
@@ -104,10 +104,10 @@ def verify(environment: str, find_devices=None) -> dict:
     finding["precisions"] = []
     devices = []
     try:
-        from . import probes, verify_process
+        from synthseg_native.verification import probes, process
 
         if find_devices is None:
-            versions, finding["devices"], devices = verify_process.find_devices(BACKENDS[environment])
+            versions, finding["devices"], devices = process.find_devices(BACKENDS[environment])
         else:
             versions, finding["devices"], devices = find_devices()
         finding["versions"] |= versions

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import SynthSegError
+from synthseg_native.errors import SynthSegError
 
 
 @dataclass(frozen=True)

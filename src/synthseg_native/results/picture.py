@@ -49,7 +49,7 @@ def draw(path, image, image_affine, labels, labels_affine, labels_table, *, titl
     """Write a PNG of 1600 x 1100 pixels; the same input gives the same bytes.
 
     image (X, Y, Z) real, labels (x, y, z) whole numbers, each with its affine (4, 4); the grids may differ.
-    labels_table : `model.Labels`, for the colours · title : any text · lines : see `lines`, drawn below the picture
+    labels_table : `cards.Labels`, for the colours · title : any text · lines : see `lines`, drawn below the picture
     An empty label map, an image of one value and a small field of view are drawn, and named.
     """
     notes = []

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from .errors import SynthSegError
+from synthseg_native.errors import SynthSegError
 
 # Label 24 is the fluid around the brain. Only with it is the sum over all structures the volume of the cavity.
 CSF = 24
@@ -63,7 +63,7 @@ class Model:
 def find_folder(name_or_folder) -> Path:
     """The folder of a model: a folder with a card, or a name below $SYNTHSEG_NATIVE_MODELS, ./models, the checkout."""
     places = [Path(name_or_folder), Path("models", name_or_folder)]
-    places.append(Path(__file__).resolve().parents[2] / "models" / name_or_folder)
+    places.append(Path(__file__).resolve().parents[3] / "models" / name_or_folder)
     if "SYNTHSEG_NATIVE_MODELS" in os.environ:
         places.insert(1, Path(os.environ["SYNTHSEG_NATIVE_MODELS"], name_or_folder))
     for folder in places:
