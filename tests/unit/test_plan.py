@@ -232,9 +232,9 @@ def test_the_demo_never_names_images_of_the_sheet(make):
     assert plan.demo_images and all(image.startswith("demo/sub-") for image in plan.demo_images)
 
 
-def test_the_plan_of_a_summary_cannot_change_under_it(make):
-    assert make().plan_file != make(("01",)).plan_file
-    assert make().plan_file == make().plan_file
+def test_the_manifest_of_a_run_in_progress_cannot_change_under_it(make, tmp_path):
+    assert make().manifest.path(tmp_path) != make(("01",)).manifest.path(tmp_path)
+    assert make().manifest.path(tmp_path) == make().manifest.path(tmp_path)
 
 
 # Engines -------------------------------------------------------------------------------------------------------------

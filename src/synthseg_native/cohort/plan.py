@@ -12,7 +12,8 @@ import nibabel as nib
 from synthseg_native import memory
 from synthseg_native.cohort import config as configuration
 from synthseg_native.cohort import containers, demo, environments, paths, ranking, runs, state
-from synthseg_native.cohort.samples import openable, read_samples
+from synthseg_native.cohort import manifest as manifests
+from synthseg_native.cohort.samples import Scan, openable, read_samples
 from synthseg_native.errors import SynthSegError
 from synthseg_native.identity import keys
 from synthseg_native.networks import cards as models
@@ -321,40 +322,37 @@ class Plan:
         """The same for the benchmark, which runs everything in turn."""
         return max((self.memory(e, s) for e in (*self.engines, "reference") for s in self.benchmarked), default=1000)
 
-    # --- what the summary is about ---------------------------------------------------------------------------------
+    # --- the manifest -------------------------------------------------------------------------------------------------
 
     @functools.cached_property
-    def for_summary(self) -> str:
-        """What the summary is about, as JSON, for scripts/summarise.py."""
-        reference = {name: self.reference[name] for name in ("kind", "runtime")} if self.compared else None
-        compared = set(self.compared)
-        scans = [
-            {
-                "scan": name,
-                "image": scan.image,
-                "entities": scan.entities,
-                "sheet": scan.sheet,
-                "row": scan.row,
-                "reference": name in compared,
-            }
-            for name, scan in self.scans.items()
-        ]
+    def manifest(self) -> manifests.Manifest:
+        """What this call is to do, for its jobs and its summary."""
         model = self.model
-        plan = {
-            "results": self.results,
-            "engines": self.engines,
-            "model": {"name": model.name, "dir": str(model.folder), "research_grade": model.research_grade},
-            "reference": reference,
-            "resolution": self.resolution,
-            "scans": scans,
-            "benchmark": bool(self.benchmarked),
-        }
-        return json.dumps(plan, indent=1)
+        return manifests.Manifest(
+            results=self.results,
+            engines=self.engines,
+            model={"name": model.name, "dir": str(model.folder), "research_grade": model.research_grade},
+            reference={name: self.reference[name] for name in ("kind", "runtime")} if self.compared else None,
+            resolution=self.resolution,
+            benchmark=bool(self.benchmarked),
+            scans=[self._manifest_row(name, scan) for name, scan in self.scans.items()],
+        )
 
-    @property
-    def plan_file(self) -> str:
-        """Named by its content: another call, a dry run say, cannot change the plan of a summary in progress."""
-        return f"{self.state}/plan-{keys.digest(self.for_summary)}.json"
+    def _manifest_row(self, name: str, scan: Scan) -> manifests.Scan:
+        runs = {engine: self._manifest_run(engine, name) for engine in self.engines}
+        if name in self.compared:
+            runs[manifests.REFERENCE] = self._manifest_run(manifests.REFERENCE, name)
+        return manifests.Scan(name, scan.image, scan.entities, scan.sheet, scan.row, runs)
+
+    def _manifest_run(self, engine: str, scan: str) -> manifests.Run:
+        files = self.files(engine, scan)
+        if engine == manifests.REFERENCE:
+            identity = self.reference_settings(scan)
+        else:
+            identity = self.native_settings(engine, scan)
+            files |= {"compare": self.comparison(engine, scan), "picture": self.picture(engine, scan)}
+        failure = paths.failure_record(self.results, engine, scan, self.model.name, self.resolution)
+        return manifests.Run(files, str(failure), json.loads(identity))
 
     @property
     def token(self) -> str:
