@@ -59,7 +59,7 @@ class Plan:
         )
         self.model = self._chosen_model()
         self.reference = configuration.complete_reference(self.config["reference"], self.model.name)
-        self.scans = {scan.scan: scan for scan in read_samples(self.config["samples"])}
+        self.scans = self._read_scans()
         self.results = self.config["results"]
         self.state = f"{self.results}/{state.FOLDER}"
         self.resolution = f"{self.model.resolution:g}mm"
@@ -93,6 +93,10 @@ class Plan:
             why = f"{model.name} is not research grade"
             raise SynthSegError("usage", f"config: model: {why}: to try it all the same set allow_small_model: true")
         return model
+
+    def _read_scans(self) -> dict[str, Scan]:
+        """The rows of the sheet by their composed name."""
+        return {scan.scan: scan for scan in read_samples(self.config["samples"])}
 
     def _chosen_engines(self, looking) -> list[str]:
         """The engines that the configuration names, or the one that stands for auto in this results folder."""
