@@ -138,11 +138,16 @@ def _parse(line: str) -> Owner | None:
 
 
 def owners_of(text: str) -> list[Owner]:
-    """The owners in the text of a lock, one a line; what is no owner (cut off, of an older version) is passed over."""
+    """The owners in the text of a lock, one a line; what is no owner (cut off, of an older version) is passed over.
+
+    >>> owners_of(text_of(me()) + "4711") == [me()]
+    True
+    """
     return [owner for line in text.splitlines() if (owner := _parse(line))]
 
 
-def _line(owner: Owner) -> str:
+def text_of(owner: Owner) -> str:
+    """A line, with its end, that `owners_of` reads."""
     return json.dumps(asdict(owner)) + "\n"
 
 
@@ -175,7 +180,7 @@ def _read(handle: int) -> list[Owner]:
 
 def _write(handle: int, owners: list[Owner]) -> None:
     os.ftruncate(handle, 0)
-    os.pwrite(handle, "".join(map(_line, owners)).encode(), 0)
+    os.pwrite(handle, "".join(map(text_of, owners)).encode(), 0)
 
 
 def _ended(owner: Owner, locked: bool | None, here: Owner) -> bool | None:
@@ -295,7 +300,7 @@ def new_folder(parent: Path, prefix: str = "", here: Owner | None = None) -> Pat
     here = here or me()
     parent.mkdir(parents=True, exist_ok=True)
     folder = parent / f"{prefix}{here.pid}@{here.host.partition('/')[0]}-{secrets.token_hex(4)}"
-    _owner_file(folder).write_text(_line(here), encoding="utf-8")
+    _owner_file(folder).write_text(text_of(here), encoding="utf-8")
     folder.mkdir()
     return folder
 

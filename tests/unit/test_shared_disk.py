@@ -101,7 +101,7 @@ def test_a_process_that_only_waits_to_be_collected_has_ended():
 
 
 def test_an_owner_is_read_as_it_was_written():
-    text = shared_disk._line(me()) + '{"pid": 1}\n' + "4711" + "\n{}\n[]\n\0\n" + shared_disk._line(there())
+    text = shared_disk.text_of(me()) + '{"pid": 1}\n' + "4711" + "\n{}\n[]\n\0\n" + shared_disk.text_of(there())
     assert owners_of(text) == [me(), there()]
     assert str(there()) == f"process {os.getpid()} on node7"
 
@@ -122,7 +122,7 @@ def test_a_lock_is_held_by_one(tmp_path, holder):
 
 
 def test_without_locks_of_the_system_the_owner_in_the_file_counts(tmp_path, no_flock):
-    (tmp_path / "lock").write_text(shared_disk._line(ended()))
+    (tmp_path / "lock").write_text(shared_disk.text_of(ended()))
     with hold(tmp_path / "lock", 5):
         assert owners_of((tmp_path / "lock").read_text()) == [me()]
         with pytest.raises(Held), hold(tmp_path / "lock", 0.3):
@@ -135,7 +135,7 @@ def test_without_locks_of_the_system_the_owner_in_the_file_counts(tmp_path, no_f
 def test_a_lock_of_another_host_counts_as_long_as_it_gives_signs_of_life(tmp_path, request, system):
     request.getfixturevalue(system)
     lock = tmp_path / "lock"
-    lock.write_text(shared_disk._line(there()))
+    lock.write_text(shared_disk.text_of(there()))
     over = threading.Event()
 
     def live():
@@ -163,7 +163,7 @@ def test_the_holder_gives_signs_of_life(tmp_path, monkeypatch):
 
 
 def test_a_lock_of_a_container_on_this_kernel_is_free_when_the_kernel_says_so(tmp_path):
-    (tmp_path / "lock").write_text(shared_disk._line(there(boot=me().boot)))
+    (tmp_path / "lock").write_text(shared_disk.text_of(there(boot=me().boot)))
     with hold(tmp_path / "lock", 0):
         pass
 
@@ -194,7 +194,7 @@ def test_a_claim_lasts_as_long_as_the_process(tmp_path):
 
 def test_without_locks_of_the_system_a_claim_on_this_host_is_known(tmp_path, no_flock, holder):
     owner = replace(me(), pid=holder.pid, started=shared_disk._started(holder.pid))
-    (tmp_path / "claim").write_text(shared_disk._line(owner))
+    (tmp_path / "claim").write_text(shared_disk.text_of(owner))
     with pytest.raises(Held):
         claim(tmp_path / "claim", at_rest=True)
     assert owners_of((tmp_path / "claim").read_text()) == [owner]
@@ -205,7 +205,7 @@ def test_a_claim_of_another_host_is_told_and_kept(tmp_path, request, system):
     request.getfixturevalue(system)
     lock, long_ago = tmp_path / "lock", time.time() - shared_disk.STARTING_S - 60
     now, before = there(), there(host="node8/00000008", since=long_ago)
-    lock.write_text("".join(map(shared_disk._line, (before, now, ended()))))
+    lock.write_text("".join(map(shared_disk.text_of, (before, now, ended()))))
     assert claim(lock, at_rest=False) == [before, now]
     assert owners_of(lock.read_text()) == [before, now, me()]
     assert claim(lock, at_rest=True) == [now], "a day ago, and no trace of its work"

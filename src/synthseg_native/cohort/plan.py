@@ -414,8 +414,8 @@ class Plan:
             environments.ensure(name)
         if self.fetched:
             weights.resolve(self.model.card, self.model.folder, cache=Path(self.weights).parent)
-        for runtime in containers.RUNTIMES:
-            containers.reap(runtime)
+        if used:
+            containers.reap(self.reference["runtime"])
         if used and self.reference["kind"] == "own" and self.reference["runtime"] in containers.RUNTIMES:
             try:
                 containers.ensure_image(self.reference, self.root)
