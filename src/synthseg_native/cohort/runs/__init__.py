@@ -36,7 +36,7 @@ from synthseg_native.results import record as record_of
 from synthseg_native.scan import reading as scans
 from synthseg_native.verification import verify
 
-SOURCE = Path(__file__).resolve().parents[2]  # the folder that holds the package: the child runs the same code
+SOURCE = Path(__file__).resolve().parents[3]  # the folder that holds the package: the child runs the same code
 MEASURE = Path(measure.__file__)
 REFERENCE = SOURCE / "synthseg_native" / "reference.py"
 REFERENCE_FILES = {"dseg": "dseg.nii.gz", "sidecar": "dseg.json", "volumes": "volumes.tsv"}
