@@ -97,7 +97,7 @@ def bench(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "available_mib", lambda: 64 * 1024.0)
     monkeypatch.delenv("SYNTHSEG_GOLDEN_FULL", raising=False)
     monkeypatch.setattr(run.environments, "snapshot", lambda: tmp_path / "code")
-    monkeypatch.setattr(contestants, "clean_environment", lambda: dict(os.environ))
+    monkeypatch.setattr(contestants.child.environments, "clean_environment", lambda: dict(os.environ))
     for name in ("segment.py", "memory.py", "engines/openvino.py", "cohort/summary.py"):
         path = tmp_path / "code" / "src" / "synthseg_native" / name
         path.parent.mkdir(parents=True, exist_ok=True)
