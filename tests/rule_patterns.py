@@ -36,3 +36,9 @@ def patterns(results, model: str, grid: str) -> Patterns:
         return {key: re.sub(r"<(\w+)>", lambda word: words[word[1]], path) for key, path in found}
 
     return Patterns(**{name: outputs(name) for name in Patterns.__dataclass_fields__})
+
+
+def with_patterns(plan):
+    """The plan, as it is when Snakemake has read the rules."""
+    plan.patterns = patterns(plan.results, plan.model.name, plan.resolution)
+    return plan

@@ -12,8 +12,8 @@ from synthseg_native.networks import weights
 
 
 def prepare(plan: Plan) -> None:
-    """Write the summary's plan, and renew its token if something is missing. For Snakemake's main process."""
-    state.write_if_changed(plan.plan_file, plan.for_summary)
+    """Write the manifest, and renew the summary's token if something is missing. For Snakemake's main process."""
+    plan.manifest.write(plan.state)
     state.renew_token(plan.token, plan.wanted_runs() + plan.wanted_once())
     for scan in plan.scans:
         plan.image_key(scan)
@@ -72,11 +72,11 @@ def _announce_changes(plan: Plan) -> None:
 
 def finish(plan: Plan, code: Path, success: bool) -> None:
     """The end of a run: after a failure a summary all the same, and always the table for people."""
-    for old in Path(plan.state).glob("plan-*.json"):
-        if str(old) != plan.plan_file:
+    manifest = plan.manifest.path(plan.state)
+    for old in Path(plan.state).glob("manifest-*.jsonl"):
+        if old != manifest:
             old.unlink(missing_ok=True)
-    command = [sys.executable, "-B", f"{code}/scripts/summarise.py"]
-    command += ["--results", plan.results, "--plan", plan.plan_file]
+    command = [sys.executable, "-B", f"{code}/scripts/summarise.py", "--manifest", str(manifest)]
     environment = os.environ | {"PYTHONPATH": f"{code}/src"}
     if not success:
         state.mark_failed(plan.state)

@@ -5,16 +5,16 @@ What happens before the first job and after the last is `deploy`'s.
 
 import functools
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import nibabel as nib
 
 from synthseg_native import memory
 from synthseg_native.cohort import config as configuration
-from synthseg_native.cohort import containers, demo, environments, ranking, runs, state
+from synthseg_native.cohort import containers, demo, environments, paths, ranking, runs, state
+from synthseg_native.cohort import manifest as manifests
 from synthseg_native.cohort.paths import Patterns
-from synthseg_native.cohort.samples import openable, read_samples
+from synthseg_native.cohort.samples import Scan, openable, read_samples
 from synthseg_native.errors import SynthSegError
 from synthseg_native.identity import keys
 from synthseg_native.networks import cards as models
@@ -49,7 +49,7 @@ class Plan:
         )
         self.model = self._chosen_model()
         self.reference = configuration.complete_reference(self.config["reference"], self.model.name)
-        self.scans = {scan.scan: scan for scan in read_samples(self.config["samples"])}
+        self.scans = self._read_scans()
         self.results = self.config["results"]
         self.state = f"{self.results}/{state.FOLDER}"
         self.resolution = f"{self.model.resolution:g}mm"
@@ -83,6 +83,10 @@ class Plan:
             why = f"{model.name} is not research grade"
             raise SynthSegError("usage", f"config: model: {why}: to try it all the same set allow_small_model: true")
         return model
+
+    def _read_scans(self) -> dict[str, Scan]:
+        """The rows of the sheet by their composed name."""
+        return {scan.scan: scan for scan in read_samples(self.config["samples"])}
 
     def _chosen_engines(self, looking) -> list[str]:
         """The engines that the configuration names, or the one that stands for auto in this results folder."""
@@ -328,40 +332,37 @@ class Plan:
         """The benchmark's scans with their images, as scripts/benchmark.py takes them."""
         return [f"{scan}={self.image_path(scan)}" for scan in self.benchmarked]
 
-    # --- what the summary is about ---------------------------------------------------------------------------------
+    # --- the manifest -------------------------------------------------------------------------------------------------
 
     @functools.cached_property
-    def for_summary(self) -> str:
-        """What the summary is about, as JSON, for scripts/summarise.py."""
-        reference = {name: self.reference[name] for name in ("kind", "runtime")} if self.compared else None
-        compared = set(self.compared)
-        scans = [
-            {
-                "scan": name,
-                "image": scan.image,
-                "entities": scan.entities,
-                "sheet": scan.sheet,
-                "row": scan.row,
-                "reference": name in compared,
-            }
-            for name, scan in self.scans.items()
-        ]
+    def manifest(self) -> manifests.Manifest:
+        """What this call is to do, for its jobs and its summary."""
         model = self.model
-        plan = {
-            "results": self.results,
-            "engines": self.engines,
-            "model": {"name": model.name, "dir": str(model.folder), "research_grade": model.research_grade},
-            "reference": reference,
-            "patterns": asdict(self.patterns),
-            "scans": scans,
-            "benchmark": bool(self.benchmarked),
-        }
-        return json.dumps(plan, indent=1)
+        return manifests.Manifest(
+            results=self.results,
+            engines=self.engines,
+            model={"name": model.name, "dir": str(model.folder), "research_grade": model.research_grade},
+            reference={name: self.reference[name] for name in ("kind", "runtime")} if self.compared else None,
+            resolution=self.resolution,
+            benchmark=bool(self.benchmarked),
+            scans=[self._manifest_row(name, scan) for name, scan in self.scans.items()],
+        )
 
-    @property
-    def plan_file(self) -> str:
-        """Named by its content: another call, a dry run say, cannot change the plan of a summary in progress."""
-        return f"{self.state}/plan-{keys.digest(self.for_summary)}.json"
+    def _manifest_row(self, name: str, scan: Scan) -> manifests.Scan:
+        runs = {engine: self._manifest_run(engine, name) for engine in self.engines}
+        if name in self.compared:
+            runs[manifests.REFERENCE] = self._manifest_run(manifests.REFERENCE, name)
+        return manifests.Scan(name, scan.image, scan.entities, scan.sheet, scan.row, runs)
+
+    def _manifest_run(self, engine: str, scan: str) -> manifests.Run:
+        files = self.files(engine, scan)
+        if engine == manifests.REFERENCE:
+            identity = self.reference_settings(scan)
+        else:
+            identity = self.native_settings(engine, scan)
+            files |= {name: self.path(name, engine, scan) for name in ("compare", "picture")}
+        failure = paths.failure_of(f"{self.state}/failed", engine, scan, files["record"])
+        return manifests.Run(files, str(failure), json.loads(identity))
 
     @property
     def token(self) -> str:
