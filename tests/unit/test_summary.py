@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from rule_patterns import patterns
 from synthseg_native.cohort import benchmark
 from synthseg_native.cohort.manifest import Manifest, Run, Scan
-from synthseg_native.cohort.paths import failure_record, paths, write_json, write_text
+from synthseg_native.cohort.paths import failure_of, write_json, write_text
 from synthseg_native.cohort.samples import read_samples
 from synthseg_native.cohort.summary import summarise
 from synthseg_native.cohort.summary.rows import COLUMNS
@@ -71,8 +72,10 @@ class Cohort:
     def scan(self, number):
         return list(self.scans)[number - 1]
 
-    def files(self, number, engine="tensorflow"):
-        return paths(self.results, engine, self.scan(number), self.model, "2mm")
+    def files(self, number, engine="tensorflow", model=None):
+        found, scan = patterns(self.results, model or self.model, "2mm"), self.scan(number)
+        names = found.reference if engine == "reference" else found.of_engine
+        return {name: Path(found.path(name, engine, scan)) for name in names}
 
     def run(self, number, engine="tensorflow", finished="2026-11-22T10:00:00.000+00:00", labels_sha256="aa", **output):
         """A good run: label k has the soft volume 10 k and k voxels of 8 mm3; the last label has none.
@@ -130,7 +133,8 @@ class Cohort:
         model=None,
     ):
         error = {"code": code, "message": message, "transient": code != "bad_input"}
-        path = failure_record(self.results, engine, self.scan(number), model or self.model, "2mm")
+        record = self.files(number, engine, model)["record"]
+        path = failure_of(self.results / ".state/failed", engine, self.scan(number), record)
         write_json(path, {"status": "failed", "error": error, "reference": None, "finished": finished})
 
     def compare(self, number, native="aa", reference="aa"):
@@ -161,7 +165,8 @@ class Cohort:
 
         def run(number, engine):
             files = {name: str(path) for name, path in self.files(number, engine).items()}
-            return Run(files, str(failure_record(self.results, engine, self.scan(number), self.model, "2mm")), {})
+            failure = failure_of(self.results / ".state/failed", engine, self.scan(number), files["record"])
+            return Run(files, str(failure), {})
 
         scans = []
         for number, row in enumerate(plan["scans"], start=1):
