@@ -5,6 +5,7 @@ voxel size over the network's, (3,), as in `grid.resample`; None where nothing w
 input's axis order, flipped or transposed views are fine.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,16 +21,23 @@ class GridLabels:
     would have had none and were given some; both are lists of label values, background aside"""
 
     labels: np.ndarray
-    missing: list
-    rescued: list
+    missing: list[int]
+    rescued: list[int]
 
 
-def nearest_labels(labels, factor, shape) -> GridLabels:
+def nearest_labels(labels: np.ndarray, factor: np.ndarray | None, shape: Sequence[int]) -> GridLabels:
     """Each voxel takes the label of the network's voxel that its centre lies in, as FreeSurfer's --keepgeom does.
 
     labels : (x, y, z) int32 on the network's grid. Thin structures can be lost; they are listed as missing. A centre
     halfway between two voxels takes the higher index. A centre that lies further out than those of the network's voxels
     takes the border, where FreeSurfer writes background.
+
+    Slices of 3 mm from a network at 1 mm: the middle voxel of each three is the nearest one, and label 7 is lost.
+
+    >>> labels = np.array([0, 4, 4, 4, 4, 7], np.int32).reshape(1, 1, 6)
+    >>> result = nearest_labels(labels, factor=np.array([1, 1, 3]), shape=(1, 1, 2))
+    >>> result.labels.ravel().tolist(), result.missing
+    ([4, 4], [7])
     """
     factor, grid = _geometry(factor, shape)
     if labels.shape != grid:
@@ -43,7 +51,14 @@ def nearest_labels(labels, factor, shape) -> GridLabels:
     return GridLabels(result, [v for v in present if not any(np.any(plane == v) for plane in result)], [])
 
 
-def labels_on_grid(posteriors, values, factor, shape, origin=(0, 0, 0), threads=1) -> GridLabels:
+def labels_on_grid(
+    posteriors: np.ndarray,
+    values: np.ndarray,
+    factor: np.ndarray | None,
+    shape: Sequence[int],
+    origin: Sequence[int] = (0, 0, 0),
+    threads: int = 1,
+) -> GridLabels:
     """The likeliest label of each voxel after bringing the posteriors to its grid; the first one on a tie.
 
     posteriors : (x, y, z, N) float32, normalised, background first · values : (N,) int32, label per channel
