@@ -258,8 +258,8 @@ def command(job: Job, engine: Runtime) -> list[str]:
     if engine.name == "apptainer":
         line = ["apptainer", "exec", "--containall", "--no-home", "--cleanenv", "--net", "--network", "none"]
         for source, target in mounts:
-            line += ["--bind", f"{_plain(source, ':,')}:{target}:ro"]
-        line += ["--bind", f"{_plain(job.work, ':,')}:/out", "--pwd", "/out"]
+            line += ["--bind", f"{_mountable(source, ':,')}:{target}:ro"]
+        line += ["--bind", f"{_mountable(job.work, ':,')}:/out", "--pwd", "/out"]
         for key, value in variables.items():
             line += ["--env", f"{key}={value}"]
         return [*line, image, "python", *words]
@@ -289,14 +289,14 @@ def command(job: Job, engine: Runtime) -> list[str]:
 
 def _mount(name, source, target, readonly=False):
     """The value of --mount: a line of CSV, so that a path may hold commas; podman splits there all the same."""
-    source = _plain(source, ",") if name == "podman" else str(Path(source).resolve())
+    source = _mountable(source, ",") if name == "podman" else str(Path(source).resolve())
     fields = ["type=bind", f"source={source}", f"target={target}", *(["readonly"] if readonly else [])]
     line = io.StringIO()
     csv.writer(line, lineterminator="").writerow(fields)
     return line.getvalue()
 
 
-def _plain(path, forbidden):
+def _mountable(path, forbidden):
     path = str(Path(path).resolve())
     if any(character in path for character in forbidden):
         raise SynthSegError("usage", f"{path}: this runtime cannot mount a path with any of {forbidden!r}: rename it")

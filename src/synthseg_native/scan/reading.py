@@ -156,7 +156,7 @@ def _read(path, accept) -> Scan:
     if difference > 0.01:
         flags.add("voxel_size_differs")
     if difference > 0.05:
-        what = f"voxels of {_by(voxel_mm)} mm by the header, of {_by(lengths)} mm by the affine"
+        what = f"voxels of {_sizes_text(voxel_mm)} mm by the header, of {_sizes_text(lengths)} mm by the affine"
         faults["voxel_size_differs"] = (what, "correct the wrong one")
     if isinstance(header, nib.Nifti1Header):
         if header["xyzt_units"] & 7 not in (0, 2):  # unknown, mm
@@ -393,5 +393,5 @@ def _orientation(affine) -> str:
     return "".join(codes[np.argsort(axes)])
 
 
-def _by(sizes) -> str:
+def _sizes_text(sizes) -> str:
     return " x ".join(f"{size:.4g}" for size in sizes)
