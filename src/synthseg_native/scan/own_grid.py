@@ -141,7 +141,7 @@ def _survey(posteriors, origin, threads):
     memory = posteriors.transpose(order[0], 3, *order[1:])
     present = [np.zeros((size, n), dtype=bool) for size in posteriors.transpose(*order, 3).shape[:3]]
 
-    def look(i, channels):
+    def survey_plane(i, channels):
         inside = channels > 0
         rows, columns = inside.any(axis=2), inside.any(axis=1)
         present[0][i] = rows.any(axis=1)
@@ -154,7 +154,7 @@ def _survey(posteriors, origin, threads):
 
     winners = np.zeros(n, dtype=np.int64)
     with workers(threads) as each:
-        for rows, columns, counts in each(look, range(len(memory)), memory):
+        for rows, columns, counts in each(survey_plane, range(len(memory)), memory):
             present[1] |= rows
             present[2] |= columns
             winners += counts
