@@ -29,14 +29,14 @@ rule all:
 
 onstart:
     try:
-        PLAN.deploy(here=not workflow.non_local_exec)
+        deploy.deploy(PLAN, here=not workflow.non_local_exec)
     except (SynthSegError, environments.SetupError) as error:
         raise SystemExit(f"synthseg-native: {error}")
 
 
 onsuccess:
-    PLAN.finish(CODE, success=True)
+    deploy.finish(PLAN, CODE, success=True)
 
 
 onerror:
-    PLAN.finish(CODE, success=False)
+    deploy.finish(PLAN, CODE, success=False)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from synthseg_native import memory
-from synthseg_native.cohort import environments, ranking
+from synthseg_native.cohort import deploy, environments, ranking
 from synthseg_native.cohort.plan import Plan
 from synthseg_native.errors import SynthSegError
 
@@ -74,7 +74,7 @@ def test_own_weights_are_known_by_their_content(make, tmp_path):
 def test_content_decides_not_the_time_stamp(make, tmp_path):
     def key():
         plan = make()
-        plan.prepare()
+        deploy.prepare(plan)
         return json.loads(plan.native_settings("tensorflow", scan_of("01")))["content"]
 
     image, first = tmp_path / "images/01.nii", key()
@@ -87,7 +87,7 @@ def test_content_decides_not_the_time_stamp(make, tmp_path):
 
 def test_an_image_that_vanished_keeps_its_key(make, tmp_path):
     plan = make()
-    plan.prepare()
+    deploy.prepare(plan)
     before = plan.native_settings("tensorflow", scan_of("01"))
     (tmp_path / "images/01.nii").unlink()
     config = {"samples": "samples.tsv", "model": "compact2mm", "allow_small_model": True}
@@ -216,7 +216,7 @@ def test_existing_label_maps_are_known_by_content_and_may_vanish(make, tmp_path)
 
     def key():
         plan = make(("01",), **options)
-        plan.prepare()
+        deploy.prepare(plan)
         return json.loads(plan.reference_settings(scan_of("01")))["existing"]
 
     first = key()
@@ -232,9 +232,9 @@ def test_the_demo_never_names_images_of_the_sheet(make):
     assert plan.demo_images and all(image.startswith("demo/sub-") for image in plan.demo_images)
 
 
-def test_the_plan_of_a_summary_cannot_change_under_it(make):
-    assert make().plan_file != make(("01",)).plan_file
-    assert make().plan_file == make().plan_file
+def test_the_manifest_of_a_run_in_progress_cannot_change_under_it(make, tmp_path):
+    assert make().manifest.path(tmp_path) != make(("01",)).manifest.path(tmp_path)
+    assert make().manifest.path(tmp_path) == make().manifest.path(tmp_path)
 
 
 # Engines -------------------------------------------------------------------------------------------------------------
@@ -325,10 +325,10 @@ def test_torch_is_deployed_only_where_a_gpu_is_seen(make, monkeypatch):
     monkeypatch.setattr(environments, "ensure", made.append)
     monkeypatch.setattr(environments, "lock_hash", lambda name: name)
     with pytest.raises(SynthSegError, match="config: engines: torch: no NVIDIA or Apple GPU is seen on this machine"):
-        make(engines=["torch"]).deploy()
+        deploy.deploy(make(engines=["torch"]))
     assert made == []
-    make(engines=["torch"], device="cpu").deploy()
-    make(engines=["torch"]).deploy(here=False)  # a cluster's node may have one
+    deploy.deploy(make(engines=["torch"], device="cpu"))
+    deploy.deploy(make(engines=["torch"]), here=False)  # a cluster's node may have one
     assert made == ["torch", "torch"]
 
 

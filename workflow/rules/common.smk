@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(workflow.basedir) / "src"))
 
 from synthseg_native import memory
-from synthseg_native.cohort import environments, state
+from synthseg_native.cohort import deploy, environments, state
 from synthseg_native.cohort.plan import Plan
 from synthseg_native.errors import SynthSegError
 from synthseg_native.identity import keys
@@ -22,11 +22,11 @@ except (SynthSegError, environments.SetupError) as error:
     )
 
 RESULTS = PLAN.results
-PLAN.export(CODE)
+deploy.export(PLAN, CODE)
 shell.executable("bash")
 
 if workflow.is_main_process:
-    PLAN.prepare()
+    deploy.prepare(PLAN)
     # So many jobs at once as the machine's memory holds, unless the user gave a limit or a cluster packs them.
     if workflow.resource_settings.nodes is None and not any(
         name.startswith("mem") for name in workflow.global_resources

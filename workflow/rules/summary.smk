@@ -16,11 +16,11 @@ rule summary:
         mem_mb=1000,
         runtime=30,
     params:
-        plan=PLAN.plan_file,
+        manifest=lambda wildcards: str(PLAN.manifest.path(PLAN.state)),
         failed_mark=str(state.failed_mark(PLAN.state)),
         code=PLAN.step_key("summarise.py"),
     message:
         "Summarise"
     shell:
-        '"$PYTHON" "$CODE/scripts/summarise.py" --plan {params.plan:q} --results "$RESULTS" 2>&1'
+        '"$PYTHON" "$CODE/scripts/summarise.py" --manifest {params.manifest:q} 2>&1'
         " | tee {log:q} >&2; rm -f {params.failed_mark:q}"

@@ -1,13 +1,10 @@
 """What the rules ask of a configuration and its sheet: which runs there are, their files, and their rerun keys.
 
-Also what happens before the first job (deployment) and after the last (the summary of a failed run, the table).
+What happens before the first job and after the last is `deploy`'s.
 """
 
 import functools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -15,7 +12,8 @@ import nibabel as nib
 from synthseg_native import memory
 from synthseg_native.cohort import config as configuration
 from synthseg_native.cohort import containers, demo, environments, paths, ranking, runs, state
-from synthseg_native.cohort.samples import openable, read_samples
+from synthseg_native.cohort import manifest as manifests
+from synthseg_native.cohort.samples import Scan, openable, read_samples
 from synthseg_native.errors import SynthSegError
 from synthseg_native.identity import keys
 from synthseg_native.networks import cards as models
@@ -61,7 +59,7 @@ class Plan:
         )
         self.model = self._chosen_model()
         self.reference = configuration.complete_reference(self.config["reference"], self.model.name)
-        self.scans = {scan.scan: scan for scan in read_samples(self.config["samples"])}
+        self.scans = self._read_scans()
         self.results = self.config["results"]
         self.state = f"{self.results}/{state.FOLDER}"
         self.resolution = f"{self.model.resolution:g}mm"
@@ -95,6 +93,10 @@ class Plan:
             why = f"{model.name} is not research grade"
             raise SynthSegError("usage", f"config: model: {why}: to try it all the same set allow_small_model: true")
         return model
+
+    def _read_scans(self) -> dict[str, Scan]:
+        """The rows of the sheet by their composed name."""
+        return {scan.scan: scan for scan in read_samples(self.config["samples"])}
 
     def _chosen_engines(self, looking) -> list[str]:
         """The engines that the configuration names, or the one that stands for auto in this results folder."""
@@ -183,12 +185,12 @@ class Plan:
         images = [image for scan in self.benchmarked if "{" not in (image := self.scans[scan].image)]
         return [image for image in images if made or image in self.demo_images or Path(image).exists()]
 
-    def _image_key(self, scan: str) -> str | None:
+    def image_key(self, scan: str) -> str | None:
         """The content of a scan's image; that of the demo's is decided by the rule that makes them."""
         image = self.scans[scan].image
         return None if image in self.demo_images else self.contents.digest(image)
 
-    def _existing_key(self, scan: str) -> str | None:
+    def existing_key(self, scan: str) -> str | None:
         """Reference kind existing: the content of the user's label map; the last one where it vanished."""
         if self.reference["kind"] != "existing":
             return None
@@ -262,7 +264,7 @@ class Plan:
             interpolation=self.config["interpolation"],
             ct=self.scans[scan].ct,
             accept=self.scans[scan].accept,
-            content=self._image_key(scan),
+            content=self.image_key(scan),
             weights=self.weights_key(),
             code=self.engine_code[engine],
             lock=self.locks[engine],
@@ -277,9 +279,9 @@ class Plan:
             model=self.model_key,
             ct=self.scans[scan].ct,
             accept=self.scans[scan].accept,
-            content=self._image_key(scan),
+            content=self.image_key(scan),
             weights=self.weights_key() if self.reference["kind"] == "own" else None,
-            existing=self._existing_key(scan),
+            existing=self.existing_key(scan),
             key=self.reference_key,
         )
 
@@ -324,120 +326,38 @@ class Plan:
         """The same for the benchmark, which runs everything in turn."""
         return max((self.memory(e, s) for e in (*self.engines, "reference") for s in self.benchmarked), default=1000)
 
-    # --- before, and after -------------------------------------------------------------------------------------------
+    # --- the manifest -------------------------------------------------------------------------------------------------
 
     @functools.cached_property
-    def for_summary(self) -> str:
-        """What the summary is about, as JSON, for scripts/summarise.py."""
-        reference = {name: self.reference[name] for name in ("kind", "runtime")} if self.compared else None
-        compared = set(self.compared)
-        scans = [
-            {
-                "scan": name,
-                "image": scan.image,
-                "entities": scan.entities,
-                "sheet": scan.sheet,
-                "row": scan.row,
-                "reference": name in compared,
-            }
-            for name, scan in self.scans.items()
-        ]
+    def manifest(self) -> manifests.Manifest:
+        """What this call is to do, for its jobs and its summary."""
         model = self.model
-        plan = {
-            "results": self.results,
-            "engines": self.engines,
-            "model": {"name": model.name, "dir": str(model.folder), "research_grade": model.research_grade},
-            "reference": reference,
-            "resolution": self.resolution,
-            "scans": scans,
-            "benchmark": bool(self.benchmarked),
-        }
-        return json.dumps(plan, indent=1)
+        return manifests.Manifest(
+            results=self.results,
+            engines=self.engines,
+            model={"name": model.name, "dir": str(model.folder), "research_grade": model.research_grade},
+            reference={name: self.reference[name] for name in ("kind", "runtime")} if self.compared else None,
+            resolution=self.resolution,
+            benchmark=bool(self.benchmarked),
+            scans=[self._manifest_row(name, scan) for name, scan in self.scans.items()],
+        )
 
-    def prepare(self) -> None:
-        """Write the summary's plan, and renew its token if something is missing. For Snakemake's main process."""
-        state.write_if_changed(self.plan_file, self.for_summary)
-        state.renew_token(self.token, self.wanted_runs() + self.wanted_once())
-        for scan in self.scans:
-            self._image_key(scan)
-        for scan in self.compared:
-            self._existing_key(scan)
-        self.weights_key()
-        self.contents.save()
+    def _manifest_row(self, name: str, scan: Scan) -> manifests.Scan:
+        runs = {engine: self._manifest_run(engine, name) for engine in self.engines}
+        if name in self.compared:
+            runs[manifests.REFERENCE] = self._manifest_run(manifests.REFERENCE, name)
+        return manifests.Scan(name, scan.image, scan.entities, scan.sheet, scan.row, runs)
 
-    @property
-    def plan_file(self) -> str:
-        """Named by its content: another call, a dry run say, cannot change the plan of a summary in progress."""
-        return f"{self.state}/plan-{keys.digest(self.for_summary)}.json"
+    def _manifest_run(self, engine: str, scan: str) -> manifests.Run:
+        files = self.files(engine, scan)
+        if engine == manifests.REFERENCE:
+            identity = self.reference_settings(scan)
+        else:
+            identity = self.native_settings(engine, scan)
+            files |= {"compare": self.comparison(engine, scan), "picture": self.picture(engine, scan)}
+        failure = paths.failure_record(self.results, engine, scan, self.model.name, self.resolution)
+        return manifests.Run(files, str(failure), json.loads(identity))
 
     @property
     def token(self) -> str:
         return f"{self.state}/token"
-
-    def export(self, code: Path) -> None:
-        """Set the variables that the rules' shell commands use.
-
-        They say where things lie and what a run may take, which is no reason to run a job again: so they are no params.
-        """
-        engines = {*self.engines, "tensorflow", "demo"}
-        pythons = {name: str(environments.python(name)) for name in sorted(engines)}
-        os.environ |= {f"PYTHON_{name}": path for name, path in pythons.items()}
-        os.environ |= {
-            "PYTHONS": json.dumps(pythons),
-            "PYTHON": sys.executable,
-            "CODE": str(code),
-            "PYTHONPATH": f"{code}/src",
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "MODEL": str(self.model.folder),
-            "WEIGHTS": self.weights,
-            "RESULTS": self.results,
-            "STATE": self.state,
-            "MEMORY_MB": str(self.config["memory_mb"] or ""),
-            "TIMEOUT_MIN": str(self.minutes),
-        }
-
-    def deploy(self, here: bool = True) -> None:
-        """Make what the jobs need and Snakemake must not track: environments, official weights, the reference's image.
-
-        As inputs, renewed ones would make the whole cohort again. A container daemon that is absent or refuses stops
-        nothing: one line, and the reference runs fail one by one. here: whether the jobs run on this machine. Raises
-        SetupError, and SynthSegError for weights and for torch where no GPU is seen.
-        """
-        self._announce_changes()
-        used = self.compared or self.benchmarked
-        local = used and (self.reference["kind"], self.reference["runtime"]) == ("own", "local")
-        needed = [*self.engines, *(["tensorflow"] if local else []), *(["demo"] if self.demo_images else [])]
-        for engine in self.engines if here else []:
-            if why := ranking.without_gpu(engine, self.config["device"]):
-                raise SynthSegError("usage", f"config: engines: {why}: name another engine, or set device: cpu")
-        for name in dict.fromkeys(needed):
-            environments.ensure(name)
-        if self.fetched:
-            weights.resolve(self.model.card, self.model.folder, cache=Path(self.weights).parent)
-        for runtime in containers.RUNTIMES:
-            containers.reap(runtime)
-        if used and self.reference["kind"] == "own" and self.reference["runtime"] in containers.RUNTIMES:
-            try:
-                containers.ensure_image(self.reference, self.root)
-            except SynthSegError as error:
-                environments.say(f"reference: {error}")
-
-    def _announce_changes(self) -> None:
-        """One line per kind of run that changed settings make again: how many, and why."""
-        native = {self.files(e, s)["record"]: self.native_settings(e, s) for e in self.engines for s in self.scans}
-        reference = {self.files("reference", scan)["record"]: self.reference_settings(scan) for scan in self.compared}
-        for kind, current in (("native", native), ("reference", reference)):
-            for why, count in state.changed_settings(current).items():
-                environments.say(f"{count} {kind} {'run' if count == 1 else 'runs'} again: {why}")
-
-    def finish(self, code: Path, success: bool) -> None:
-        """The end of a run: after a failure a summary all the same, and always the table for people."""
-        for old in Path(self.state).glob("plan-*.json"):
-            if str(old) != self.plan_file:
-                old.unlink(missing_ok=True)
-        command = [sys.executable, f"{code}/scripts/summarise.py", "--results", self.results, "--plan", self.plan_file]
-        if not success:
-            state.mark_failed(self.state)
-            subprocess.run(command)
-        if Path(self.aggregates()["summary"]).exists():
-            subprocess.run([*command, "--show"])
