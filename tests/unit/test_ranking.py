@@ -90,6 +90,14 @@ def test_precision_and_device_filter_the_ranking(monkeypatch):
         machine.choose(device="gpu")
 
 
+def test_other_environments_are_made_along_with_the_candidate_s(monkeypatch):
+    made = []
+    monkeypatch.setattr(environments, "ensure_all", lambda names, log: made.append(list(names)))
+    machine = Machine(monkeypatch, openvino=NOTHING)
+    ranking.choose("folder", log=machine.said.append, beside=["tensorflow", "demo"])
+    assert made[0] == ["openvino", "tensorflow", "demo"] and machine.looked_at == ["openvino", "tensorflow"]
+
+
 # --- once per results folder -----------------------------------------------------------------------------------------
 
 
@@ -146,14 +154,14 @@ def test_a_network_that_is_down_chooses_no_other_engine(monkeypatch, of_results,
 @pytest.mark.parametrize(
     ("words", "engine", "more"),
     [
-        ([], "tensorflow", []),
+        ([], "torch", ["--engine", "torch", "--device", "gpu"]),
+        (["--engine", "tensorflow"], "tensorflow", []),
         (["--engine", "openvino"], "openvino", []),
         (["--engine", "auto"], "torch", ["--engine", "torch", "--device", "gpu"]),
         (["--engine=auto", "--cpu"], "openvino", ["--engine", "openvino", "--device", "cpu"]),
         (["--engine", "auto", "--device", "cpu"], "openvino", ["--engine", "openvino", "--device", "cpu"]),
         (["--engine", "torch"], "torch", ["--device", "gpu"]),
         (["--engine", "torch", "--device", "cpu"], "torch", []),
-        (["--engine", "auto", "--help"], "tensorflow", []),
     ],
 )
 def test_the_command_gets_an_engine_and_a_device(monkeypatch, words, engine, more):

@@ -5,6 +5,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(workflow.basedir) / "src"))
 
+from synthseg_native.cohort import handover
+
+handover.take_over(workflow.main_snakefile)
+
 from synthseg_native import memory
 from synthseg_native.cohort import environments, state
 from synthseg_native.cohort.plan import Plan

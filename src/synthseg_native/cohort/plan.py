@@ -57,8 +57,9 @@ class Plan:
     def __init__(self, config: dict, root: Path, looking: bool = False):
         self.root = Path(root)
         self.config = configuration.complete(
-            config, configuration.read_schema(self.root / "workflow/schemas/config.schema.yaml")
+            demo.settings(config), configuration.read_schema(self.root / "workflow/schemas/config.schema.yaml")
         )
+        self.demo_images = demo.image_paths() if demo.is_sheet(self.config["samples"]) else []
         self.model = self._chosen_model()
         self.reference = configuration.complete_reference(self.config["reference"], self.model.name)
         self.scans = {scan.scan: scan for scan in read_samples(self.config["samples"])}
@@ -72,10 +73,11 @@ class Plan:
         crop = self.config["crop"]
         self.crop = [crop] * 3 if isinstance(crop, int) else crop
         self.minutes = self.config["timeout_min"]
-        self.engines = self._chosen_engines(looking)
-        self.demo_images = demo.image_paths() if self.config["demo"] else []
         self.compared = self._compared()
         self.benchmarked = list(self.scans)[: self.config["benchmark"]["scans"]]
+        if self.demo_images and not looking and not os.environ.get("SYNTHSEG_NATIVE_CODE"):  # said once, not by jobs
+            environments.say(f"this is the demonstration: phantoms and a small model; {demo.WHAT_TO_CHANGE}")
+        self.engines = self._chosen_engines(looking)
         # What of the card changes a result; its title and accuracy do not.
         computed_from = {name: self.model.card[name] for name in ("network", "input", "posterior")}
         self.model_key = keys.digest(keys.settings_json(**computed_from), keys.file_digest(self.labels))
@@ -93,7 +95,8 @@ class Plan:
         model = models.load(openable(shipped) if shipped.is_dir() else name)
         if not model.research_grade and not self.config["allow_small_model"]:
             why = f"{model.name} is not research grade"
-            raise SynthSegError("usage", f"config: model: {why}: to try it all the same set allow_small_model: true")
+            fix = "set model: synthseg1 or synthseg2, or, to try it all the same, allow_small_model: true"
+            raise SynthSegError("usage", f"config: model: {why}: {fix}")
         return model
 
     def _chosen_engines(self, looking) -> list[str]:
@@ -102,11 +105,17 @@ class Plan:
         where = "config"
         if engines == ranking.AUTO:
             where = f"{self.results}/engine.json"
-            engines = [ranking.of_results(where, f"{self.results}/env", *asked, looking)]
+            engines = [ranking.of_results(where, f"{self.results}/env", *asked, looking, beside=self._beside())]
         wrong = [why for engine in engines if (why := ranking.problem(engine, *asked))]
         if wrong:
             raise SynthSegError("usage", *(f"{where}: {why}" for why in wrong))
         return engines
+
+    def _beside(self) -> list[str]:
+        """The environments that are needed beside the engines'."""
+        used = self.compared or self.benchmarked
+        local = used and (self.reference["kind"], self.reference["runtime"]) == ("own", "local")
+        return [*(["tensorflow"] if local else []), *(["demo"] if self.demo_images else [])]
 
     def _find_weights(self) -> str:
         """The user's weights, those beside the card, or where the download goes."""
@@ -405,13 +414,10 @@ class Plan:
         """
         self._announce_changes()
         used = self.compared or self.benchmarked
-        local = used and (self.reference["kind"], self.reference["runtime"]) == ("own", "local")
-        needed = [*self.engines, *(["tensorflow"] if local else []), *(["demo"] if self.demo_images else [])]
         for engine in self.engines if here else []:
             if why := ranking.without_gpu(engine, self.config["device"]):
                 raise SynthSegError("usage", f"config: engines: {why}: name another engine, or set device: cpu")
-        for name in dict.fromkeys(needed):
-            environments.ensure(name)
+        environments.ensure_all([*self.engines, *self._beside()])
         if self.fetched:
             weights.resolve(self.model.card, self.model.folder, cache=Path(self.weights).parent)
         for runtime in containers.RUNTIMES:
@@ -441,3 +447,5 @@ class Plan:
             subprocess.run(command)
         if Path(self.aggregates()["summary"]).exists():
             subprocess.run([*command, "--show"])
+        if self.demo_images:
+            environments.say(f"this was the demonstration; {demo.WHAT_TO_CHANGE}")

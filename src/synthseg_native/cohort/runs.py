@@ -373,6 +373,7 @@ def _run_local(record, job, python):
     code = "from importlib.metadata import version; print('tensorflow ' + version('tensorflow'))"
     told = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
     record["engine"]["version"] = told.stdout.strip() or None
+    record["engine"]["onednn"] = sys.platform == "linux" or None  # as reference.py asks; a Mac's TensorFlow has none
 
 
 def _run_container(record, job, python):
@@ -387,6 +388,7 @@ def _run_container(record, job, python):
     record["machine"].update(system="Linux", arch=inside or record["machine"]["arch"], emulated=emulated)
     record["command"] = command
     record["engine"]["version"] = containers.version_of(job.settings)
+    record["engine"]["onednn"] = job.settings["kind"] == "own" or None  # upstream's is as its users run it
     # The wrapper inside keeps the time; this limit is for a runtime that no longer answers.
     limit = None if job.timeout is None else job.timeout + 300
     try:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from synthseg_native.results import record
 
-SCHEMA = 2  # of the finding; 2: with precisions
+SCHEMA = 3  # of the finding; 2: with precisions, 3: TensorFlow with oneDNN
 BACKENDS = {  # environment: the module that knows its runtime (`process`)
     "tensorflow": "tensorflow",
     "openvino": "openvino",
