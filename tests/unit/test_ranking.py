@@ -1,11 +1,13 @@
 """engine: auto. The ranking of each platform, what drops a candidate, and that only the user changes a choice."""
 
+import importlib.util
 import json
 import platform
 import sys
 
 import pytest
 
+from synthseg_native import cli
 from synthseg_native.cohort import environments, ranking
 from synthseg_native.engines import NAMES
 from synthseg_native.errors import SynthSegError
@@ -174,6 +176,22 @@ def test_torch_without_a_gpu_is_for_the_cpu_by_name_only(monkeypatch):
     with pytest.raises(SynthSegError, match="--engine torch: no NVIDIA or Apple GPU is seen"):
         ranking.for_command(["--engine", "torch"], "folder")
     assert ranking.for_command(["--engine", "torch", "--cpu"], "folder")[0] == "torch"
+
+
+@pytest.mark.parametrize(
+    ("there", "engine", "says"),
+    [
+        ({"tensorflow"}, "tensorflow", True),
+        ({"openvino", "torch"}, "openvino", True),
+        (set(), "tensorflow", False),  # which then says what to install
+    ],
+)
+def test_without_the_launcher_the_runtime_that_is_there_is_taken(monkeypatch, capsys, there, engine, says):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name in there else None)
+    assert cli._engine_here() == engine
+    line = f"engine auto: {engine}, whose runtime is in this environment\n"
+    assert capsys.readouterr() == ("", line if says else "")
+    assert cli.parser().get_default("engine") == ranking.AUTO
 
 
 # --- verification ----------------------------------------------------------------------------------------------------
