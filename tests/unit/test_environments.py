@@ -465,8 +465,8 @@ Downloading torch (1.5GiB)
 @pytest.mark.parametrize(
     ("name", "output", "expected"),
     [
-        ("openvino", "", "making openvino: fetched 2 of about 150 MB"),
-        ("openvino", PIP_FETCHING, "making openvino: fetched 2 of about 150 MB"),
+        ("openvino", "", "making openvino: fetched 2 of about 200 MB"),
+        ("openvino", PIP_FETCHING, "making openvino: fetched 2 of about 200 MB"),
         (
             "openvino",
             PIP_FETCHING + "Installing collected packages: numpy\n",
