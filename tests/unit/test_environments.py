@@ -474,6 +474,7 @@ Downloading torch (1.5GiB)
         ),
         ("torch", PIP_FETCHING, "making torch: fetched 2 MB"),
         ("torch", UV_FETCHING, "making torch: fetched 17 of 1663 MB"),
+        ("demo", "Resolved 22 packages in 1.00s\n", "making demo: unpacked 3 of about 430 MB"),  # all was in uv's cache
         ("demo", UV_FETCHING + "Prepared 22 packages in 14.42s\n", "making demo: unpacked 3 of about 430 MB"),
     ],
 )

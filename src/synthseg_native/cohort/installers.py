@@ -60,7 +60,7 @@ def progress(name: str, output: str, folder: Path) -> str:
         there = sum(sizes.get(package, 0) for package in re.findall(r"^ Downloaded (\S+)", output, re.M))
         if "\nPrepared " not in output:
             return f"making {name}: fetched {there:.0f} of {sum(sizes.values()):.0f} MB"
-    elif "Installing collected packages" not in output:
+    elif not re.search(r"Installing collected packages|^Resolved \d+ packages", output, re.M):  # pip's, uv's
         return f"making {name}: fetched {_megabytes(folder / 'tmp'):.0f}{_of(fetch)} MB"
     return f"making {name}: unpacked {_megabytes(folder, without='tmp'):.0f}{_of(whole)} MB"
 
