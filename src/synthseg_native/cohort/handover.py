@@ -11,7 +11,7 @@ from pathlib import Path
 from synthseg_native.cohort import environments
 
 # What rules and steps import beyond what Snakemake brings.
-NEEDED = ("nibabel", "numpy", "pandas", "scipy", "matplotlib", "tqdm")
+NEEDED = ("nibabel", "numpy", "pandas", "scipy", "matplotlib")
 
 
 def take_over(snakefile, arguments: list[str] | None = None) -> None:
