@@ -210,6 +210,17 @@ def test_the_real_interpreter_passes_the_check():
     assert interpreters._problem(sys.executable, (3, 6), (3, 7)) == "is Python {}.{}".format(*version)
 
 
+def test_uv_is_that_of_the_path_or_that_of_the_environment_dev(root, path):
+    assert environments._uv() is None
+    (root / "envs" / "dev.txt").write_text("")
+    of_dev = environments.env_dir("dev") / "bin" / "uv"
+    of_dev.parent.mkdir(parents=True)
+    program(of_dev, "exit 0")
+    assert environments._uv() == str(of_dev)
+    program(path / "uv", "exit 0")
+    assert environments._uv() == str(path / "uv")
+
+
 # Making them
 
 
@@ -296,8 +307,7 @@ def test_ensure_makes_it_once_and_its_scripts_run(root, tiny, tool):
     assert len(lines) == 2
 
 
-def test_an_environment_is_made_with_pythons_own_venv(root, tiny, tool, monkeypatch):
-    monkeypatch.undo()
+def test_an_environment_is_made_with_pythons_own_venv(root):
     folder = root / "made"
     with (root / "log").open("wb") as log:
         environments._venv("tiny", sys.executable, folder, log, "--without-pip")
