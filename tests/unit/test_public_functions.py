@@ -11,6 +11,7 @@ MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob(
 NOT_YET = {
     "cli.py",
     "cohort/plan.py",
+    "cohort/report_labels.py",
     "cohort/state.py",
     "engines/__init__.py",
     "engines/kernels/language.py",
