@@ -7,6 +7,8 @@ LOCKS = workflow tensorflow openvino torch training demo dev
 TESTS = tests/workflow tests/golden tests/container tests/unit
 JOBS = 2
 PARALLEL = -n $(JOBS) --dist loadfile --no-loadscope-reorder
+# Compiled files are kept, the tests' too: without them every process of pytest writes its assertions anew, for 8 s.
+PYTEST = env -u PYTHONDONTWRITEBYTECODE $(DEV) -m pytest $(PARALLEL)
 # What goes to pytest as well, e.g. make test ARGS="-k golden"
 ARGS =
 
@@ -23,10 +25,10 @@ demo-docker: ## the same with the reference in its Docker container
 
 test: ## run all tests
 	@sh scripts/launch.sh ensure dev tensorflow openvino demo
-	@$(DEV) -m pytest $(PARALLEL) $(TESTS) $(ARGS)
+	@$(PYTEST) $(TESTS) $(ARGS)
 
 test-fast: ## run the tests that take seconds and need no Docker
-	@$(DEV) -m pytest $(PARALLEL) -m "not slow and not docker" $(TESTS) $(ARGS)
+	@$(PYTEST) -m "not slow and not docker" $(TESTS) $(ARGS)
 
 benchmark: ## time and memory of engines and reference on this machine (what and how: make benchmark ARGS=--help)
 	@sh scripts/launch.sh ensure dev tensorflow openvino

@@ -40,10 +40,10 @@ def this_cpu():
 
 
 class Runs:
-    """Engine and reference as commands, run by the interpreter that has TensorFlow."""
+    """Engine and reference as commands, run by the interpreter that has the engine (of the reference: TensorFlow)."""
 
-    def __init__(self, root, python, folder):
-        self.root, self.python, self.folder = root, python, folder
+    def __init__(self, root, python, folder, engine="tensorflow"):
+        self.root, self.python, self.folder, self.name = root, python, folder, engine
         self.done = {}
 
     def command(self, start, image, out, model=None, flags=()):
@@ -74,7 +74,7 @@ class Runs:
     def engine(self, image, model=None, name="default", start=("-m", "synthseg_native"), flags=()):
         out = f"engine_{image}_{name}"
         more = {"margin": "margin.nii.gz", "volumes-tsv": "volumes.tsv", "record": "run.json"}
-        return self.command(start, image, out, model, [*flags, *self._further(out, more)])
+        return self.command(start, image, out, model, ["--engine", self.name, *flags, *self._further(out, more)])
 
     def reference(self, image, mode="default", flags=(), model=None):
         script = self.root / "src" / "synthseg_native" / "reference.py"
