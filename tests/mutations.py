@@ -237,7 +237,7 @@ def scratch(checkout: Path, folder: Path) -> Path:
     folder.mkdir()
     for name in COPIED:
         if (checkout / name).is_dir():
-            shutil.copytree(checkout / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
+            shutil.copytree(checkout / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         elif (checkout / name).exists():
             shutil.copy2(checkout / name, folder / name)
     (folder / ".envs").mkdir()
