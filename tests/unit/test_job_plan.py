@@ -2,6 +2,7 @@
 
 import pytest
 
+from rule_patterns import with_patterns
 from synthseg_native.cohort import job, state
 from synthseg_native.cohort import plan as plans
 from synthseg_native.cohort.plan import Plan
@@ -21,7 +22,7 @@ def planned(root, tmp_path, monkeypatch):
     (tmp_path / "images").mkdir()
     for n in (1, 2, 3):
         (tmp_path / f"images/{n}.nii").write_text(f"image {n}")
-    plan = Plan(CONFIG, root)
+    plan = with_patterns(Plan(CONFIG, root))
     return plan, plan.manifest.write(tmp_path)
 
 
@@ -35,13 +36,13 @@ def test_a_job_wants_what_was_planned_and_looks_at_nothing_else(planned, root, m
 
     monkeypatch.setattr(plans, "read_samples", never)
     monkeypatch.setattr(state.Contents, "digest", never)
-    ours = job.JobPlan(CONFIG, root, manifest, [compared])
+    ours = with_patterns(job.JobPlan(CONFIG, root, manifest, [compared]))
     assert list(ours.scans) == ours.compared == [compared]
     assert (ours.native_settings("openvino", compared), ours.reference_settings(compared)) == wanted
     assert ours.files("openvino", compared) == plan.files("openvino", compared)
-    assert ours.image(compared, "openvino") == plan.image(compared, "openvino") != []
+    assert ours.image("openvino", compared) == plan.image("openvino", compared) != []
     assert ours.memory("openvino", compared) == plan.memory("openvino", compared)
-    assert ours.title(compared, "openvino") == plan.title(compared, "openvino")
+    assert ours.title("openvino", compared) == plan.title("openvino", compared)
 
 
 def test_a_scan_without_reference_has_none_in_its_job(planned, root):
