@@ -3,8 +3,9 @@
 RUN = sh scripts/launch.sh run
 DEV = $(RUN) dev --
 LOCKS = workflow tensorflow openvino torch training demo dev docs
-# Tests in the order in which two processes are busy about equally long; TESTS= and JOBS= change what runs and how many.
-TESTS = tests/workflow tests/golden tests/container tests/unit
+# Two processes, a file at a time each, in the order that tests/conftest.py sets; TESTS= and JOBS= change which tests and
+# how many at once.
+TESTS = tests
 JOBS = 2
 PARALLEL = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 # Compiled files are kept, the tests' too: without them every process of pytest writes its assertions anew, for 8 s.

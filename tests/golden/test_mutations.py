@@ -82,7 +82,8 @@ sys.exit(cli.main(sys.argv[1:]))
 
 @pytest.fixture(scope="module")
 def runs(root, openvino_python, tmp_path_factory):
-    return Runs(root, openvino_python, tmp_path_factory.mktemp("runs"), engine="openvino")
+    with Runs(root, openvino_python, tmp_path_factory.mktemp("runs"), engine="openvino") as runs:
+        yield runs
 
 
 def verdict(folder, image):
