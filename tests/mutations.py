@@ -4,8 +4,8 @@ python tests/mutations.py [--only NAME ...] [--checkout FOLDER] [--jobs N] [--li
 
 Each fault is a small change of text in one file. It is made in a scratch copy of the checkout, and the tests named
 beside it must fail there. They are the quick ones; the tests with real networks and containers guard the same again.
-First the same tests run without any fault: what fails then catches nothing. The exit status is 1 if a fault survives,
-2 if it cannot be told: its text is not there once, or its tests fail without it.
+First the same tests run without any fault: what fails then catches nothing, and its faults are unclear. The exit status
+is 1 if a fault survives, 2 if one is unclear: its text is not there once, or its tests fail without it.
 
 --checkout takes another state of the project, with the same list: a fault may have several places, of which the first
 whose file is there counts.
@@ -224,9 +224,10 @@ def place_of(found: Fault, checkout: Path) -> tuple[Path, str, str]:
     raise Unclear(f"no such file: {' or '.join(name for name, _, _ in found.places)}")
 
 
-def tests_of(found: Fault, checkout: Path) -> list[str]:
-    """The fault's test files that the checkout has. Raises Unclear where it has none."""
-    there = [f"tests/unit/{name}" for name in found.tests if (checkout / "tests/unit" / name).is_file()]
+def tests_of(found: Fault, checkout: Path, broken: frozenset[str] = frozenset()) -> list[str]:
+    """The fault's test files that the checkout has, but the broken ones. Raises Unclear where it has none."""
+    files = (f"tests/unit/{name}" for name in found.tests if name not in broken)
+    there = [file for file in files if (checkout / file).is_file()]
     if not there:
         raise Unclear(f"no such tests: {' '.join(found.tests)}")
     return there
@@ -250,7 +251,7 @@ def scratch(checkout: Path, folder: Path) -> Path:
 def pytest(folder: Path, tests: list[str]) -> tuple[int, str]:
     """Exit status of the quick tests in some files, and the first test that failed or the last line."""
     command = [sys.executable, "-B", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    command += ["-m", "not slow and not docker", *tests]
+    command += ["--basetemp", folder / ".tests", "-m", "not slow and not docker", *tests]
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=LIMIT_S)
     except subprocess.TimeoutExpired:
@@ -260,13 +261,16 @@ def pytest(folder: Path, tests: list[str]) -> tuple[int, str]:
     return done.returncode, failed[0] if failed else lines[-1] if lines else ""
 
 
-def try_fault(found: Fault, folder: Path) -> tuple[bool, str]:
-    """Whether the fault, made in a scratch copy, is caught, and by which test. Raises Unclear."""
+def try_fault(found: Fault, folder: Path, broken: frozenset[str]) -> tuple[bool, str]:
+    """Whether the fault, made in a scratch copy, is caught, and by which test. Raises Unclear.
+
+    broken : test files that fail without any fault
+    """
     path, old, new = place_of(found, folder)
     text = (folder / path).read_text(encoding="utf-8")
     try:
         (folder / path).write_text(text.replace(old, new), encoding="utf-8")
-        status, said = pytest(folder, tests_of(found, folder))
+        status, said = pytest(folder, tests_of(found, folder, broken))
     finally:
         (folder / path).write_text(text, encoding="utf-8")
     if status not in (0, FAILED):
@@ -305,7 +309,7 @@ def main(argv=None) -> int:
 
         def one_fault(one):
             try:
-                caught, said = borrow(lambda folder: try_fault(one, folder))
+                caught, said = borrow(lambda folder: try_fault(one, folder, broken))
                 outcome = "caught" if caught else "SURVIVED"
             except Unclear as error:
                 outcome, said = "UNCLEAR", str(error)
@@ -314,11 +318,10 @@ def main(argv=None) -> int:
         with ThreadPoolExecutor(args.jobs) as pool:
             files = sorted({f for one in faults for f in one.tests if (checkout / "tests/unit" / f).is_file()})
             sound = pool.map(lambda f: (f, *borrow(lambda folder: pytest(folder, [f"tests/unit/{f}"]))), files)
-            broken = [(file, said) for file, status, said in sound if status != 0]
-            for file, said in broken:
+            failing = {file: said for file, status, said in sound if status != 0}
+            for file, said in failing.items():
                 print(f"{file}: fails without any fault: {said}", flush=True)
-            if broken:
-                return 2
+            broken = frozenset(failing)
             for one, outcome, said in pool.map(one_fault, faults):
                 count[outcome] += 1
                 print(f"{outcome:8}  {one.area:10}  {one.name}: {said}", flush=True)
