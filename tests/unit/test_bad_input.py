@@ -523,7 +523,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES, ids=": ".join)
+# Those of the machine each start an interpreter with limits of its own.
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=pytest.mark.slow if case[0] == "machine" else ()) for case in CASES],
+    ids=": ".join,
+)
 def test_bad_input_ends_in_one_line_and_leaves_nothing_half_done(case, world, capfd, monkeypatch):
     how, expected, make, said = CASES[case]
     status, err, before = how(make, world, capfd, monkeypatch)
@@ -536,6 +541,7 @@ def test_bad_input_ends_in_one_line_and_leaves_nothing_half_done(case, world, ca
     assert world.contents() == before
 
 
+@pytest.mark.slow
 def test_where_the_machine_is_well_the_same_command_segments(world):
     done = world.run_limited(head(world.folder))
     assert (done.returncode, done.stderr) == (0, "")
