@@ -149,7 +149,7 @@ class Expectation:
             seconds = near["wall_s"] * scale * near["threads"] / threads
             return seconds, near["peak_rss_mib"] * max(1.0, scale)
         per_voxel, start = GUESSES[contestant.engine]
-        per_voxel *= models.load(group.task.model).card["network"]["features"] / 24
+        per_voxel *= models.load(group.task.model).network.layers["features"] / 24
         if contestant.precision == "bf16":
             per_voxel /= 2
         return start + per_voxel * voxels / threads, predicted_mib(group.task, contestant)
@@ -162,14 +162,14 @@ def _in_header(voxel_mm):
 
 def predicted_mib(task, contestant, voxel_mm=1.0, own_grid=False):
     """What the memory model says of a run."""
-    size = memory.size_of(models.load(task.model).card, task.size, _in_header(voxel_mm), own_grid=own_grid)
+    size = memory.size_of(models.load(task.model).network, task.size, _in_header(voxel_mm), own_grid=own_grid)
     if contestant.engine == UPSTREAM:
         return UPSTREAM_MEMORY * memory.predict(size, REFERENCE)
     return memory.predict(size, contestant.engine, contestant.precision, contestant.device)
 
 
 def padded_voxels(task):
-    return int(np.prod(memory.padded_shape(models.load(task.model).card, task.size, (1.0,) * 3)))
+    return int(np.prod(memory.padded_shape(models.load(task.model).network, task.size, (1.0,) * 3)))
 
 
 class Benchmark:
@@ -291,7 +291,7 @@ def measure_memory(runner, contestants, tasks, path, say):
     for task, voxel_mm, own_grid in tasks:
         model = models.load(task.model)
         name = "synthseg1" if model.name == "synthseg1size" else model.name
-        shape = memory.padded_shape(model.card, task.size, _in_header(voxel_mm))
+        shape = memory.padded_shape(model.network, task.size, _in_header(voxel_mm))
         for contestant in contestants:
             row = (contestant.engine, contestant.precision, contestant.device, name, *task.size, voxel_mm, *shape)
             row = tuple(map(as_text, (*row, own_grid)))
@@ -394,7 +394,7 @@ def benchmark(arguments):
     runner = Runner(code, pythons, work / "cache", upstream, 60 * arguments.timeout_min)
 
     def task(size, model, threads, voxel_mm=1.0):
-        file = full / "weights.h5" if model == "full" else compact.folder / compact.card["weights"]["file"]
+        file = full / "weights.h5" if model == "full" else compact.folder / compact.weights.file
         return Task(heads[size, voxel_mm], full if model == "full" else compact.folder, file, size, threads)
 
     engines = [c for c in arguments.engines if c.environment in pythons]

@@ -341,12 +341,13 @@ memory.own_peak_mib = lambda: None  # which nobody predicted
 
 class StandIn:
     name, version, device, device_reason = "stand-in", "1", "cpu", "asked for"
+    can = engines.Capabilities()
 
     def release(self):
         pass
 
-    def posteriors(self, volume):
-        score = np.exp(-((volume[..., None] - np.linspace(0, 1, 32, dtype=np.float32)) ** 2) * 4000)
+    def run(self, inputs, smoothing):
+        score = np.exp(-((inputs["image"][..., None] - np.linspace(0, 1, 32, dtype=np.float32)) ** 2) * 4000)
         yield 0, score / score.sum(axis=-1, keepdims=True)
 
 engines.load = lambda *_: SimpleNamespace(build=lambda *_, **__: StandIn())

@@ -15,7 +15,7 @@ from synthseg_native.cohort.samples import read_samples
 from synthseg_native.cohort.summary import COLUMNS, print_table, summarise
 from synthseg_native.cohort.tables import read_tsv, write_tsv
 from synthseg_native.networks.cards import read_labels
-from synthseg_native.results.outputs import VOLUME_COLUMNS
+from synthseg_native.results.tables import VOLUME_COLUMNS
 
 ROOT = Path(__file__).parents[2]
 MODELS = {"compact2mm": ROOT / "models" / "compact2mm", "synthseg2": ROOT / "models" / "synthseg2"}

@@ -31,8 +31,10 @@ from synthseg_native.cohort.paths import read_json, write_json, write_text
 from synthseg_native.errors import EXIT_CODES, SynthSegError
 from synthseg_native.identity import keys
 from synthseg_native.networks import cards
-from synthseg_native.results import outputs
+from synthseg_native.results import images, tables
 from synthseg_native.results import record as record_of
+from synthseg_native.results.hashes import labels_sha256
+from synthseg_native.results.sidecar import save_json, sidecar
 from synthseg_native.scan import reading as scans
 from synthseg_native.verification import verify
 
@@ -271,7 +273,7 @@ def run_native(scan, image, settings, python, model_dir, weights, verification, 
             raise failure(status, measured, _log(work), image, timeout)
         _need_outputs(work, [*(NATIVE_FILES[name] for name in made.values()), engine_record.name])
         for name, grid in (("sidecar", "network"), ("sidecar_native", "native")):
-            outputs.save_json(work / NATIVE_FILES[name], outputs.sidecar(record, grid=grid))
+            save_json(work / NATIVE_FILES[name], sidecar(record, grid=grid))
 
     return _attempt(record, work, run, scan)
 
@@ -338,9 +340,9 @@ def run_reference(scan, image, settings, python, model_dir, weights, work, timeo
         else:
             record["model"].update(name=card.name, research_grade=card.research_grade)
             shape, voxel_mm = record["input"]["shape"], record["input"]["voxel_mm"]
-            size = memory.size_of(card.card, shape, voxel_mm, settings.get("crop"), own_grid=False)
+            size = memory.size_of(card.network, shape, voxel_mm, settings.get("crop"), own_grid=False)
             predicted = record["predicted_peak_mib"] = memory.predict(size, memory.REFERENCE)
-            memory.check(image, size, memory.REFERENCE, card=card.card)
+            memory.check(image, size, memory.REFERENCE, network=card.network)
             limit_mb = memory_mb or max(card.memory_mb, memory.declared_mb(predicted))
             if kind == "own":
                 record["model"]["weights_sha256"] = scans.sha256_of(weights)
@@ -412,7 +414,7 @@ def _finish_reference(record, labels, work):
     values = np.asarray(image.dataobj).astype(np.int32)
     voxel_mm = image.header.get_zooms()[:3]
     record["output"] = {
-        "labels_sha256": outputs.labels_sha256(values),
+        "labels_sha256": labels_sha256(values),
         "shape": list(values.shape),
         "voxel_mm": [round(float(size), 6) for size in voxel_mm],
     }
@@ -423,8 +425,8 @@ def _finish_reference(record, labels, work):
         volumes = dict(zip(header[1:], row[1:], strict=True))
         soft = [float(volumes.get(name, "nan")) for name in labels.names]
     counts = [int(np.count_nonzero(values == index)) for index in labels.index]
-    outputs.save_volumes_tsv(work / "volumes.tsv", outputs.volume_rows(labels, soft, counts, voxel_mm))
-    outputs.save_json(work / "dseg.json", outputs.sidecar(record))
+    tables.save_volumes_tsv(work / "volumes.tsv", tables.volume_rows(labels, soft, counts, voxel_mm))
+    save_json(work / "dseg.json", sidecar(record))
 
 
 def find_existing(pattern, scan):
@@ -465,7 +467,7 @@ def _take_existing(record, settings, scan, work):
         raise SynthSegError("bad_input", f"{path}: damaged ({error}): copy it again") from None
     if data.ndim != 3 or not np.isfinite(data).all() or (data != np.rint(data)).any() or (data < 0).any():
         raise SynthSegError("bad_input", f"{path}: not a label map (3-D, integers from 0): {remedy}")
-    outputs.save_labels(work / "dseg.nii.gz", data, image.affine, None)
+    images.save_labels(work / "dseg.nii.gz", data, image.affine, None)
     record["engine"].update(name="existing label map", version=None, package_version=None)
     record.update(threads=None, device=None, device_reason=None, mode=None, precision=None)
     record["reference"].update(runtime="none", id=f"sha256:{scans.sha256_of(path)}")

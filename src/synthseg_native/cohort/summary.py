@@ -13,7 +13,7 @@ from synthseg_native.cohort.tables import MISSING, as_text, read_tsv, write_tsv
 from synthseg_native.compare import verdict_text
 from synthseg_native.networks.cards import CSF, read_labels
 from synthseg_native.results import volumes
-from synthseg_native.results.outputs import VOLUME_COLUMNS
+from synthseg_native.results.tables import VOLUME_COLUMNS
 
 REFERENCE = "reference"
 BIDS_VERSION = "1.10.0"
