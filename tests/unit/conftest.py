@@ -17,7 +17,7 @@ def stand_in(monkeypatch):
         calls.append(options)
         return Brightness()
 
-    monkeypatch.setattr(engines, "load", lambda *_: SimpleNamespace(build=build))
+    monkeypatch.setattr(engines, "load", lambda *_: SimpleNamespace(build=build, check=lambda table: None))
     monkeypatch.setattr(Brightness, "passes", 0)
     monkeypatch.setattr(Brightness, "shapes", ())
     monkeypatch.setattr(memory, "own_peak_mib", lambda: None)  # the tests' own, which nobody predicted

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from synthseg_native.engines import Capabilities
+from synthseg_native.engines.capabilities import Capabilities
 
 # A head of 40 mm: brighter means a higher channel, so that the stand-in is the same for every orientation.
 SHAPE = (40, 44, 48)

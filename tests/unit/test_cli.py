@@ -4,6 +4,7 @@ import argparse
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -307,6 +308,18 @@ def test_old_results_survive_a_failed_run(stand_in, scan, call, monkeypatch):
     monkeypatch.setattr(tables, "save_volumes_tsv", fail)
     assert call(scan, "--recompute")[0] == 4
     assert (folder / "dseg.nii.gz").read_bytes() == before
+
+
+def test_a_network_that_the_engine_cannot_compute_is_wrong_use(root, scan, tmp_path, capsys):
+    model = tmp_path / "mine"
+    shutil.copytree(root / "models" / "compact2mm", model)
+    card = model / "card.yaml"
+    card.write_text(card.read_text().replace("activation: elu", "activation: relu"))
+    arguments = ["--i", scan, "--o", tmp_path / "o.nii", "--model", model, "--engine", "openvino"]
+    assert cli.main([str(argument) for argument in arguments]) == 2
+    said = capsys.readouterr().err
+    assert "activation relu of unet_conv_downarm_0_0" in said and "openvino" in said and "--engine tensorflow" in said
+    assert said.count("\n") == 1 and not (tmp_path / "o.nii").exists()
 
 
 @pytest.mark.slow

@@ -368,7 +368,7 @@ def test_a_shape_that_cannot_be_built_does_not_spoil_the_next_scan(run, cohort, 
         built.append(options)
         return Small()
 
-    monkeypatch.setattr(engines, "load", lambda *_: SimpleNamespace(build=build))
+    monkeypatch.setattr(engines, "load", lambda *_: SimpleNamespace(build=build, check=len))
     assert run("--i", cohort, "--o", tmp_path / "out") == 4
     assert sorted(path.name for path in (tmp_path / "out").glob("*.gz")) == ["a_synthseg.nii.gz", "b_synthseg.nii.gz"]
     assert (shapes, len(built)) == ([64, 64, 96, 64, 64], 1)  # the one engine, and back again after the failure
@@ -398,7 +398,7 @@ import stand_in
 
 memory.own_peak_mib = lambda: None
 
-engines.load = lambda *_: SimpleNamespace(build=lambda *a, **k: stand_in.Brightness())
+engines.load = lambda *_: SimpleNamespace(build=lambda *a, **k: stand_in.Brightness(), check=len)
 sys.exit(cli.main(sys.argv[1:]))
 """
 
@@ -420,7 +420,7 @@ class Slow(stand_in.Brightness):
             time.sleep(60)
         yield from super().run(inputs, smoothing)
 
-engines.load = lambda *_: SimpleNamespace(build=lambda *a, **k: Slow())
+engines.load = lambda *_: SimpleNamespace(build=lambda *a, **k: Slow(), check=len)
 sys.exit(cli.main(sys.argv[1:]))
 """
 

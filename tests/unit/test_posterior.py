@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.ndimage import correlate
 
 from synthseg_native import reference
-from synthseg_native.engines import Capabilities
+from synthseg_native.engines.capabilities import Capabilities
 from synthseg_native.errors import SynthSegError
 from synthseg_native.networks.layers import gaussian_kernel
 from synthseg_native.pipeline import posteriors as posterior

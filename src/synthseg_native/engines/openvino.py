@@ -13,12 +13,12 @@ from collections import OrderedDict
 
 import numpy as np
 
-from synthseg_native import engines
+from synthseg_native.engines import capabilities
 from synthseg_native.engines.kernels.stream import Stream, norm_of
 from synthseg_native.errors import SynthSegError
 
 # The kernels compute ELU behind every convolution but the last one, and a softmax behind that.
-CAN = engines.Capabilities(activations=("elu", "none"), ends=("softmax",), kernels=(1, 3), inputs=1)
+CAN = capabilities.Capabilities(activations=("elu", "none"), ends=("softmax",), kernels=(1, 3), inputs=1)
 STREAMED = 4  # levels by kernels of our own, where there are so many
 KEPT_GRAPHS = 2  # for the last shapes of volumes: each has a copy of its weights
 # Kernel 4 of the transposed convolution from kernel 3 of the convolution, along one axis.
@@ -27,13 +27,18 @@ LETTERS = {"input": "i", "conv": "c", "norm": "n", "pool": "p", "up": "u", "conc
 TAPS = np.array([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], dtype=np.float64)
 
 
+def check(table):
+    """See `engines`."""
+    capabilities.check("openvino", CAN, table)
+    if lack := _unlike(table):
+        raise capabilities.refuse("openvino", lack, table)
+
+
 def build(table, weights, *, device="cpu", threads=1, precision="float32"):
     """See `engines`. Devices: cpu. Precisions: float32, and bf16 where the CPU computes in it."""
     if device != "cpu":
         raise SynthSegError("usage", f"device {device}: the openvino engine runs on the cpu: ask for that")
-    engines.check("openvino", CAN, table)
-    if lack := _unlike(table):
-        raise engines.refuse("openvino", lack, table)
+    check(table)
     ov = _import()
     core = ov.Core()
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):

@@ -7,17 +7,22 @@ graph as it does for Keras and every bit of the result is the same.
 import os
 from functools import partial
 
-from synthseg_native import engines
+from synthseg_native.engines import capabilities
 from synthseg_native.errors import SynthSegError
 from synthseg_native.networks.layers import NORMALISATION_EPSILON, gaussian_kernel
 
-CAN = engines.Capabilities()
+CAN = capabilities.Capabilities()
 SLAB = 16  # planes handed out at a time
+
+
+def check(table):
+    """See `engines`."""
+    capabilities.check("tensorflow", CAN, table)
 
 
 def build(table, weights, *, device="cpu", threads=1, precision="float32"):
     """See `engines`. Devices: cpu, gpu. Precisions: float32."""
-    engines.check("tensorflow", CAN, table)
+    check(table)
     tf = _import(threads)
     gpus = tf.config.list_physical_devices("GPU")
     if device == "cpu":

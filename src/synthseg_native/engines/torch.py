@@ -22,11 +22,11 @@ from math import prod
 
 import numpy as np
 
-from synthseg_native import engines
+from synthseg_native.engines import capabilities
 from synthseg_native.errors import SynthSegError
 from synthseg_native.networks.layers import NORMALISATION_EPSILON, gaussian_kernel
 
-CAN = engines.Capabilities(kernels=(1, 3))
+CAN = capabilities.Capabilities(kernels=(1, 3))
 SLAB_BYTES = 2**27  # of one tensor in float32: a dozen planes of 256 x 256, 33 labels
 OLDEST = (2, 13)
 OLDEST_MPS = (2, 14)  # before it, 3-D convolutions on Apple's GPUs were slow or wrong
@@ -36,11 +36,16 @@ NO_MEMORY = re.compile("out of memory|can't allocate memory|invalid buffer size"
 FOLDED = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], np.float32)
 
 
+def check(table):
+    """See `engines`."""
+    capabilities.check("torch", CAN, table)
+
+
 def build(table, weights, *, device="cpu", threads=1, precision="float32"):
     """See `engines`. Devices: cpu, gpu (cuda, else mps). Precisions: float32, and bf16 where the device has it."""
     if device not in ("cpu", "gpu"):
         raise SynthSegError("usage", f"device {device}: the torch engine runs on cpu or gpu: ask for one of them")
-    engines.check("torch", CAN, table)
+    check(table)
     torch = start(threads)
     place = place_of(torch, device)
     if place is None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from synthseg_native.engines.capabilities import Engine
 from synthseg_native.networks.cards import Model
 from synthseg_native.pipeline import posteriors as posteriors_of
 from synthseg_native.results import picture, quality
@@ -95,7 +96,7 @@ class Result:
 def segment(
     scan: Image,
     model: Model,
-    engine,
+    engine: Engine | Callable[[], Engine],
     options: Options = Options(),
     *,
     on_stage: Callable[[str, float], None] = lambda stage, share: None,

@@ -86,10 +86,13 @@ class Segmenter:
     """
 
     def __init__(self, name, options, weights_file=None):
-        """name : of a model or its folder. Raises SynthSegError for a model, engine or precision that is not there."""
+        """name : of a model or its folder. Raises SynthSegError for a model, engine or precision that is not
+        there, and for a network that the engine cannot compute."""
         self.options = options
         self.module = engines.load(options.engine, options.precision)
         self.model = cards.load(name)
+        self.table = self.model.network.table()
+        self.module.check(self.table)
         self._named = weights_file
         if weights_file:
             self.weights_file  # noqa: B018 (a wrong name is wrong use, before anything is run)
@@ -196,10 +199,10 @@ class Segmenter:
         """The engine, built at the first scan, and noted in the record."""
         notes["model"]["weights_sha256"] = self.weights_sha256
         if self.engine is None:
-            table, options = self.model.network.table(), self.options
+            options = self.options
             self.engine = self.module.build(
-                table,
-                layers.read_weights(self.weights_file, table),
+                self.table,
+                layers.read_weights(self.weights_file, self.table),
                 device=options.device,
                 threads=options.threads,
                 precision=options.precision,
