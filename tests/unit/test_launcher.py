@@ -289,7 +289,7 @@ def take_over(project, monkeypatch):
     monkeypatch.setattr(handover.importlib.util, "find_spec", lambda name: None if name == "nibabel" else name)
     monkeypatch.chdir(project)
 
-    monkeypatch.delenv(handover.HANDED, raising=False)
+    monkeypatch.setenv(handover.HANDED, "")
 
     def call(*arguments, snakefile=project / "Snakefile"):
         became.clear()
@@ -324,7 +324,7 @@ def test_the_call_is_repeated_where_it_was_made(project, take_over, monkeypatch,
     monkeypatch.setenv("PWD", str(project))
     monkeypatch.chdir(project / "study")
     assert take_over(*words)[1] == str(project)
-    monkeypatch.delenv(handover.HANDED)
+    monkeypatch.setenv(handover.HANDED, "")
     monkeypatch.setenv("PWD", "/")  # of a program that called from another folder than its shell's
     with pytest.raises(SystemExit, match=r"lacks nibabel: install that beside it, or use .*/snakemake"):
         take_over(*words)
