@@ -289,6 +289,8 @@ def take_over(project, monkeypatch):
     monkeypatch.setattr(handover.importlib.util, "find_spec", lambda name: None if name == "nibabel" else name)
     monkeypatch.chdir(project)
 
+    monkeypatch.setenv(handover.HANDED, "")
+
     def call(*arguments, snakefile=project / "Snakefile"):
         became.clear()
         handover.take_over(snakefile, ["/usr/bin/snakemake", *arguments])
@@ -304,6 +306,12 @@ def test_a_snakemake_that_lacks_a_package_hands_over(project, take_over, capsys)
     assert capsys.readouterr().err == f"this Snakemake's Python lacks nibabel: {said}\n"
 
 
+def test_it_is_handed_over_once(take_over, monkeypatch):
+    assert take_over("--cores", "1") and os.environ[handover.HANDED]
+    with pytest.raises(SystemExit, match=r"lacks nibabel: remove .*workflow-[0-9a-f]*, and call again"):
+        take_over("--cores", "1")
+
+
 def test_a_snakemake_that_has_all_goes_on(take_over, monkeypatch):
     monkeypatch.setattr(handover.importlib.util, "find_spec", lambda name: name)
     assert take_over("--cores", "1") is None
@@ -316,6 +324,7 @@ def test_the_call_is_repeated_where_it_was_made(project, take_over, monkeypatch,
     monkeypatch.setenv("PWD", str(project))
     monkeypatch.chdir(project / "study")
     assert take_over(*words)[1] == str(project)
+    monkeypatch.setenv(handover.HANDED, "")
     monkeypatch.setenv("PWD", "/")  # of a program that called from another folder than its shell's
     with pytest.raises(SystemExit, match=r"lacks nibabel: install that beside it, or use .*/snakemake"):
         take_over(*words)
