@@ -21,7 +21,8 @@ def model(root, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     shutil.copy(root / "models" / "synthseg1" / "labels.tsv", folder)
     card = yaml.safe_load((root / "models" / "synthseg1" / "card.yaml").read_text())
-    card.update(name="golden", research_grade=False, weights={"file": "weights.h5"})
+    card.update(name="golden", research_grade=False)
+    card["networks"][0]["weights"] = {"file": "weights.h5"}
     (folder / "card.yaml").write_text(yaml.safe_dump(card))
     (folder / "weights.h5").symlink_to(Path(FULL).resolve() / "weights.h5")
     return folder

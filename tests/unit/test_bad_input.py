@@ -346,20 +346,22 @@ import resource, sys
 from types import SimpleNamespace
 import nibabel, numpy as np, scipy.interpolate, scipy.ndimage
 from synthseg_native import cli, engines, memory
+from synthseg_native.engines.capabilities import Capabilities
 
 memory.own_peak_mib = lambda: None  # which nobody predicted
 
 class StandIn:
     name, version, device, device_reason = "stand-in", "1", "cpu", "asked for"
+    can = Capabilities()
 
     def release(self):
         pass
 
-    def posteriors(self, volume):
-        score = np.exp(-((volume[..., None] - np.linspace(0, 1, 32, dtype=np.float32)) ** 2) * 4000)
+    def run(self, inputs, smoothing):
+        score = np.exp(-((inputs["image"][..., None] - np.linspace(0, 1, 32, dtype=np.float32)) ** 2) * 4000)
         yield 0, score / score.sum(axis=-1, keepdims=True)
 
-engines.load = lambda *_: SimpleNamespace(build=lambda *_, **__: StandIn())
+engines.load = lambda *_: SimpleNamespace(build=lambda *_, **__: StandIn(), check=len)
 kind, limit = sys.argv[1], int(sys.argv[2])
 if kind == "memory":
     limit += int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
