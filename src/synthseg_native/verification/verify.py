@@ -13,6 +13,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from synthseg_native import shared_disk
 from synthseg_native.results import record
 
 SCHEMA = 2  # of the finding; 2: with precisions
@@ -140,7 +141,7 @@ def write(finding: dict, path):
     """Write the finding as JSON, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".{path.name}.{shared_disk.unique()}")
     try:
         beside.write_text(json.dumps(finding, indent=2) + "\n", encoding="utf-8")
         beside.replace(path)
