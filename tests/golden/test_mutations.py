@@ -1,11 +1,14 @@
-"""A broken step must show: each mutation of the default mode has to turn the verdict to "different"."""
+"""A broken step must show: each mutation of the default mode has to turn the verdict to "different".
+
+The steps are the same for every engine; the quickest one runs the network.
+"""
 
 import csv
 import shutil
 
 import pytest
 import yaml
-from golden_runs import GOLDEN, MODEL
+from golden_runs import GOLDEN, MODEL, Runs
 
 from synthseg_native import compare
 
@@ -75,6 +78,12 @@ from synthseg_native.scan import grid
 {}
 sys.exit(cli.main(sys.argv[1:]))
 """
+
+
+@pytest.fixture(scope="module")
+def runs(root, openvino_python, tmp_path_factory):
+    with Runs(root, openvino_python, tmp_path_factory.mktemp("runs"), engine="openvino") as runs:
+        yield runs
 
 
 def verdict(folder, image):

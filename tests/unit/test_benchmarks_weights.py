@@ -63,6 +63,7 @@ def both(monkeypatch):
     return (small_table, small), (full_table, full)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
 def test_full_size_gives_the_small_networks_logits(both, value):
     small, full = both
@@ -72,6 +73,7 @@ def test_full_size_gives_the_small_networks_logits(both, value):
     assert np.allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_full_size_follows_the_small_network_in_space(both):
     small, full = both
     x, y, z = np.meshgrid(*[np.arange(56) / 56] * 3, indexing="ij")

@@ -164,6 +164,7 @@ def test_weights_that_cannot_be_fetched_are_tried_once(stand_in, run, cohort, tm
     assert len(calls) == 1
 
 
+@pytest.mark.slow
 def test_a_terminal_that_shows_ascii_alone(root, scan, tmp_path):
     odd = tmp_path / os.fsdecode(b"\xc3\xb6 \xff\n")
     odd.mkdir()
@@ -423,6 +424,7 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_at_once_and_keeps_what_is_done(root, cohort, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-c", SLOW, root / "tests" / "unit", "--i", cohort, "--o", out, "--vol", out / "v.csv"]

@@ -546,6 +546,7 @@ def run_script(*arguments):
     return subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT / "src")})
 
 
+@pytest.mark.slow
 def test_script(cohort, tmp_path):
     cohort.good(1, 2, 3)
     manifest = cohort.manifest().write(tmp_path)
