@@ -3,14 +3,14 @@
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import UnionType
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from synthseg_native.cohort.tables import MISSING, read_tsv
 
 ENTITIES = ("participant_id", "session_id", "acq", "run", "suffix")
 
 
-def column(meaning: str, unit: str = ""):
+def column(meaning: str, unit: str = "") -> Any:
     """A field of `Row`: None where nothing is known."""
     return field(default=None, metadata={"meaning": meaning, "unit": unit})
 

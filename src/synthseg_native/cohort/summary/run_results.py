@@ -1,6 +1,7 @@
 """What is known of one run from the files that it left."""
 
 from pathlib import Path
+from typing import Any
 
 from synthseg_native.cohort.manifest import Run
 from synthseg_native.cohort.paths import read_json
@@ -33,7 +34,7 @@ class RunResult:
         there = self.status == "ok" and self.files["volumes"].is_file()
         self.volumes = list(volumes.read(self.files["volumes"]).values()) if there else []
 
-    def get(self, *keys: str):
+    def get(self, *keys: str) -> Any:
         """The entry of the run record at these keys, None where there is none."""
         value = self.record
         for key in keys:
