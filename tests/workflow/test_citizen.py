@@ -158,6 +158,19 @@ def test_a_report_goes_without_what_failed(finished, tmp_path):
     assert len(pictures) == 1
 
 
+def test_a_job_of_a_cluster_needs_its_line_of_the_manifest_alone(finished, tmp_path):
+    project = finished.copy(tmp_path / "project")
+    picture = project.picture("01")
+    picture.unlink()
+    (project.folder / "samples.tsv").unlink()
+    (manifest,) = (project.folder / "results/.state").glob("manifest-*.jsonl")
+    job = f"picture:engine={picture.relative_to(project.folder / 'results').parts[0]},scan=sub-01/anat/sub-01_T1w"
+    call = ["--configfile", "config.json", "--cores", 1, "--mode", "remote", "--target-jobs", job]
+    call += ["--allowed-rules", "picture", "--nolock", "--ignore-incomplete", "--no-hooks"]
+    done = snakemake(project.folder, *call, SYNTHSEG_NATIVE_MANIFEST=str(manifest))
+    assert done.returncode == 0 and picture.is_file(), done.stdout
+
+
 def test_the_patterns_that_tests_read_are_snakemakes(study):
     done = snakemake(study, "--snakefile", ROOT / "Snakefile", "--configfile", "mine.json", "--summary")
     assert done.returncode == 0, done.stdout

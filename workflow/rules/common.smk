@@ -15,7 +15,7 @@ if not (ROOT / "src").is_dir():
 sys.path.insert(0, str(ROOT / "src"))
 
 from synthseg_native import memory
-from synthseg_native.cohort import deploy, environments, report_labels, state
+from synthseg_native.cohort import deploy, environments, job, report_labels, state
 from synthseg_native.cohort.paths import Patterns
 from synthseg_native.cohort.plan import Plan
 from synthseg_native.errors import SynthSegError
@@ -23,7 +23,11 @@ from synthseg_native.identity import keys
 from synthseg_native.verification import verify
 
 try:
-    PLAN = Plan(config, ROOT, looking=workflow.output_settings.dryrun)
+    # A cluster's job reads its scan's line of the manifest that the call has written, and looks at no other scan.
+    PLAN = None
+    if workflow.modifier.is_main_snakefile() and not workflow.is_main_process:
+        PLAN = job.plan_of(config, ROOT, sys.argv)
+    PLAN = PLAN or Plan(config, ROOT, looking=workflow.output_settings.dryrun)
     # Jobs run a copy of the code made when the run began, so that an edit in mid-cohort cannot mix versions.
     SNAPSHOT = environments.run_snapshot()
 except (SynthSegError, environments.SetupError) as error:
