@@ -15,8 +15,8 @@ ARGS =
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' Makefile | awk -F '\t' '{ printf "make %-16s %s\n", $$1, $$2 }'
 
-demo: ## make the demo cohort, segment it, compare with the reference: results/summary.tsv
-	@./snakemake --cores 1 results/summary.tsv --configfile config/demo.yaml
+demo: ## the demonstration: make phantoms, segment them, compare with the reference: results/summary.tsv
+	@./snakemake --cores 1 results/summary.tsv
 
 demo-docker: ## the same with the reference in its Docker container
 	@./snakemake --cores 1 results/summary.tsv --configfile config/demo-docker.yaml

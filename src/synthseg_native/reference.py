@@ -326,6 +326,7 @@ def segment(arguments: argparse.Namespace) -> None:
         data = data[cropped]
     volume, box = pad(data, multiple, min_size)
 
+    os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"  # on every processor: alone TensorFlow takes them with AVX-512 only
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
 

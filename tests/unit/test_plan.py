@@ -14,6 +14,8 @@ from synthseg_native.cohort import deploy, environments, ranking
 from synthseg_native.cohort.plan import Plan
 from synthseg_native.errors import SynthSegError
 
+BASICS = {"samples": "samples.tsv", "model": "compact2mm", "allow_small_model": True, "engines": ["tensorflow"]}
+
 
 @pytest.fixture
 def make(root, tmp_path, monkeypatch):
@@ -28,9 +30,8 @@ def make(root, tmp_path, monkeypatch):
             image = tmp_path / f"images/{scan}.nii"
             if not image.exists():
                 image.write_text(f"image {scan}")
-        basics = {"samples": "samples.tsv", "model": "compact2mm", "allow_small_model": True}
         looking = config.pop("looking", False)
-        return with_patterns(Plan(basics | config, root, looking))
+        return with_patterns(Plan(BASICS | config, root, looking))
 
     return plan
 
@@ -91,8 +92,7 @@ def test_an_image_that_vanished_keeps_its_key(make, tmp_path):
     deploy.prepare(plan)
     before = plan.native_settings("tensorflow", scan_of("01"))
     (tmp_path / "images/01.nii").unlink()
-    config = {"samples": "samples.tsv", "model": "compact2mm", "allow_small_model": True}
-    assert with_patterns(Plan(config, plan.root)).native_settings("tensorflow", scan_of("01")) == before
+    assert with_patterns(Plan(BASICS, plan.root)).native_settings("tensorflow", scan_of("01")) == before
 
 
 def test_a_missing_image_is_an_input_only_where_its_label_map_is_there(make, tmp_path):
@@ -156,7 +156,7 @@ def test_what_a_row_accepts_is_part_of_both_runs(make, tmp_path):
     plan = make(("01",))
     sheet = tmp_path / "samples.tsv"
     sheet.write_text("participant_id\timage\taccept\n01\timages/01.nii\tno_orientation\n")
-    accepting = Plan({"samples": "samples.tsv", "model": "compact2mm", "allow_small_model": True}, plan.root)
+    accepting = Plan(BASICS, plan.root)
     for settings in (
         lambda plan: plan.native_settings("tensorflow", scan_of("01")),
         lambda plan: plan.reference_settings(scan_of("01")),
@@ -170,7 +170,7 @@ def test_another_drawing_is_no_reason_to_run_a_network(make, root, tmp_path):
     for folder in ("scripts", "workflow", "models"):
         shutil.copytree(root / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     make()
-    config = {"samples": "samples.tsv", "model": "compact2mm", "allow_small_model": True}
+    config = BASICS
 
     def digests():
         plan = Plan(config, tmp_path)
@@ -194,8 +194,7 @@ def test_a_path_with_braces_is_no_input_and_known_by_its_content(make, tmp_path)
     seen = set()
     for content in ("one", "other"):
         image.write_text(content)
-        config = {"samples": "samples.tsv", "model": "compact2mm", "allow_small_model": True, "benchmark": {"scans": 1}}
-        plan = with_patterns(Plan(config, root))
+        plan = with_patterns(Plan(BASICS | {"benchmark": {"scans": 1}}, root))
         assert plan.image("tensorflow", name) == plan.image("reference", name) == plan.benchmarked_images() == []
         seen.add(json.loads(plan.native_settings("tensorflow", name))["content"])
     assert len(seen) == 2 and None not in seen
@@ -229,8 +228,7 @@ def test_existing_label_maps_are_known_by_content_and_may_vanish(make, tmp_path)
 
 def test_the_demo_never_names_images_of_the_sheet(make):
     """Snakemake deletes a job's outputs before it runs: one's own scans must never be among the demo's."""
-    plan = make(demo=True)
-    assert plan.demo_images and all(image.startswith("demo/sub-") for image in plan.demo_images)
+    assert make().demo_images == []
 
 
 def test_the_manifest_of_a_run_in_progress_cannot_change_under_it(make, tmp_path):
@@ -257,8 +255,7 @@ def test_an_engine_s_code_is_its_own(make, root, tmp_path):
     for folder in ("src", "scripts", "workflow", "models"):
         shutil.copytree(root / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     make()
-    config = {"samples": "samples.tsv", "model": "compact2mm", "allow_small_model": True}
-    config["engines"] = ["tensorflow", "openvino"]
+    config = BASICS | {"engines": ["tensorflow", "openvino"]}
 
     def codes():
         return Plan(config, tmp_path).engine_code
@@ -323,7 +320,7 @@ def test_auto_is_chosen_after_all_mistakes_are_found(make, tmp_path, monkeypatch
 def test_torch_is_deployed_only_where_a_gpu_is_seen(make, monkeypatch):
     monkeypatch.setattr(environments, "gpu", lambda: None)
     made = []
-    monkeypatch.setattr(environments, "ensure", made.append)
+    monkeypatch.setattr(environments, "ensure_all", made.extend)
     monkeypatch.setattr(environments, "lock_hash", lambda name: name)
     with pytest.raises(SynthSegError, match="config: engines: torch: no NVIDIA or Apple GPU is seen on this machine"):
         deploy.deploy(make(engines=["torch"]))

@@ -11,6 +11,14 @@ import json
 import os
 from pathlib import Path
 
+from synthseg_native.cohort.samples import read_samples
+from synthseg_native.errors import SynthSegError
+
+SECTION = "demonstration"  # of the configuration: what holds for this cohort alone
+WHAT_TO_CHANGE = (
+    "for a cohort of your own change `samples:` and `model:` in config/config.yaml, or add "
+    "--config samples=mine.tsv model=synthseg2"
+)
 IMAGES = (("01", "T1w"), ("02", "T1w"), ("03", "FLAIR"))  # subject, suffix
 DESCRIPTION = {
     "Name": "synthseg-native demo cohort: template-derived phantoms",
@@ -31,6 +39,34 @@ DESCRIPTION = {
 def image_paths(out="demo") -> list[str]:
     """Where `make` puts the images, in the order of the sheet."""
     return [f"{out}/{_name(subject, suffix)}" for subject, suffix in IMAGES]
+
+
+def is_sheet(sheet) -> bool:
+    """Whether a sample sheet is the demonstration's: it asks for images that `make` puts into demo/, and no others."""
+    try:
+        images = {scan.image for scan in read_samples(sheet)}
+    except (SynthSegError, TypeError, ValueError):  # whoever is to use the sheet says what is wrong with it
+        return False
+    return images <= set(image_paths())
+
+
+def settings(config: dict) -> dict:
+    """The configuration without its section `demonstration`, whose keys come in where the sheet is the demonstration's.
+
+    What is set outside of the section goes before it.
+    """
+    section, rest = config.get(SECTION), {key: value for key, value in config.items() if key != SECTION}
+    if not isinstance(section, dict | None):
+        return config  # which the schema then refuses
+    return _merged(section or {}, rest) if is_sheet(rest.get("samples")) else rest
+
+
+def _merged(below: dict, above: dict) -> dict:
+    both = below | above
+    for key in below.keys() & above.keys():
+        if isinstance(below[key], dict) and isinstance(above[key], dict):
+            both[key] = _merged(below[key], above[key])
+    return both
 
 
 def _name(subject, suffix):

@@ -5,6 +5,7 @@ What happens before the first job and after the last is `deploy`'s.
 
 import functools
 import json
+import os
 from pathlib import Path
 
 import nibabel as nib
@@ -45,8 +46,9 @@ class Plan:
     def __init__(self, config: dict, root: Path, looking: bool = False):
         self.root = Path(root)
         self.config = configuration.complete(
-            config, configuration.read_schema(self.root / "workflow/schemas/config.schema.yaml")
+            demo.settings(config), configuration.read_schema(self.root / "workflow/schemas/config.schema.yaml")
         )
+        self.demo_images = demo.image_paths() if demo.is_sheet(self.config["samples"]) else []
         self.model = self._chosen_model()
         self.reference = configuration.complete_reference(self.config["reference"], self.model.name)
         self.scans = self._read_scans()
@@ -60,10 +62,11 @@ class Plan:
         crop = self.config["crop"]
         self.crop = [crop] * 3 if isinstance(crop, int) else crop
         self.minutes = self.config["timeout_min"]
-        self.engines = self._chosen_engines(looking)
-        self.demo_images = demo.image_paths() if self.config["demo"] else []
         self.compared = self._compared()
         self.benchmarked = list(self.scans)[: self.config["benchmark"]["scans"]]
+        if self.demo_images and not looking and not os.environ.get("SYNTHSEG_NATIVE_CODE"):  # said once, not by jobs
+            environments.say(f"this is the demonstration: phantoms and a small model; {demo.WHAT_TO_CHANGE}")
+        self.engines = self._chosen_engines(looking)
         # What of the card changes a result; its title and accuracy do not.
         computed_from = {name: self.model.card[name] for name in ("network", "input", "posterior")}
         self.model_key = keys.digest(keys.settings_json(**computed_from), keys.file_digest(self.labels))
@@ -81,7 +84,8 @@ class Plan:
         model = models.load(openable(shipped) if shipped.is_dir() else name)
         if not model.research_grade and not self.config["allow_small_model"]:
             why = f"{model.name} is not research grade"
-            raise SynthSegError("usage", f"config: model: {why}: to try it all the same set allow_small_model: true")
+            fix = "set model: synthseg1 or synthseg2, or, to try it all the same, allow_small_model: true"
+            raise SynthSegError("usage", f"config: model: {why}: {fix}")
         return model
 
     def _read_scans(self) -> dict[str, Scan]:
@@ -94,11 +98,17 @@ class Plan:
         where = "config"
         if engines == ranking.AUTO:
             where = f"{self.results}/engine.json"
-            engines = [ranking.of_results(where, f"{self.results}/env", *asked, looking)]
+            engines = [ranking.of_results(where, f"{self.results}/env", *asked, looking, beside=self.beside())]
         wrong = [why for engine in engines if (why := ranking.problem(engine, *asked))]
         if wrong:
             raise SynthSegError("usage", *(f"{where}: {why}" for why in wrong))
         return engines
+
+    def beside(self) -> list[str]:
+        """The environments that are needed beside the engines'."""
+        used = self.compared or self.benchmarked
+        local = used and (self.reference["kind"], self.reference["runtime"]) == ("own", "local")
+        return [*(["tensorflow"] if local else []), *(["demo"] if self.demo_images else [])]
 
     def _find_weights(self) -> str:
         """The user's weights, those beside the card, or where the download goes."""

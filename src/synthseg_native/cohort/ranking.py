@@ -55,12 +55,13 @@ def candidates(precision="float32", device="auto") -> list[dict]:
     return rows
 
 
-def choose(folder, precision="float32", device="auto", log=environments.say) -> dict:
+def choose(folder, precision="float32", device="auto", log=environments.say, beside=()) -> dict:
     """Deploy and verify the candidates until one works; what was ranked, dropped and chosen, as JSON can hold it.
 
     folder: where verifications are kept, one file per engine and kind of machine; what is known is not asked again.
-    precision, device: as configured. Raises SynthSegError("usage") where nothing is left, and SetupError where an
-    environment cannot be made: a network that is down says nothing about the machine.
+    precision, device: as configured. beside: other environments that will be needed, made along with the candidate's.
+    Raises SynthSegError("usage") where nothing is left, and SetupError where an environment cannot be made: a network
+    that is down says nothing about the machine.
     """
     rows, chosen = candidates(precision, device), None
     for row in rows:
@@ -69,6 +70,8 @@ def choose(folder, precision="float32", device="auto", log=environments.say) -> 
             continue
         if row["outcome"]:
             continue
+        if beside:
+            environments.ensure_all([row["engine"], *beside], log)
         finding = verified(row["engine"], folder, log)
         decision, row["outcome"] = finding["decision"], finding["decision"]["reason"]
         works = decision["device"] == row["device"] or (row["device"] == "cpu" and decision["device"])
@@ -103,12 +106,12 @@ def verified(engine: str, folder, log=environments.say) -> dict:
     return finding
 
 
-def of_results(path, folder, precision, device, looking=False, log=environments.say) -> str:
+def of_results(path, folder, precision, device, looking=False, log=environments.say, beside=()) -> str:
     """The engine of a results folder: the one that `path` (engine.json) names, else chosen now and written there.
 
     Nothing changes it but the user, who deletes the file or names an engine; on another machine a line says so.
     looking: a dry run, which makes and writes nothing, goes by the best engine that may work here.
-    Raises SynthSegError("usage"), SetupError.
+    beside: see `choose`. Raises SynthSegError("usage"), SetupError.
     """
     path, found = Path(path), None
     if path.exists():
@@ -123,7 +126,7 @@ def of_results(path, folder, precision, device, looking=False, log=environments.
         log(f"engine auto: chosen when the workflow runs, and kept in {path}; this dry run goes by {engine}")
         return engine
     else:
-        found = choose(folder, precision, device, log)
+        found = choose(folder, precision, device, log, beside)
         write_json(path, found)
     return found["engine"]
 
@@ -134,13 +137,11 @@ def for_command(arguments: list[str], folder) -> tuple[str, list[str]]:
     folder: keeps verifications between calls. An engine of the GPU that is asked for by name alone gets the device
     that its verification decides. Raises SynthSegError("usage"), SetupError.
     """
-    engine = _value(arguments, "--engine") or "tensorflow"
+    engine = _value(arguments, "--engine") or AUTO
     precision = _value(arguments, "--precision") or "float32"
     device = "cpu" if "--cpu" in arguments else _value(arguments, "--device") or "auto"
     if engine not in (AUTO, *NAMES):
         raise SynthSegError("usage", f"--engine {engine}: no such engine: use {AUTO} or one of {', '.join(NAMES)}")
-    if set(arguments) & {"--help", "-h", "--version"}:
-        return ("tensorflow" if engine == AUTO else engine), arguments
     if engine == AUTO:
         found = choose(folder, precision, device)
         # argparse goes by the last one.

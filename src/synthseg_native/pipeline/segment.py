@@ -127,6 +127,7 @@ class Segmenter:
             notes["model"]["weights_sha256"] = self.weights_sha256
             engine = self._engine_for(run.prepared.volume.shape)
             notes["engine"]["version"] = engine.version
+            notes["engine"]["onednn"] = getattr(engine, "onednn", None)
             notes.update(device=engine.device, device_reason=engine.device_reason)
         with clock("network"):
             progress("network", 0.08)

@@ -2,6 +2,7 @@
 
 import csv
 import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -90,6 +91,7 @@ def _run_local(record: dict, job: containers.Job, python: Path | str) -> None:
     code = "from importlib.metadata import version; print('tensorflow ' + version('tensorflow'))"
     told = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
     record["engine"]["version"] = told.stdout.strip() or None
+    record["engine"]["onednn"] = sys.platform == "linux" or None  # as reference.py asks; a Mac's TensorFlow has none
 
 
 def _run_container(record: dict, job: containers.Job) -> None:
@@ -105,6 +107,7 @@ def _run_container(record: dict, job: containers.Job) -> None:
     record["machine"].update(system="Linux", arch=inside or record["machine"]["arch"], emulated=emulated)
     record["command"] = command
     record["engine"]["version"] = containers.version_of(job.settings)
+    record["engine"]["onednn"] = job.settings["kind"] == "own" or None  # upstream's is as its users run it
     limit = None if job.timeout is None else job.timeout + CONTAINER_GRACE_S
     try:
         # In the work folder, because podman leaves a file "oom" where it was called.
