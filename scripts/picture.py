@@ -10,7 +10,8 @@ import numpy as np
 
 from synthseg_native.errors import SynthSegError
 from synthseg_native.networks import cards
-from synthseg_native.results import outputs, picture, volumes
+from synthseg_native.results import picture, volumes
+from synthseg_native.results.staged import Staged
 from synthseg_native.scan import reading
 
 
@@ -42,9 +43,8 @@ def draw(arguments):
     image = reading.read(
         arguments.image, reading.ACCEPTABLE
     )  # whether it may be taken was decided when it was segmented
-    with outputs.Staged() as staged:
-        picture.draw(
-            staged.path(arguments.out),
+    with Staged() as staged:
+        drawn = picture.draw(
             image.data,
             image.affine,
             labels,
@@ -53,6 +53,7 @@ def draw(arguments):
             title=arguments.title,
             lines=picture.lines(qc, labels_table, found),
         )
+        staged.path(arguments.out).write_bytes(drawn)
 
 
 def soft_volumes(path, labels_table):

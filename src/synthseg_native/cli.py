@@ -245,7 +245,8 @@ def _segment_all(call, segmenter, arguments, argv):
 
 def _segment_one(job, segmenter, tables, bar, argv):
     """Segment a scan and publish all its results together; what went wrong as a SynthSegError, or None."""
-    from synthseg_native.results import outputs
+    from synthseg_native.results.sidecar import save_json
+    from synthseg_native.results.staged import Staged
 
     notes = record.new("native", ["synthseg-native", *argv])
     segmenter.describe(notes)
@@ -255,7 +256,7 @@ def _segment_one(job, segmenter, tables, bar, argv):
         bar.show(job.image.name, phase, share)
 
     try:
-        with _as_synthseg_error(job.image), outputs.Staged() as staged:
+        with _as_synthseg_error(job.image), Staged() as staged:
             places = tables.places(staged)
             volumes = segmenter.run(job, staged, notes, clock, progress, bar.wait_for)
             tables.write(places, {id(job): volumes})
@@ -263,7 +264,7 @@ def _segment_one(job, segmenter, tables, bar, argv):
             notes["seconds"] = clock.report()
             tables.note_memory(notes)
             if "record" in job.outputs:
-                outputs.save_json(staged.path(job.outputs["record"]), notes)
+                save_json(staged.path(job.outputs["record"]), notes)
     except SynthSegError as failure:
         notes["seconds"] = clock.report()
         return _fail(notes, failure, job.outputs.get("record"))
@@ -279,12 +280,13 @@ def _segment_one(job, segmenter, tables, bar, argv):
 
 def _fail(notes, failure, path):
     """Note a failure in the run record, written to `path` where there is one; returns the failure."""
-    from synthseg_native.results import outputs
+    from synthseg_native.results.sidecar import save_json
+    from synthseg_native.results.staged import Staged
 
     record.fail(notes, failure)
     if path:
-        with suppress(SynthSegError), outputs.Staged() as staged:  # the first failure is what the user must hear of
-            outputs.save_json(staged.path(path), notes)
+        with suppress(SynthSegError), Staged() as staged:  # the first failure is what the user must hear of
+            save_json(staged.path(path), notes)
     return failure
 
 
@@ -346,22 +348,22 @@ class Tables:
 
     def write(self, places, more):
         """Write the tables of all scans that are done, `more` among them."""
-        from synthseg_native.results import outputs
+        from synthseg_native.results import tables
 
         known = self.volumes | more
         done = [(job, known[id(job)]) for job in self.call.jobs if id(job) in known]
         if "vol" in places:
-            outputs.save_volumes_csv(places["vol"], self.labels, [volumes["csv"] for _, volumes in done])
+            tables.save_volumes_csv(places["vol"], self.labels, [volumes["csv"] for _, volumes in done])
         if "volumes_tsv" in places:
             rows = {str(job.image): volumes["tsv"] for job, volumes in done}
-            outputs.save_volumes_tsv(places["volumes_tsv"], done[0][1]["tsv"] if self.call.single else rows)
+            tables.save_volumes_tsv(places["volumes_tsv"], done[0][1]["tsv"] if self.call.single else rows)
 
     def write_alone(self, path):
         """Where no scan was segmented: a table may be new all the same. Returns what went wrong, or None."""
-        from synthseg_native.results import outputs
+        from synthseg_native.results.staged import Staged
 
         try:
-            with _as_synthseg_error(path), outputs.Staged() as staged:
+            with _as_synthseg_error(path), Staged() as staged:
                 self.write(self.places(staged), {})
         except SynthSegError as failure:
             return failure

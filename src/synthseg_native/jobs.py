@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from synthseg_native.errors import SynthSegError
-from synthseg_native.results.outputs import IMAGE_EXTENSIONS, image_extension
+from synthseg_native.scan.formats import IMAGE_EXTENSIONS, image_extension
 from synthseg_native.scan.reading import sha256_of
 
 # Results of one scan: option -> (what is put behind the image's name, extension where it is not the image's).

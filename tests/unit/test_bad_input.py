@@ -345,20 +345,22 @@ import resource, sys
 from types import SimpleNamespace
 import nibabel, numpy as np, scipy.interpolate, scipy.ndimage
 from synthseg_native import cli, engines, memory
+from synthseg_native.engines.capabilities import Capabilities
 
 memory.own_peak_mib = lambda: None  # which nobody predicted
 
 class StandIn:
     name, version, device, device_reason = "stand-in", "1", "cpu", "asked for"
+    can = Capabilities()
 
     def release(self):
         pass
 
-    def posteriors(self, volume):
-        score = np.exp(-((volume[..., None] - np.linspace(0, 1, 32, dtype=np.float32)) ** 2) * 4000)
+    def run(self, inputs, smoothing):
+        score = np.exp(-((inputs["image"][..., None] - np.linspace(0, 1, 32, dtype=np.float32)) ** 2) * 4000)
         yield 0, score / score.sum(axis=-1, keepdims=True)
 
-engines.load = lambda *_: SimpleNamespace(build=lambda *_, **__: StandIn())
+engines.load = lambda *_: SimpleNamespace(build=lambda *_, **__: StandIn(), check=len)
 kind, limit = sys.argv[1], int(sys.argv[2])
 if kind == "memory":
     limit += int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
@@ -523,7 +525,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES, ids=": ".join)
+# Those of the machine each start an interpreter with limits of its own.
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=pytest.mark.slow if case[0] == "machine" else ()) for case in CASES],
+    ids=": ".join,
+)
 def test_bad_input_ends_in_one_line_and_leaves_nothing_half_done(case, world, capfd, monkeypatch):
     how, expected, make, said = CASES[case]
     status, err, before = how(make, world, capfd, monkeypatch)
@@ -536,6 +543,7 @@ def test_bad_input_ends_in_one_line_and_leaves_nothing_half_done(case, world, ca
     assert world.contents() == before
 
 
+@pytest.mark.slow
 def test_where_the_machine_is_well_the_same_command_segments(world):
     done = world.run_limited(head(world.folder))
     assert (done.returncode, done.stderr) == (0, "")

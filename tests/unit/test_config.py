@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rule_patterns import with_patterns
 from synthseg_native import cli, engines
 from synthseg_native.cohort import config as configuration
-from synthseg_native.cohort import demo, ranking
+from synthseg_native.cohort import demo, deploy, ranking
 from synthseg_native.cohort.plan import Plan
 from synthseg_native.errors import SynthSegError
 
@@ -131,7 +132,7 @@ def test_the_demonstration_says_so_at_both_ends(shipped, root, capfd, monkeypatc
     first, beside = capfd.readouterr().err.splitlines()
     assert first.startswith("this is the demonstration: ") and demo.WHAT_TO_CHANGE in first
     assert beside == "tensorflow demo", "made along with the engine's"
-    plan.finish(root, success=True)
+    deploy.finish(with_patterns(plan), root, success=True)
     assert capfd.readouterr().err == f"this was the demonstration; {demo.WHAT_TO_CHANGE}\n"
     # The jobs of a cluster read the same Snakefile, and a dry run is none: neither says it again.
     Plan(config, root, looking=True)
@@ -140,7 +141,7 @@ def test_the_demonstration_says_so_at_both_ends(shipped, root, capfd, monkeypatc
     assert capfd.readouterr().err == "tensorflow demo\n" * 2
     Path("mine.tsv").write_text("participant_id\timage\n01\tscan.nii\n")
     plan = Plan({"samples": "mine.tsv", "model": "synthseg1", "engines": ["openvino"]}, root)
-    plan.finish(root, success=True)
+    deploy.finish(with_patterns(plan), root, success=True)
     assert capfd.readouterr().err == "" and plan.demo_images == []
 
 

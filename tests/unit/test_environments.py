@@ -434,7 +434,7 @@ def test_no_more_at_once_than_are_allowed(making, monkeypatch):
 
     making(fill)
     environments.ensure_all("abcd", lambda line: None)
-    assert max(most) == 2
+    assert max(most) <= 2 and len(most) == 4  # that they are made side by side, the test above says
 
 
 def test_one_that_fails_leaves_the_others_whole(root, making):

@@ -337,7 +337,7 @@ def test_a_job_asks_for_what_its_scan_is_predicted_to_take(make, tmp_path):
     engines = ("tensorflow", "openvino")
     plan = make(("01", "02"), engines=list(engines), reference={"runtime": "local"}, benchmark={"scans": 1})
     nib.save(nib.Nifti1Image(np.zeros((100, 120, 90), np.uint8), np.diag([2, 2, 2, 1])), tmp_path / "images/01.nii")
-    size = memory.size_of(plan.model.card, (100, 120, 90), (2, 2, 2))
+    size = memory.size_of(plan.model.network, (100, 120, 90), (2, 2, 2))
     assert size.padded == (112, 128, 96)
     for engine in (*engines, "reference"):
         assert plan.memory(engine, scan_of("01")) == memory.declared_mb(memory.predict(size, engine))
@@ -353,7 +353,7 @@ def test_a_crop_takes_less_and_a_precision_what_was_measured(make, tmp_path):
 
     def asked(**config):
         plan = make(("01",), model="synthseg1", engines=["openvino"], **config)
-        return plan.memory("openvino", scan_of("01")), memory.size_of(plan.model.card, (256,) * 3, (1,) * 3)
+        return plan.memory("openvino", scan_of("01")), memory.size_of(plan.model.network, (256,) * 3, (1,) * 3)
 
     whole, size = asked()
     rough, _ = asked(precision="bf16")

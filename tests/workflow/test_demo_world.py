@@ -51,7 +51,7 @@ def segment(openvino_python, root, tmp_path_factory):
 
     def segmented(image):
         out = folder / f"{len(list(folder.iterdir()))}.nii.gz"
-        options = ("--model", "compact2mm", "--threads", "2", "--device", "cpu")
+        options = ("--engine", "openvino", "--model", "compact2mm", "--threads", "2", "--device", "cpu")
         run(openvino_python, root, "-m", "synthseg_native", "--i", image, "--o", out, *options)
         return nib.load(out)
 

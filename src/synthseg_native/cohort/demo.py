@@ -9,6 +9,8 @@ import gzip
 import io
 import json
 import os
+from collections.abc import Callable
+from os import PathLike
 from pathlib import Path
 
 from synthseg_native.cohort.samples import read_samples
@@ -36,12 +38,16 @@ DESCRIPTION = {
 }
 
 
-def image_paths(out="demo") -> list[str]:
-    """Where `make` puts the images, in the order of the sheet."""
+def image_paths(out: str = "demo") -> list[str]:
+    """Where `make` puts the images, in the order of the sheet.
+
+    >>> image_paths()[0]
+    'demo/sub-01/anat/sub-01_T1w.nii.gz'
+    """
     return [f"{out}/{_name(subject, suffix)}" for subject, suffix in IMAGES]
 
 
-def is_sheet(sheet) -> bool:
+def is_sheet(sheet: str | PathLike) -> bool:
     """Whether a sample sheet is the demonstration's: it asks for images that `make` puts into demo/, and no others."""
     try:
         images = {scan.image for scan in read_samples(sheet)}
@@ -73,7 +79,7 @@ def _name(subject, suffix):
     return f"sub-{subject}/anat/sub-{subject}_{suffix}.nii.gz"
 
 
-def make(out, log=print):
+def make(out: str | PathLike, log: Callable[[str], None] = print) -> Path:
     """Write the cohort as a BIDS-like folder with a sample sheet; return the sheet's path.
 
     Each file appears whole (written beside, then renamed), the sheet last: where it is, all is. The arrays are the

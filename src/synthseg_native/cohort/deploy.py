@@ -50,7 +50,7 @@ def deploy(plan: Plan, here: bool = True) -> None:
             raise SynthSegError("usage", f"config: engines: {why}: name another engine, or set device: cpu")
     environments.ensure_all(needed(plan))
     if plan.fetched:
-        weights.resolve(plan.model.card, plan.model.folder, cache=Path(plan.weights).parent)
+        weights.resolve(plan.model.weights, plan.model.name, plan.model.folder, cache=Path(plan.weights).parent)
     if used:
         containers.reap(plan.reference["runtime"])
     if used and plan.reference["kind"] == "own" and plan.reference["runtime"] in containers.RUNTIMES:

@@ -6,6 +6,7 @@ Standard library only.
 import importlib.util
 import os
 import sys
+from os import PathLike
 from pathlib import Path
 
 from synthseg_native.cohort import environments
@@ -14,7 +15,7 @@ from synthseg_native.cohort import environments
 NEEDED = ("nibabel", "numpy", "pandas", "scipy", "matplotlib")
 
 
-def take_over(snakefile, arguments: list[str] | None = None) -> None:
+def take_over(snakefile: str | PathLike, arguments: list[str] | None = None) -> None:
     """Return where this interpreter has all that is needed; else become ./snakemake with the same arguments.
 
     snakefile: the main one; where it is another workflow's, which imports this one, its packages are not ours to

@@ -55,7 +55,7 @@ class Plan:
         self.results = self.config["results"]
         self.state = f"{self.results}/{state.FOLDER}"
         self.resolution = f"{self.model.resolution:g}mm"
-        self.labels = str(self.model.folder / "labels.tsv")
+        self.labels = str(self.model.labels_file)
         self.contents = state.Contents(Path(self.state, "contents.json"))
         self.fetched = False  # whether the weights come from a download
         self.weights = self._find_weights()
@@ -68,8 +68,8 @@ class Plan:
             environments.say(f"this is the demonstration: phantoms and a small model; {demo.WHAT_TO_CHANGE}")
         self.engines = self._chosen_engines(looking)
         # What of the card changes a result; its title and accuracy do not.
-        computed_from = {name: self.model.card[name] for name in ("network", "input", "posterior")}
-        self.model_key = keys.digest(keys.settings_json(**computed_from), keys.file_digest(self.labels))
+        computed_from = keys.settings_json(**self.model.computed_from())
+        self.model_key = keys.digest(computed_from, keys.file_digest(self.labels))
         self.locks = {engine: environments.lock_hash(engine) for engine in self.engines}
         self.engine_code = {engine: self._engine_code(engine) for engine in self.engines}
         self.reference_key = self._reference_key()
@@ -112,9 +112,9 @@ class Plan:
 
     def _find_weights(self) -> str:
         """The user's weights, those beside the card, or where the download goes."""
-        named, file = self.config["weights"], self.model.card["weights"]["file"]
+        named, file = self.config["weights"], self.model.weights.file
         path = Path(named).expanduser() if named else self.model.folder / file
-        if not path.is_file() and not named and self.model.card["weights"].get("urls"):
+        if not path.is_file() and not named and self.model.weights.urls:
             self.fetched = True
             folder = self.config["weights_cache"]
             path = (Path(folder).expanduser() if folder else weights.default_cache()) / file
@@ -125,7 +125,7 @@ class Plan:
 
     def weights_key(self) -> str:
         """Official weights are known by their card, wherever they lie; others by their content."""
-        return self.model.card["weights"]["sha256"][:12] if self.fetched else self.contents.digest(self.weights)
+        return self.model.weights.sha256[:12] if self.fetched else self.contents.digest(self.weights)
 
     def weights_input(self) -> list[str]:
         """Weights as a rule's input; not where they are fetched, which is deployment."""
@@ -327,7 +327,7 @@ class Plan:
     def _size(self, scan):
         """What memory depends on, from the image's header alone; None where it cannot be read."""
         shape, voxel_mm = header_of(self.scans[scan].image)
-        return shape and memory.size_of(self.model.card, shape, voxel_mm, self.crop)
+        return shape and memory.size_of(self.model.network, shape, voxel_mm, self.crop)
 
     def benchmark_memory(self) -> int:
         """The same for the benchmark, which runs everything in turn."""

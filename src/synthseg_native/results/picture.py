@@ -6,6 +6,8 @@ what is drawn is resampled.
 
 import logging
 import textwrap
+import threading
+from io import BytesIO
 
 import numpy as np
 
@@ -27,6 +29,7 @@ FINE, THICK = 3, 5  # outlines are found on a grid this much finer than the pixe
 GREYS = 64  # levels; more of them store noise
 OUTSIDE = 0.09  # grey of what the scan does not cover, so that the edge of its field of view shows
 ODD = "! "  # opens a line that says what is odd
+_DRAWING = threading.Lock()  # matplotlib draws in one thread at a time
 TINTS = {"title": "#ffffff", "text": "#c8c8c8", "odd": "#ffc04d", "side": "#7fd4ff"}
 
 
@@ -45,8 +48,8 @@ def lines(qc, labels_table, volumes) -> list[str]:
     return [" · ".join(parts), *([ODD + remark for remark in qc["remarks"]] or ["nothing odd"])]
 
 
-def draw(path, image, image_affine, labels, labels_affine, labels_table, *, title, lines):
-    """Write a PNG of 1600 x 1100 pixels; the same input gives the same bytes.
+def draw(image, image_affine, labels, labels_affine, labels_table, *, title: str, lines: list[str]) -> bytes:
+    """A PNG of 1600 x 1100 pixels; the same input gives the same bytes.
 
     image (X, Y, Z) real, labels (x, y, z) whole numbers, each with its affine (4, 4); the grids may differ.
     labels_table : `cards.Labels`, for the colours · title : any text · lines : see `lines`, drawn below the picture
@@ -76,7 +79,7 @@ def draw(path, image, image_affine, labels, labels_affine, labels_table, *, titl
         color, cover = _outlines(panel.labels, labels_table)
         canvas[panel.rows, panel.columns] = grey[..., None] * (1 - cover) + color
     subtitle = f"{VIEW} · grey from {low:.4g} to {high:.4g} · FreeSurfer's colours"
-    _write(path, canvas, panels, title, subtitle, [ODD + note for note in notes] + list(lines))
+    return _png(canvas, panels, title, subtitle, [ODD + note for note in notes] + list(lines))
 
 
 # Where the slices lie --------------------------------------------------------------------------------------------
@@ -208,8 +211,8 @@ def _pooled(fine):
 # The page --------------------------------------------------------------------------------------------------------
 
 
-def _write(path, canvas, panels, title, subtitle, lines):
-    """Put the text on the canvas (HEIGHT, WIDTH, 3) and write it, without a date and without the software's name."""
+def _png(canvas, panels, title, subtitle, lines):
+    """Put the text on the canvas (HEIGHT, WIDTH, 3); as PNG, without a date and without the software's name."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # its font cache is nobody's business
     from matplotlib import get_data_path
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -248,5 +251,8 @@ def _write(path, canvas, panels, title, subtitle, lines):
         wrapped[TEXT_LINES - 1 :] = [(f"{ODD}… and more: see the run record", True)]
     for number, (text, odd) in enumerate(wrapped):
         write(LEFT, HEIGHT - BOTTOM + 30 + 21 * number, text, 10, "odd" if odd else "text")
-    page.draw()
-    Image.fromarray(np.asarray(page.buffer_rgba())[..., :3]).save(path, format="PNG")
+    with _DRAWING:
+        page.draw()
+    png = BytesIO()
+    Image.fromarray(np.asarray(page.buffer_rgba())[..., :3]).save(png, format="PNG")
+    return png.getvalue()
