@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -190,6 +191,14 @@ def test_the_linter_names_nothing_but_what_is_refused_on_purpose():
         text=True,
     )
     assert done.stdout.strip() == "[] []", done.stdout + done.stderr
+
+
+def test_the_linter_chooses_no_engine(tmp_path):
+    """As shipped, the engine is the best one that works here: to find it takes environments and minutes."""
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    done = snakemake(tmp_path, "--snakefile", ROOT / "Snakefile", "--lint")
+    assert "Lints for rule native" in done.stdout, done.stdout
+    assert not (tmp_path / "results/engine.json").exists() and not (tmp_path / "results/env").exists()
 
 
 def test_the_catalog_finds_what_it_asks_for():

@@ -31,7 +31,7 @@ try:
     PLAN = None
     if workflow.modifier.is_main_snakefile() and not workflow.is_main_process:
         PLAN = job.plan_of(config, ROOT, sys.argv)
-    PLAN = PLAN or Plan(config, ROOT, looking=workflow.output_settings.dryrun)
+    PLAN = PLAN or Plan(config, ROOT, looking=workflow.output_settings.dryrun or "--lint" in sys.argv)
     # Jobs run a copy of the code made when the run began, so that an edit in mid-cohort cannot mix versions.
     SNAPSHOT = environments.run_snapshot()
 except (SynthSegError, environments.SetupError) as error:
