@@ -30,6 +30,7 @@ def main(argv=None) -> int:
     except SynthSegError as error:
         print(f"picture: {error}", file=sys.stderr)
         return error.exit_code
+    print(f"picture: {arguments.out}")
     return 0
 
 

@@ -97,9 +97,9 @@ def parser() -> argparse.ArgumentParser:
     add = p.add_argument_group("what runs it").add_argument
     add("--threads", type=int, default=1, metavar="N", help="CPU threads (default 1)")
     add("--cpu", action="store_true", help="the same as --device cpu")
-    add("--device", metavar="NAME", help="cpu or gpu (default cpu; with --engine torch or auto what works here)")
-    add("--engine", default="tensorflow", metavar="NAME", help="what runs the network: tensorflow (default), openvino, "
-        "torch (GPUs), or auto: the best one that works on this machine")  # fmt: skip
+    add("--device", metavar="NAME", help="cpu or gpu (default: what works here; without the launcher cpu)")
+    add("--engine", default="auto", metavar="NAME", help="what runs the network: auto (default: the best one that "
+        "works on this machine), tensorflow, openvino, or torch (GPUs)")  # fmt: skip
     add("--precision", default="float32", metavar="NAME", help="numbers of the network: float32 (default), or bf16, "
         "which openvino and torch have: labels nearly the same")  # fmt: skip
     add("--recompute", action="store_true", help="do all scans again, also those whose results are current")
@@ -156,7 +156,7 @@ def _begin(arguments):
         if not getattr(arguments, name):
             raise usage(f"--{name}: missing: see synthseg-native --help")
     if arguments.engine == "auto":
-        raise usage("--engine auto: only the launcher ./synthseg-native can choose: name an engine")
+        arguments.engine = _engine_here()
     if arguments.threads < 1:
         raise usage(f"--threads {arguments.threads}: too few: give 1 or more")
     if arguments.v1 and arguments.model not in (None, "synthseg1"):
@@ -191,6 +191,17 @@ def _begin(arguments):
     )
     name = arguments.model or ("synthseg1" if arguments.v1 else "synthseg2")
     return call, segment.Segmenter(name, options, arguments.weights)
+
+
+def _engine_here() -> str:
+    """The engine whose runtime this environment has: the launcher chooses the environment, and names the engine."""
+    from importlib.util import find_spec
+
+    for name in ("openvino", "tensorflow", "torch"):
+        if find_spec(name):
+            print(f"engine auto: {name}, whose runtime is in this environment", file=sys.stderr)
+            return name
+    return "tensorflow"  # which then says what to install
 
 
 def _segment_all(call, segmenter, arguments, argv):

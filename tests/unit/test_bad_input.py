@@ -128,12 +128,21 @@ SHEET_AND_CONFIG = {
     "key with a newline": (config({"a\nb": 1}), "config: a\\nb: unknown key; "),
     "number too small": (config({"threads": 0}), "config: threads: 0 is less than the minimum of 1"),
     "number as text": (config({"threads": "two"}), "config: threads: 'two' is not of type 'integer'"),
-    "truth value as text": (config({"demo": "yes"}), "config: demo: 'yes' is not of type 'boolean'"),
+    "truth value as text": (
+        config({"allow_small_model": "yes"}),
+        "config: allow_small_model: 'yes' is not of type 'boolean'",
+    ),
     "value that is none": (config({"reference": {"runtime": "lxc"}}), "config: reference.runtime: 'lxc' is not one of"),
     "text for a section": (config({"reference": "docker"}), "config: reference: 'docker' is not of type 'object'"),
     "nothing for a section": (config({"benchmark": None}), "config: benchmark: None is not of type 'object'"),
     "no engine": (config({"engines": []}), "config: engines: "),
     "engine that there is not": (config({"engines": ["abacus"]}), "config: engines.0: 'abacus' is not one of"),
+    "crop larger than any head": (
+        config({"crop": 600}),
+        "config: crop: 600 is not valid under any of the given schemas",
+    ),
+    "crop of which one is": (config({"crop": [64, 600, 64]}), "config: crop.1: 600 is greater than the maximum of 512"),
+    "section that is a list": (config({"demonstration": [1]}), "config: demonstration: [1] is not of type 'object'"),
     "results outside": (config({"results": "/abs"}), "config: results: "),
     "no pattern": (config({"reference": {"kind": "existing"}}), "config: reference.pattern: not set: say where"),
     "upstream without container": (

@@ -183,7 +183,6 @@ def test_bad_input_is_one_line_and_status_3(call, capsys, tmp_path):
         (["--threads", "0"], "--threads 0"),
         (["--engine", "abacus"], "abacus: no such engine"),
         (["--precision", "bf16"], "precision bf16: the tensorflow engine has float32: ask for that"),
-        (["--engine", "auto"], "--engine auto: only the launcher ./synthseg-native can choose"),
         (["--model", "synthseg9"], "synthseg9: no such model"),
         (["--weights", "nowhere.h5"], "nowhere.h5"),
         (["--v1"], "--v1 and --model"),

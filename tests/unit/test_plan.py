@@ -8,10 +8,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from rule_patterns import with_patterns
 from synthseg_native import memory
-from synthseg_native.cohort import environments, ranking
+from synthseg_native.cohort import deploy, environments, ranking
 from synthseg_native.cohort.plan import Plan
 from synthseg_native.errors import SynthSegError
+
+BASICS = {"samples": "samples.tsv", "model": "compact2mm", "allow_small_model": True, "engines": ["tensorflow"]}
 
 
 @pytest.fixture
@@ -27,9 +30,8 @@ def make(root, tmp_path, monkeypatch):
             image = tmp_path / f"images/{scan}.nii"
             if not image.exists():
                 image.write_text(f"image {scan}")
-        basics = {"samples": "samples.tsv", "model": "compact2mm", "allow_small_model": True}
         looking = config.pop("looking", False)
-        return Plan(basics | config, root, looking)
+        return with_patterns(Plan(BASICS | config, root, looking))
 
     return plan
 
@@ -74,7 +76,7 @@ def test_own_weights_are_known_by_their_content(make, tmp_path):
 def test_content_decides_not_the_time_stamp(make, tmp_path):
     def key():
         plan = make()
-        plan.prepare()
+        deploy.prepare(plan)
         return json.loads(plan.native_settings("tensorflow", scan_of("01")))["content"]
 
     image, first = tmp_path / "images/01.nii", key()
@@ -87,29 +89,28 @@ def test_content_decides_not_the_time_stamp(make, tmp_path):
 
 def test_an_image_that_vanished_keeps_its_key(make, tmp_path):
     plan = make()
-    plan.prepare()
+    deploy.prepare(plan)
     before = plan.native_settings("tensorflow", scan_of("01"))
     (tmp_path / "images/01.nii").unlink()
-    config = {"samples": "samples.tsv", "model": "compact2mm", "allow_small_model": True}
-    assert Plan(config, plan.root).native_settings("tensorflow", scan_of("01")) == before
+    assert with_patterns(Plan(BASICS, plan.root)).native_settings("tensorflow", scan_of("01")) == before
 
 
 def test_a_missing_image_is_an_input_only_where_its_label_map_is_there(make, tmp_path):
     plan = make()
     (tmp_path / "images/01.nii").unlink()
-    assert plan.image(scan_of("01"), "tensorflow") == []
-    dseg = tmp_path / plan.files("tensorflow", scan_of("01"))["dseg"]
+    assert plan.image("tensorflow", scan_of("01")) == []
+    dseg = tmp_path / plan.path("dseg", "tensorflow", scan_of("01"))
     dseg.parent.mkdir(parents=True)
     dseg.touch()
-    assert plan.image(scan_of("01"), "tensorflow") == ["images/01.nii"]
-    assert plan.image(scan_of("01"), "reference") == []
+    assert plan.image("tensorflow", scan_of("01")) == ["images/01.nii"]
+    assert plan.image("reference", scan_of("01")) == []
     assert str(dseg.relative_to(tmp_path)) in plan.wanted_runs()
-    assert plan.files("tensorflow", scan_of("01"))["record"] not in plan.wanted_runs(), "it cannot be made again"
+    assert plan.path("record", "tensorflow", scan_of("01")) not in plan.wanted_runs(), "it cannot be made again"
 
 
 def test_a_picture_of_a_vanished_image_is_asked_for_only_where_it_is_there(make, tmp_path):
     plan = make(("01",))
-    picture = plan.picture("tensorflow", scan_of("01"))
+    picture = plan.path("picture", "tensorflow", scan_of("01"))
     assert picture.endswith("sub-01_T1w_seg-compact2mm_res-2mm_qc.png") and picture in plan.wanted_runs()
     for path in plan.files("tensorflow", scan_of("01")).values():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
@@ -122,8 +123,8 @@ def test_a_picture_of_a_vanished_image_is_asked_for_only_where_it_is_there(make,
 
 def test_a_picture_names_the_model_and_that_it_is_small(make):
     scan = scan_of("01")
-    assert make().title(scan, "tensorflow") == "sub-01_T1w · compact2mm (not for research) · tensorflow"
-    assert make(model="synthseg1").title(scan, "tensorflow") == "sub-01_T1w · synthseg1 · tensorflow"
+    assert make().title("tensorflow", scan) == "sub-01_T1w · compact2mm (not for research) · tensorflow"
+    assert make(model="synthseg1").title("tensorflow", scan) == "sub-01_T1w · synthseg1 · tensorflow"
 
 
 def test_both_label_maps_have_their_names(make):
@@ -131,7 +132,7 @@ def test_both_label_maps_have_their_names(make):
     start = "results/tensorflow/sub-01/anat/sub-01_T1w_seg-compact2mm_res-"
     assert (files["dseg"], files["sidecar"]) == (f"{start}2mm_dseg.nii.gz", f"{start}2mm_dseg.json")
     assert (files["dseg_native"], files["sidecar_native"]) == (f"{start}native_dseg.nii.gz", f"{start}native_dseg.json")
-    assert set(make().files("reference")) == {"dseg", "sidecar", "volumes", "record"}
+    assert set(make().files("reference", scan_of("01"))) == {"dseg", "sidecar", "volumes", "record"}
 
 
 def test_mode_and_crop_run_both_again_interpolation_the_native_run_alone(make):
@@ -155,7 +156,7 @@ def test_what_a_row_accepts_is_part_of_both_runs(make, tmp_path):
     plan = make(("01",))
     sheet = tmp_path / "samples.tsv"
     sheet.write_text("participant_id\timage\taccept\n01\timages/01.nii\tno_orientation\n")
-    accepting = Plan({"samples": "samples.tsv", "model": "compact2mm", "allow_small_model": True}, plan.root)
+    accepting = Plan(BASICS, plan.root)
     for settings in (
         lambda plan: plan.native_settings("tensorflow", scan_of("01")),
         lambda plan: plan.reference_settings(scan_of("01")),
@@ -169,7 +170,7 @@ def test_another_drawing_is_no_reason_to_run_a_network(make, root, tmp_path):
     for folder in ("scripts", "workflow", "models"):
         shutil.copytree(root / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     make()
-    config = {"samples": "samples.tsv", "model": "compact2mm", "allow_small_model": True}
+    config = BASICS
 
     def digests():
         plan = Plan(config, tmp_path)
@@ -193,9 +194,8 @@ def test_a_path_with_braces_is_no_input_and_known_by_its_content(make, tmp_path)
     seen = set()
     for content in ("one", "other"):
         image.write_text(content)
-        config = {"samples": "samples.tsv", "model": "compact2mm", "allow_small_model": True, "benchmark": {"scans": 1}}
-        plan = Plan(config, root)
-        assert plan.image(name, "tensorflow") == plan.image(name) == plan.benchmarked_images() == []
+        plan = with_patterns(Plan(BASICS | {"benchmark": {"scans": 1}}, root))
+        assert plan.image("tensorflow", name) == plan.image("reference", name) == plan.benchmarked_images() == []
         seen.add(json.loads(plan.native_settings("tensorflow", name))["content"])
     assert len(seen) == 2 and None not in seen
 
@@ -216,7 +216,7 @@ def test_existing_label_maps_are_known_by_content_and_may_vanish(make, tmp_path)
 
     def key():
         plan = make(("01",), **options)
-        plan.prepare()
+        deploy.prepare(plan)
         return json.loads(plan.reference_settings(scan_of("01")))["existing"]
 
     first = key()
@@ -228,13 +228,12 @@ def test_existing_label_maps_are_known_by_content_and_may_vanish(make, tmp_path)
 
 def test_the_demo_never_names_images_of_the_sheet(make):
     """Snakemake deletes a job's outputs before it runs: one's own scans must never be among the demo's."""
-    plan = make(demo=True)
-    assert plan.demo_images and all(image.startswith("demo/sub-") for image in plan.demo_images)
+    assert make().demo_images == []
 
 
-def test_the_plan_of_a_summary_cannot_change_under_it(make):
-    assert make().plan_file != make(("01",)).plan_file
-    assert make().plan_file == make().plan_file
+def test_the_manifest_of_a_run_in_progress_cannot_change_under_it(make, tmp_path):
+    assert make().manifest.path(tmp_path) != make(("01",)).manifest.path(tmp_path)
+    assert make().manifest.path(tmp_path) == make().manifest.path(tmp_path)
 
 
 # Engines -------------------------------------------------------------------------------------------------------------
@@ -256,8 +255,7 @@ def test_an_engine_s_code_is_its_own(make, root, tmp_path):
     for folder in ("src", "scripts", "workflow", "models"):
         shutil.copytree(root / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     make()
-    config = {"samples": "samples.tsv", "model": "compact2mm", "allow_small_model": True}
-    config["engines"] = ["tensorflow", "openvino"]
+    config = BASICS | {"engines": ["tensorflow", "openvino"]}
 
     def codes():
         return Plan(config, tmp_path).engine_code
@@ -322,13 +320,13 @@ def test_auto_is_chosen_after_all_mistakes_are_found(make, tmp_path, monkeypatch
 def test_torch_is_deployed_only_where_a_gpu_is_seen(make, monkeypatch):
     monkeypatch.setattr(environments, "gpu", lambda: None)
     made = []
-    monkeypatch.setattr(environments, "ensure", made.append)
+    monkeypatch.setattr(environments, "ensure_all", made.extend)
     monkeypatch.setattr(environments, "lock_hash", lambda name: name)
     with pytest.raises(SynthSegError, match="config: engines: torch: no NVIDIA or Apple GPU is seen on this machine"):
-        make(engines=["torch"]).deploy()
+        deploy.deploy(make(engines=["torch"]))
     assert made == []
-    make(engines=["torch"], device="cpu").deploy()
-    make(engines=["torch"]).deploy(here=False)  # a cluster's node may have one
+    deploy.deploy(make(engines=["torch"], device="cpu"))
+    deploy.deploy(make(engines=["torch"]), here=False)  # a cluster's node may have one
     assert made == ["torch", "torch"]
 
 

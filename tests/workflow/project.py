@@ -18,6 +18,7 @@ CONFIG = {
     "samples": "samples.tsv",
     "model": "models/compact2mm",
     "allow_small_model": True,
+    "engines": ["tensorflow"],
     "threads": 1,
     "reference": {"kind": "own", "runtime": "local"},
 }

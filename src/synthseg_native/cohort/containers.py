@@ -16,12 +16,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 
 from packaging.markers import Marker
 
-from synthseg_native import measure
+from synthseg_native import measure, shared_disk
 from synthseg_native.cohort import environments
 from synthseg_native.errors import SynthSegError
 from synthseg_native.identity import keys
@@ -33,7 +35,7 @@ UPSTREAM_PLATFORM = "linux/amd64"
 UPSTREAM_MODELS = {"synthseg1": ["--v1"], "synthseg2": []}
 BASE_IMAGE = "python:3.11-slim-bookworm"
 REFERENCE = Path(measure.__file__).with_name("reference.py")
-LABEL_WORKDIR, LABEL_RUN = (f"synthseg-native.{name}" for name in ("workdir", "run"))
+LABEL_WORKDIR, LABEL_RUN, LABEL_OWNER = (f"synthseg-native.{name}" for name in ("workdir", "run", "owner"))
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 _REFUSED = re.compile(r"permission denied.*(connect|socket|daemon)|connect: permission denied", re.I)
@@ -45,7 +47,7 @@ _MISSING = re.compile(r"no such image|unable to find image|image not known|no su
 # --- images ----------------------------------------------------------------------------------------------------------
 
 
-def image_key(base=BASE_IMAGE, platform=None):
+def image_key(base: str = BASE_IMAGE, platform: str | None = None) -> str:
     """Rerun key of the own image: Dockerfile, lock, reference.py (its syntax tree), base as it is named, platform.
 
     A base that is named by its digest (name@sha256:...) is pinned; the image's ID is in each run record.
@@ -59,19 +61,25 @@ def image_key(base=BASE_IMAGE, platform=None):
     )
 
 
-def dockerfile():
+def dockerfile() -> Path:
+    """What the own image is built by."""
     return environments.LOCKS / "reference" / "Dockerfile"
 
 
-def image_tag(key):
+def image_tag(key: str) -> str:
     """Name of the own image with this key."""
     return f"{OWN_NAME}:{key}"
 
 
-def image_of(settings):
+def image_of(settings: dict) -> str:
     """The image of a reference run, from its settings (kind, runtime, image, key).
 
     Of kind own it is the one that was built; only Apptainer, which builds nothing, may be given a file as `image`.
+
+    >>> image_of({"kind": "own", "runtime": "docker", "key": "0123456789ab"})
+    'synthseg-native-reference:0123456789ab'
+    >>> image_of({"kind": "upstream", "runtime": "apptainer", "image": "somebody/synthseg:1"})
+    'docker://somebody/synthseg:1'
     """
     apptainer = settings["runtime"] == "apptainer"
     if settings["kind"] == "own":
@@ -82,7 +90,7 @@ def image_of(settings):
     return f"docker://{image}" if bare else image
 
 
-def version_of(settings):
+def version_of(settings: dict) -> str:
     """What runs in the image: the lock's TensorFlow in the own image; of a foreign one only its name is known."""
     if settings["kind"] != "own":
         return image_of(settings)
@@ -90,7 +98,7 @@ def version_of(settings):
     return "tensorflow " + re.search(r"^tensorflow==(\S+)", lock, re.M)[1]
 
 
-def platform_of(settings):
+def platform_of(settings: dict) -> str | None:
     """The platform asked for, or None for the daemon's own."""
     return settings.get("platform") or (UPSTREAM_PLATFORM if settings["kind"] == "upstream" else None)
 
@@ -105,7 +113,7 @@ class Runtime:
     rootless: bool
 
 
-def runtime(name):
+def runtime(name: str) -> Runtime:
     """Ask a runtime whether it works. Raises SynthSegError("daemon"), one line that says what to do."""
     if name == "apptainer":
         _ask(name, ["--version"])
@@ -121,7 +129,7 @@ def runtime(name):
     return Runtime(name, architecture, int(told["NCPU"]), "rootless" in " ".join(told.get("SecurityOptions") or []))
 
 
-def inspect(name, image, kind="own", platform=None):
+def inspect(name: str, image: str, kind: str = "own", platform: str | None = None) -> tuple[str | None, str | None]:
     """Return (image ID, architecture) of an image that the runtime has. Raises SynthSegError("daemon")."""
     if name == "apptainer":
         path = Path(image)
@@ -139,7 +147,7 @@ def inspect(name, image, kind="own", platform=None):
     return identity if ":" in identity else f"sha256:{identity}", _ARCHITECTURES.get(architecture, architecture)
 
 
-def has_image(name, image):
+def has_image(name: str, image: str) -> bool:
     """Whether the runtime has the image. Raises SynthSegError("daemon") when it cannot be asked."""
     runtime(name)
     try:
@@ -165,8 +173,12 @@ def _ask(name, arguments, limit=120):
     return done.stdout.strip()
 
 
-def problem(name, text):
-    """Say in one line, as a SynthSegError, why a runtime refused, from what it printed."""
+def problem(name: str, text: str) -> SynthSegError:
+    """Say in one line, as a SynthSegError, why a runtime refused, from what it printed.
+
+    >>> print(problem("podman", "Error: something\\nError: no space for the layer"))
+    podman: Error: no space for the layer: mend this and call again
+    """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     lines = [line for line in lines if not line.startswith(("See '", "Run '"))]  # "... docker run --help"
     if _REFUSED.search(text):
@@ -200,12 +212,16 @@ class Job:
     run: str = field(default_factory=lambda: secrets.token_hex(8))
 
     @property
-    def cidfile(self):
+    def cidfile(self) -> Path:
+        """Where the runtime writes the ID of the container that it has started."""
         return self.work.resolve() / "container.id"
 
 
-def inner_command(job):
-    """What runs inside, and the mounts it needs: (list of words, [(host path, container path)])."""
+def inner_command(job: Job) -> tuple[list[str], list[tuple[Path, str]]]:
+    """What runs inside, and the mounts it needs: (list of words, [(host path, container path)]).
+
+    Raises SynthSegError("usage") for a model that upstream's image does not have.
+    """
     suffix = next((s for s in (".nii.gz", ".nii", ".mgz", ".mgh") if job.scan.name.lower().endswith(s)), ".nii.gz")
     scan, settings = f"/in/image{suffix}", job.settings
     mounts = [(job.scan, scan), (Path(measure.__file__), "/in/measure.py")]
@@ -230,8 +246,8 @@ def inner_command(job):
     return words, mounts
 
 
-def command(job, engine):
-    """The whole command line of a run. engine: what `runtime` returned."""
+def command(job: Job, engine: Runtime) -> list[str]:
+    """The whole command line of a run. Raises SynthSegError("usage") for a path that cannot be mounted."""
     words, mounts = inner_command(job)
     image, threads = image_of(job.settings), job.settings["threads"]
     variables = {
@@ -242,15 +258,18 @@ def command(job, engine):
     if engine.name == "apptainer":
         line = ["apptainer", "exec", "--containall", "--no-home", "--cleanenv", "--net", "--network", "none"]
         for source, target in mounts:
-            line += ["--bind", f"{_plain(source, ':,')}:{target}:ro"]
-        line += ["--bind", f"{_plain(job.work, ':,')}:/out", "--pwd", "/out"]
+            line += ["--bind", f"{_mountable(source, ':,')}:{target}:ro"]
+        line += ["--bind", f"{_mountable(job.work, ':,')}:/out", "--pwd", "/out"]
         for key, value in variables.items():
             line += ["--env", f"{key}={value}"]
         return [*line, image, "python", *words]
 
     user = f"{os.getuid()}:{os.getgid()}"
     line = [engine.name, "run", "--rm", "--init", "--pull=never", "--cidfile", str(job.cidfile)]
-    line += ["--label", f"{LABEL_WORKDIR}={workdir_label()}", "--label", f"{LABEL_RUN}={job.run}"]
+    labels = {LABEL_WORKDIR: workdir_label(), LABEL_RUN: job.run}
+    labels[LABEL_OWNER] = shared_disk.text_of(shared_disk.me()).strip()
+    for label, value in labels.items():
+        line += ["--label", f"{label}={value}"]
     line += ["--network", "none", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL"]
     # Without the second, SELinux would keep the container from its mounts.
     line += ["--security-opt", "no-new-privileges", "--security-opt", "label=disable"]
@@ -273,14 +292,14 @@ def command(job, engine):
 
 def _mount(name, source, target, readonly=False):
     """The value of --mount: a line of CSV, so that a path may hold commas; podman splits there all the same."""
-    source = _plain(source, ",") if name == "podman" else str(Path(source).resolve())
+    source = _mountable(source, ",") if name == "podman" else str(Path(source).resolve())
     fields = ["type=bind", f"source={source}", f"target={target}", *(["readonly"] if readonly else [])]
     line = io.StringIO()
     csv.writer(line, lineterminator="").writerow(fields)
     return line.getvalue()
 
 
-def _plain(path, forbidden):
+def _mountable(path, forbidden):
     path = str(Path(path).resolve())
     if any(character in path for character in forbidden):
         raise SynthSegError("usage", f"{path}: this runtime cannot mount a path with any of {forbidden!r}: rename it")
@@ -290,7 +309,9 @@ def _plain(path, forbidden):
 # --- building the own image ------------------------------------------------------------------------------------------
 
 
-def ensure_image(reference, root=environments.ROOT, say=environments.say):
+def ensure_image(
+    reference: dict, root: str | PathLike = environments.ROOT, say: Callable[[str], None] = environments.say
+) -> str:
     """Build the own image where the runtime lacks it; return its name.
 
     reference: the configuration's reference section (runtime, base_image, platform). Apptainer builds nothing: it is
@@ -302,7 +323,14 @@ def ensure_image(reference, root=environments.ROOT, say=environments.say):
     return tag
 
 
-def build(name, base=BASE_IMAGE, platform=None, wheels=None, root=environments.ROOT, say=environments.say):
+def build(
+    name: str,
+    base: str = BASE_IMAGE,
+    platform: str | None = None,
+    wheels: str | PathLike | None = None,
+    root: str | PathLike = environments.ROOT,
+    say: Callable[[str], None] = environments.say,
+) -> str:
     """Build the own image from a folder of wheels, without network; return its name.
 
     wheels: a folder with the wheels of envs/tensorflow.txt; without it they are fetched to <root>/.wheelhouse.
@@ -350,7 +378,9 @@ def _build_problem(name, base, log):
     return SynthSegError("daemon", f"{error.message} (all of it: {log})")
 
 
-def fetch_wheels(architecture, root=environments.ROOT, say=environments.say):
+def fetch_wheels(
+    architecture: str, root: str | PathLike = environments.ROOT, say: Callable[[str], None] = environments.say
+) -> Path:
     """Fetch the wheels of envs/tensorflow.txt for Linux and Python 3.11, hashes checked; return their folder.
 
     architecture: amd64 or arm64. The folder is there whole or not at all. Raises SynthSegError("daemon").
@@ -385,10 +415,13 @@ def fetch_wheels(architecture, root=environments.ROOT, say=environments.say):
     return final
 
 
-def lock_for(text, architecture):
+def lock_for(text: str, architecture: str) -> str:
     """The part of a lock that Linux with this architecture installs, without markers.
 
     pip would judge the markers by the machine that it runs on, which may be a Mac.
+
+    >>> lock_for('numpy==2 ; python_version >= "3.11"\\ncolorama==1 ; sys_platform == "win32"', "amd64")
+    'numpy==2\\n'
     """
     machine = {"amd64": "x86_64", "arm64": "aarch64"}[architecture]
     target = {
@@ -415,18 +448,30 @@ def lock_for(text, architecture):
 # --- leftovers -------------------------------------------------------------------------------------------------------
 
 
-def workdir_label(workdir=None):
-    """What containers of a working directory carry: a hash of its path."""
-    return hashlib.sha256(str(Path(workdir or ".").resolve()).encode()).hexdigest()[:16]
+def workdir_label(workdir: str | PathLike | None = None) -> str:
+    """What containers of a working directory (default: the current one) carry: a hash of this host and the path.
+
+    Several hosts, dev containers or CI jobs may share one daemon and have their checkouts at the same path.
+    """
+    text = f"{shared_disk.me().host} {Path(workdir or '.').resolve()}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def remove(name, label, value, limit=120):
+def remove(name: str, label: str, value: str, limit: float = 120, only_ended: bool = False) -> list[str]:
     """Kill and remove every container with a label; return their IDs. Silent where the runtime does not answer.
 
-    limit: seconds that it has to answer.
+    limit: seconds that it has to answer. only_ended: leave those whose owner, the process that started them, still runs
+    or cannot be asked from here.
     """
     try:
         found = _ask(name, ["ps", "--all", "--quiet", "--filter", f"label={label}={value}"], limit).split()
+        if found and only_ended:
+            shown = _ask(
+                name, ["inspect", "--format", f'{{{{.Id}}}} {{{{index .Config.Labels "{LABEL_OWNER}"}}}}', *found]
+            )
+            owners = {line[:12]: shared_disk.owners_of(line.partition(" ")[2]) for line in shown.splitlines()}
+            ended = {id for id, owner in owners.items() if owner and shared_disk.is_alive(owner[0]) is False}
+            found = [container for container in found if container[:12] in ended]
         if found:
             _ask(name, ["rm", "--force", *found])
     except SynthSegError:
@@ -434,18 +479,18 @@ def remove(name, label, value, limit=120):
     return found
 
 
-def reap(name, workdir=None):
+def reap(name: str, workdir: str | PathLike | None = None) -> list[str]:
     """Remove what killed runs of a working directory (default: the current one) left; return the containers' IDs.
 
-    For the start of a workflow, when no run of that directory can be alive. Quick and silent where the runtime is not
-    installed or does not answer.
+    Runs of another host, or that are alive, keep theirs. Quick and silent where the runtime is not installed or does
+    not answer.
     """
     if name not in ("docker", "podman") or not shutil.which(name):
         return []
-    return remove(name, LABEL_WORKDIR, workdir_label(workdir), limit=10)
+    return remove(name, LABEL_WORKDIR, workdir_label(workdir), limit=10, only_ended=True)
 
 
-def stop(job):
+def stop(job: Job) -> None:
     """End the container of a job, whatever state it is in."""
     name = job.settings["runtime"]
     if name != "apptainer":  # there it is a child process like any other

@@ -1,13 +1,11 @@
 """What the rules ask of a configuration and its sheet: which runs there are, their files, and their rerun keys.
 
-Also what happens before the first job (deployment) and after the last (the summary of a failed run, the table).
+What happens before the first job and after the last is `deploy`'s.
 """
 
 import functools
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -15,24 +13,15 @@ import nibabel as nib
 from synthseg_native import memory
 from synthseg_native.cohort import config as configuration
 from synthseg_native.cohort import containers, demo, environments, paths, ranking, runs, state
-from synthseg_native.cohort.samples import openable, read_samples
+from synthseg_native.cohort import manifest as manifests
+from synthseg_native.cohort.paths import Patterns
+from synthseg_native.cohort.samples import Scan, openable, read_samples
 from synthseg_native.errors import SynthSegError
 from synthseg_native.identity import keys
 from synthseg_native.networks import cards as models
 from synthseg_native.networks import weights
 
 PACKAGE = Path("src/synthseg_native")
-AGGREGATES = {
-    "summary": "summary.tsv",
-    "columns": "summary.json",
-    "homogeneity": "homogeneity.json",
-    "failed": "failed.tsv",
-    "volumes": "volumes.tsv",
-    "volumes_wide": "volumes_wide.tsv",
-    "volumes_synthseg": "volumes_synthseg.csv",
-}
-
-
 EXISTING_MB = 3000  # to take a label map that is already there
 
 
@@ -57,11 +46,12 @@ class Plan:
     def __init__(self, config: dict, root: Path, looking: bool = False):
         self.root = Path(root)
         self.config = configuration.complete(
-            config, configuration.read_schema(self.root / "workflow/schemas/config.schema.yaml")
+            demo.settings(config), configuration.read_schema(self.root / "workflow/schemas/config.schema.yaml")
         )
+        self.demo_images = demo.image_paths() if demo.is_sheet(self.config["samples"]) else []
         self.model = self._chosen_model()
         self.reference = configuration.complete_reference(self.config["reference"], self.model.name)
-        self.scans = {scan.scan: scan for scan in read_samples(self.config["samples"])}
+        self.scans = self._read_scans()
         self.results = self.config["results"]
         self.state = f"{self.results}/{state.FOLDER}"
         self.resolution = f"{self.model.resolution:g}mm"
@@ -72,10 +62,11 @@ class Plan:
         crop = self.config["crop"]
         self.crop = [crop] * 3 if isinstance(crop, int) else crop
         self.minutes = self.config["timeout_min"]
-        self.engines = self._chosen_engines(looking)
-        self.demo_images = demo.image_paths() if self.config["demo"] else []
         self.compared = self._compared()
         self.benchmarked = list(self.scans)[: self.config["benchmark"]["scans"]]
+        if self.demo_images and not looking and not os.environ.get("SYNTHSEG_NATIVE_CODE"):  # said once, not by jobs
+            environments.say(f"this is the demonstration: phantoms and a small model; {demo.WHAT_TO_CHANGE}")
+        self.engines = self._chosen_engines(looking)
         # What of the card changes a result; its title and accuracy do not.
         computed_from = keys.settings_json(**self.model.computed_from())
         self.model_key = keys.digest(computed_from, keys.file_digest(self.labels))
@@ -93,8 +84,13 @@ class Plan:
         model = models.load(openable(shipped) if shipped.is_dir() else name)
         if not model.research_grade and not self.config["allow_small_model"]:
             why = f"{model.name} is not research grade"
-            raise SynthSegError("usage", f"config: model: {why}: to try it all the same set allow_small_model: true")
+            fix = "set model: synthseg1 or synthseg2, or, to try it all the same, allow_small_model: true"
+            raise SynthSegError("usage", f"config: model: {why}: {fix}")
         return model
+
+    def _read_scans(self) -> dict[str, Scan]:
+        """The rows of the sheet by their composed name."""
+        return {scan.scan: scan for scan in read_samples(self.config["samples"])}
 
     def _chosen_engines(self, looking) -> list[str]:
         """The engines that the configuration names, or the one that stands for auto in this results folder."""
@@ -102,11 +98,17 @@ class Plan:
         where = "config"
         if engines == ranking.AUTO:
             where = f"{self.results}/engine.json"
-            engines = [ranking.of_results(where, f"{self.results}/env", *asked, looking)]
+            engines = [ranking.of_results(where, f"{self.results}/env", *asked, looking, beside=self.beside())]
         wrong = [why for engine in engines if (why := ranking.problem(engine, *asked))]
         if wrong:
             raise SynthSegError("usage", *(f"{where}: {why}" for why in wrong))
         return engines
+
+    def beside(self) -> list[str]:
+        """The environments that are needed beside the engines'."""
+        used = self.compared or self.benchmarked
+        local = used and (self.reference["kind"], self.reference["runtime"]) == ("own", "local")
+        return [*(["tensorflow"] if local else []), *(["demo"] if self.demo_images else [])]
 
     def _find_weights(self) -> str:
         """The user's weights, those beside the card, or where the download goes."""
@@ -141,29 +143,31 @@ class Plan:
 
     # --- files -----------------------------------------------------------------------------------------------------
 
-    def files(self, engine: str, scan: str = "{scan}") -> dict[str, str]:
+    patterns: Patterns  # where results lie, as the rules say: set by workflow/Snakefile when it has read them
+
+    def files(self, engine: str, scan: str) -> dict[str, str]:
         """A run's own results: dseg, sidecar, volumes, record, and of an engine margin, dseg_native, sidecar_native."""
-        names = (*(runs.REFERENCE_FILES if engine == "reference" else runs.NATIVE_FILES), "record")
-        return {name: self._path(engine, scan, name) for name in names}
+        names = self.patterns.reference if engine == "reference" else self.patterns.native
+        return {name: self.path(name, engine, scan) for name in names}
 
-    def comparison(self, engine: str, scan: str = "{scan}") -> str:
-        return self._path(engine, scan, "compare")
+    def path(self, name: str, engine: str, scan: str) -> str:
+        """One file of a run, by the name that it has in the rules; also its picture and its comparison ("compare")."""
+        return self.patterns.path(name, engine, scan)
 
-    def picture(self, engine: str, scan: str = "{scan}") -> str:
-        return self._path(engine, scan, "picture")
+    def aggregates(self) -> dict[str, str]:
+        """The tables of the cohort."""
+        return self.patterns.summary
 
-    def title(self, scan: str, engine: str) -> str:
+    def title(self, engine: str, scan: str) -> str:
         """What stands above a picture: a small model must not pass for SynthSeg there either."""
         grade = "" if self.model.research_grade else " (not for research)"
         return f"{self.scans[scan].name} · {self.model.name}{grade} · {engine}"
 
-    def _path(self, engine: str, scan: str, name: str) -> str:
-        return str(paths.paths(self.results, engine, scan, self.model.name, self.resolution)[name])
+    def image_path(self, scan: str) -> str:
+        """The scan's image, whether it is there or not."""
+        return self.scans[scan].image
 
-    def aggregates(self) -> dict[str, str]:
-        return {name: f"{self.results}/{file}" for name, file in AGGREGATES.items()}
-
-    def image(self, scan: str, engine: str = "reference") -> list[str]:
+    def image(self, engine: str, scan: str) -> list[str]:
         """The image as a rule's input.
 
         A path that is not there stops Snakemake before any job starts. So: the path where the image exists or can be
@@ -174,21 +178,21 @@ class Plan:
         settings of its runs, decides all the same.
         """
         image = self.scans[scan].image
-        there = image in self.demo_images or Path(image).exists() or Path(self.files(engine, scan)["dseg"]).exists()
+        there = image in self.demo_images or Path(image).exists() or Path(self.path("dseg", engine, scan)).exists()
         return [image] if there and "{" not in image else []
 
     def benchmarked_images(self) -> list[str]:
         """The same for the benchmark, whose result is its table."""
-        made = Path(self.results, "benchmark.tsv").exists()
+        made = Path(self.patterns.benchmark["table"]).exists()
         images = [image for scan in self.benchmarked if "{" not in (image := self.scans[scan].image)]
         return [image for image in images if made or image in self.demo_images or Path(image).exists()]
 
-    def _image_key(self, scan: str) -> str | None:
+    def image_key(self, scan: str) -> str | None:
         """The content of a scan's image; that of the demo's is decided by the rule that makes them."""
         image = self.scans[scan].image
         return None if image in self.demo_images else self.contents.digest(image)
 
-    def _existing_key(self, scan: str) -> str | None:
+    def existing_key(self, scan: str) -> str | None:
         """Reference kind existing: the content of the user's label map; the last one where it vanished."""
         if self.reference["kind"] != "existing":
             return None
@@ -201,20 +205,25 @@ class Plan:
         pairs = [(engine, scan) for engine in self.engines for scan in self.scans]
         pairs += [("reference", scan) for scan in self.compared]
         files = [path for engine, scan in pairs for path in self._lasting(engine, scan)]
-        return files + [self.comparison(engine, scan) for engine in self.engines for scan in self.compared]
+        return files + [self.path("compare", engine, scan) for engine in self.engines for scan in self.compared]
 
     def _lasting(self, engine: str, scan: str) -> list[str]:
         """A run's results, and its picture, that can be asked for: where its image vanished, those that are there."""
         files, image = list(self.files(engine, scan).values()), self.scans[scan].image
-        files += [] if engine == "reference" else [self.picture(engine, scan)]
+        files += [] if engine == "reference" else [self.path("picture", engine, scan)]
         there = [path for path in files if Path(path).exists()]
         return there if there and image not in self.demo_images and not Path(image).exists() else files
 
     def wanted_once(self) -> list[str]:
         """The verifications and the benchmark's tables."""
-        verified = [f"{self.results}/env/{engine}.json" for engine in self.engines]
-        tables = ("benchmark.tsv", "benchmark_runs.tsv") if self.benchmarked else ()
-        return verified + [f"{self.results}/{table}" for table in tables]
+        verified = [self.patterns.verify_env["finding"].format(engine=engine) for engine in self.engines]
+        return verified + (list(self.patterns.benchmark.values()) if self.benchmarked else [])
+
+    @functools.cached_property
+    def pythons(self) -> dict[str, str]:
+        """The interpreter of every environment that a step may need, whether it has been made yet or not."""
+        names = sorted({*self.engines, "tensorflow", "demo"})
+        return {name: str(environments.python(name)) for name in names}
 
     # --- rerun keys --------------------------------------------------------------------------------------------------
 
@@ -262,7 +271,7 @@ class Plan:
             interpolation=self.config["interpolation"],
             ct=self.scans[scan].ct,
             accept=self.scans[scan].accept,
-            content=self._image_key(scan),
+            content=self.image_key(scan),
             weights=self.weights_key(),
             code=self.engine_code[engine],
             lock=self.locks[engine],
@@ -277,9 +286,9 @@ class Plan:
             model=self.model_key,
             ct=self.scans[scan].ct,
             accept=self.scans[scan].accept,
-            content=self._image_key(scan),
+            content=self.image_key(scan),
             weights=self.weights_key() if self.reference["kind"] == "own" else None,
-            existing=self._existing_key(scan),
+            existing=self.existing_key(scan),
             key=self.reference_key,
         )
 
@@ -324,121 +333,47 @@ class Plan:
         """The same for the benchmark, which runs everything in turn."""
         return max((self.memory(e, s) for e in (*self.engines, "reference") for s in self.benchmarked), default=1000)
 
-    # --- before, and after -------------------------------------------------------------------------------------------
+    def benchmark_minutes(self) -> float:
+        """Minutes that the benchmark of one image and engine may take at most."""
+        pairs = self.config["benchmark"]["repeats"] + self.config["benchmark"]["warmups"]
+        return 2 * self.minutes * pairs + 10
+
+    def benchmark_scans(self) -> list[str]:
+        """The benchmark's scans with their images, as scripts/benchmark.py takes them."""
+        return [f"{scan}={self.image_path(scan)}" for scan in self.benchmarked]
+
+    # --- the manifest -------------------------------------------------------------------------------------------------
 
     @functools.cached_property
-    def for_summary(self) -> str:
-        """What the summary is about, as JSON, for scripts/summarise.py."""
-        reference = {name: self.reference[name] for name in ("kind", "runtime")} if self.compared else None
-        compared = set(self.compared)
-        scans = [
-            {
-                "scan": name,
-                "image": scan.image,
-                "entities": scan.entities,
-                "sheet": scan.sheet,
-                "row": scan.row,
-                "reference": name in compared,
-            }
-            for name, scan in self.scans.items()
-        ]
+    def manifest(self) -> manifests.Manifest:
+        """What this call is to do, for its jobs and its summary."""
         model = self.model
-        plan = {
-            "results": self.results,
-            "engines": self.engines,
-            "model": {"name": model.name, "dir": str(model.folder), "research_grade": model.research_grade},
-            "reference": reference,
-            "resolution": self.resolution,
-            "scans": scans,
-            "benchmark": bool(self.benchmarked),
-        }
-        return json.dumps(plan, indent=1)
+        return manifests.Manifest(
+            results=self.results,
+            engines=self.engines,
+            model={"name": model.name, "dir": str(model.folder), "research_grade": model.research_grade},
+            reference={name: self.reference[name] for name in ("kind", "runtime")} if self.compared else None,
+            resolution=self.resolution,
+            benchmark=bool(self.benchmarked),
+            scans=[self._manifest_row(name, scan) for name, scan in self.scans.items()],
+        )
 
-    def prepare(self) -> None:
-        """Write the summary's plan, and renew its token if something is missing. For Snakemake's main process."""
-        state.write_if_changed(self.plan_file, self.for_summary)
-        state.renew_token(self.token, self.wanted_runs() + self.wanted_once())
-        for scan in self.scans:
-            self._image_key(scan)
-        for scan in self.compared:
-            self._existing_key(scan)
-        self.weights_key()
-        self.contents.save()
+    def _manifest_row(self, name: str, scan: Scan) -> manifests.Scan:
+        runs = {engine: self._manifest_run(engine, name) for engine in self.engines}
+        if name in self.compared:
+            runs[manifests.REFERENCE] = self._manifest_run(manifests.REFERENCE, name)
+        return manifests.Scan(name, scan.image, scan.entities, scan.sheet, scan.row, runs)
 
-    @property
-    def plan_file(self) -> str:
-        """Named by its content: another call, a dry run say, cannot change the plan of a summary in progress."""
-        return f"{self.state}/plan-{keys.digest(self.for_summary)}.json"
+    def _manifest_run(self, engine: str, scan: str) -> manifests.Run:
+        files = self.files(engine, scan)
+        if engine == manifests.REFERENCE:
+            identity = self.reference_settings(scan)
+        else:
+            identity = self.native_settings(engine, scan)
+            files |= {name: self.path(name, engine, scan) for name in ("compare", "picture")}
+        failure = paths.failure_of(f"{self.state}/failed", engine, scan, files["record"])
+        return manifests.Run(files, str(failure), json.loads(identity))
 
     @property
     def token(self) -> str:
         return f"{self.state}/token"
-
-    def export(self, code: Path) -> None:
-        """Set the variables that the rules' shell commands use.
-
-        They say where things lie and what a run may take, which is no reason to run a job again: so they are no params.
-        """
-        engines = {*self.engines, "tensorflow", "demo"}
-        pythons = {name: str(environments.python(name)) for name in sorted(engines)}
-        os.environ |= {f"PYTHON_{name}": path for name, path in pythons.items()}
-        os.environ |= {
-            "PYTHONS": json.dumps(pythons),
-            "PYTHON": sys.executable,
-            "CODE": str(code),
-            "PYTHONPATH": f"{code}/src",
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "MODEL": str(self.model.folder),
-            "WEIGHTS": self.weights,
-            "RESULTS": self.results,
-            "STATE": self.state,
-            "MEMORY_MB": str(self.config["memory_mb"] or ""),
-            "TIMEOUT_MIN": str(self.minutes),
-        }
-
-    def deploy(self, here: bool = True) -> None:
-        """Make what the jobs need and Snakemake must not track: environments, official weights, the reference's image.
-
-        As inputs, renewed ones would make the whole cohort again. A container daemon that is absent or refuses stops
-        nothing: one line, and the reference runs fail one by one. here: whether the jobs run on this machine. Raises
-        SetupError, and SynthSegError for weights and for torch where no GPU is seen.
-        """
-        self._announce_changes()
-        used = self.compared or self.benchmarked
-        local = used and (self.reference["kind"], self.reference["runtime"]) == ("own", "local")
-        needed = [*self.engines, *(["tensorflow"] if local else []), *(["demo"] if self.demo_images else [])]
-        for engine in self.engines if here else []:
-            if why := ranking.without_gpu(engine, self.config["device"]):
-                raise SynthSegError("usage", f"config: engines: {why}: name another engine, or set device: cpu")
-        for name in dict.fromkeys(needed):
-            environments.ensure(name)
-        if self.fetched:
-            model = self.model
-            weights.resolve(model.weights, model.name, model.folder, cache=Path(self.weights).parent)
-        for runtime in containers.RUNTIMES:
-            containers.reap(runtime)
-        if used and self.reference["kind"] == "own" and self.reference["runtime"] in containers.RUNTIMES:
-            try:
-                containers.ensure_image(self.reference, self.root)
-            except SynthSegError as error:
-                environments.say(f"reference: {error}")
-
-    def _announce_changes(self) -> None:
-        """One line per kind of run that changed settings make again: how many, and why."""
-        native = {self.files(e, s)["record"]: self.native_settings(e, s) for e in self.engines for s in self.scans}
-        reference = {self.files("reference", scan)["record"]: self.reference_settings(scan) for scan in self.compared}
-        for kind, current in (("native", native), ("reference", reference)):
-            for why, count in state.changed_settings(current).items():
-                environments.say(f"{count} {kind} {'run' if count == 1 else 'runs'} again: {why}")
-
-    def finish(self, code: Path, success: bool) -> None:
-        """The end of a run: after a failure a summary all the same, and always the table for people."""
-        for old in Path(self.state).glob("plan-*.json"):
-            if str(old) != self.plan_file:
-                old.unlink(missing_ok=True)
-        command = [sys.executable, f"{code}/scripts/summarise.py", "--results", self.results, "--plan", self.plan_file]
-        if not success:
-            state.mark_failed(self.state)
-            subprocess.run(command)
-        if Path(self.aggregates()["summary"]).exists():
-            subprocess.run([*command, "--show"])

@@ -34,8 +34,25 @@ def build(table, weights, *, device="cpu", threads=1, precision="float32"):
     return TensorFlowEngine(tf, table, weights, device)
 
 
-def _import(threads):
+def set_environment() -> None:
+    """Set what TensorFlow reads when it is imported. The verification of its environment does the same."""
+    # Its oneDNN kernels, which it takes by itself only on processors with AVX-512: three times as quick with AVX2.
+    os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # start-up notes about plug-ins that are not there
+
+
+def has_onednn() -> bool | None:
+    """Whether TensorFlow runs with its oneDNN kernels; None where it does not say. Imports it."""
+    try:
+        from tensorflow.python.util import _pywrap_util_port
+
+        return bool(_pywrap_util_port.IsMklEnabled())
+    except (ImportError, AttributeError):
+        return None
+
+
+def _import(threads):
+    set_environment()
     try:
         import tensorflow as tf
     except ImportError as error:
@@ -59,6 +76,7 @@ class TensorFlowEngine:
     def __init__(self, tf, table, weights, device):
         self.tf = tf
         self.version = tf.__version__
+        self.onednn = has_onednn()
         self.device = device
         self.device_reason = "asked for"
         self._table = table

@@ -207,7 +207,7 @@ class Segmenter:
                 threads=options.threads,
                 precision=options.precision,
             )
-        notes["engine"]["version"] = self.engine.version
+        notes["engine"].update(version=self.engine.version, onednn=getattr(self.engine, "onednn", None))
         notes.update(device=self.engine.device, device_reason=self.engine.device_reason)
         return self.engine
 

@@ -1,16 +1,20 @@
 """TensorFlow for the probes; see `process`."""
 
 import contextlib
-import os
+from typing import Any
 
+import numpy as np
+
+from synthseg_native.engines.tensorflow import has_onednn, set_environment
 from synthseg_native.networks.layers import NORMALISATION_EPSILON
 from synthseg_native.verification.process import versions_of
 
 TITLE, ENGINE = "TensorFlow", "tensorflow"
 
 
-def start(kind):
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+def start(kind: str) -> tuple[Any, dict[str, str], list[dict]]:
+    """TensorFlow itself, versions, and the devices that it sees; for kind "cpu" the GPUs are hidden from it."""
+    set_environment()
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
@@ -29,10 +33,16 @@ def start(kind):
                 tf.config.experimental.set_memory_growth(gpu, True)
     if kind == "cpu":
         tf.config.set_visible_devices([], "GPU")
-    return tf, {"tensorflow": tf.__version__, **versions_of("keras", "tensorflow-metal")}, seen
+    return tf, _versions(tf), seen
 
 
-def run(tf, kind, operation, inputs):
+def _versions(tf):
+    onednn = {None: "unknown", True: "on", False: "off"}[has_onednn()]
+    return {"tensorflow": tf.__version__, "oneDNN": onednn, **versions_of("keras", "tensorflow-metal")}
+
+
+def run(tf: Any, kind: str, operation: str, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, str]:
+    """One operation, eagerly, on the first device of a kind; arrays are (batch, x, y, z, channels)."""
     with tf.device(f"/{kind.upper()}:0"):
         tensors = {name: tf.constant(value) for name, value in inputs.items()}
         result = _operation(tf, operation, **tensors)
@@ -65,7 +75,11 @@ def _operation(tf, operation, x, **more):
     raise ValueError(f"{operation}: no such operation")
 
 
-def clean(error):
-    """Without TensorFlow's internal names, on one line."""
+def clean(error: Exception) -> str:
+    """Without TensorFlow's internal names, on one line.
+
+    >>> clean(ValueError("{{function_node __wrapped__Conv3D}} No OpKernel was registered [Op:Conv3D]\\nmore"))
+    'No OpKernel was registered [Op:Conv3D]'
+    """
     text = str(getattr(error, "message", "") or error).strip() or type(error).__name__
     return text.split("}} ")[-1].splitlines()[0]

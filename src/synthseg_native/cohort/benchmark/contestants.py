@@ -1,11 +1,10 @@
 """Who is measured, by which command, and what came out of one run."""
 
 import contextlib
-import csv
 import os
 import resource
 import shutil
-import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,10 +12,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from synthseg_native import measure, memory
-from synthseg_native.cohort import runs
-from synthseg_native.cohort.environments import clean_environment
+from synthseg_native import memory
 from synthseg_native.cohort.paths import read_json
+from synthseg_native.cohort.runs import child
+from synthseg_native.cohort.runs.failures import failure
+from synthseg_native.cohort.runs.files import LOG
+from synthseg_native.cohort.runs.reference import read_volumes_csv
 from synthseg_native.compare import compare_label_maps
 from synthseg_native.errors import SynthSegError
 from synthseg_native.networks.cards import read_labels
@@ -24,7 +25,6 @@ from synthseg_native.results.hashes import labels_sha256
 
 REFERENCE, UPSTREAM = "reference", "upstream"
 PHASES = ("start", "read", "network", "postprocess", "write")
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 LONG_AGO_S = 2 * 24 * 3600
 # The engines' promise (float32, bf16): fraction of the foreground, margin of a differing voxel, volume of a label.
 EQUAL = {
@@ -49,18 +49,19 @@ class Contestant:
     device: str = "cpu"
 
     @classmethod
-    def parse(cls, text):
+    def parse(cls, text: str) -> "Contestant":
         """From ENGINE[:PRECISION[:DEVICE]]."""
         return cls(*text.split(":"))
 
     @property
-    def name(self):
+    def name(self) -> str:
+        """In tables: reference, upstream, or "engine precision", and the device where it is not the CPU."""
         if self.engine in (REFERENCE, UPSTREAM):
             return self.engine
         return " ".join([self.engine, self.precision] + [self.device] * (self.device != "cpu"))
 
     @property
-    def environment(self):
+    def environment(self) -> str:
         """The environment whose interpreter runs it."""
         return "tensorflow" if self.engine in (REFERENCE, UPSTREAM) else self.engine
 
@@ -72,11 +73,11 @@ class Task:
     image: Path
     model: Path
     weights: Path
-    size: tuple
+    size: tuple[int, int, int]
     threads: int
 
 
-def upstream_tree(checkout, weights, folder) -> Path:
+def upstream_tree(checkout: Path | str, weights: Path | str, folder: Path | str) -> Path:
     """A copy of what upstream's command needs, with these weights as its own; the checkout is not written to."""
     checkout, folder = Path(checkout), Path(folder)
     script = checkout / "scripts" / "commands" / "SynthSeg_predict.py"
@@ -97,11 +98,19 @@ class Runner:
     cache : folder for compiled models · timeout : seconds per run
     """
 
-    def __init__(self, code, pythons, cache, upstream=None, timeout=3600.0):
+    def __init__(
+        self,
+        code: Path | str,
+        pythons: Mapping[str, Path],
+        cache: Path | str,
+        upstream: Path | None = None,
+        timeout: float = 3600.0,
+    ):
         self.source, self.pythons, self.cache = Path(code) / "src", pythons, Path(cache)
         self.upstream, self.timeout = upstream, timeout
 
-    def command(self, contestant, task, work, more=()):
+    def command(self, contestant: Contestant, task: Task, work: Path, more: Sequence[object] = ()) -> list[object]:
+        """Its words. more : of an engine, at the end"""
         python = self.pythons[contestant.environment]
         given = ["--i", task.image, "--o", work / "dseg.nii.gz", "--threads", task.threads]
         if contestant.engine == UPSTREAM:
@@ -115,7 +124,7 @@ class Runner:
         given += ["--volumes-tsv", work / "volumes.tsv", "--margin", work / "margin.nii.gz"]
         return [python, "-m", "synthseg_native", *given, "--record", work / "record.json", *more]
 
-    def run(self, contestant, task, work, more=()) -> dict:
+    def run(self, contestant: Contestant, task: Task, work: Path | str, more: Sequence[object] = ()) -> dict:
         """Run it once, in the folder `work`, which is emptied; return what was measured.
 
         wall_s, peak_rss_mib : of measure.py · cpu_s : user and system, all processes · other_cpu_s : processor time
@@ -125,20 +134,14 @@ class Runner:
         work = Path(work)
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        variables = {
-            **clean_environment(),
-            **dict.fromkeys(THREAD_VARIABLES, str(task.threads)),
-            "PYTHONPATH": str(self.source),
-            "XDG_CACHE_HOME": str(self.cache),
-        }
-        wrapper = [sys.executable, measure.__file__, "--out", work / "measure.json", "--with-parent"]
-        wrapper += ["--timeout", self.timeout, "--"]
-        log = work / "log.txt"
+        variables = child.environment_of(task.threads, self.source) | {"XDG_CACHE_HOME": str(self.cache)}
+        del variables["PYTHONDONTWRITEBYTECODE"]  # a user has compiled the package, too
+        command = child.wrapped(self.command(contestant, task, work, more), work, self.timeout)
         opened = _unread(task.image)
         others, own = _processor_s(), _children_s()
-        status = runs.call([*wrapper, *self.command(contestant, task, work, more)], log, variables)
+        status = child.call(command, work / LOG, variables)
         own, others = _children_s() - own, None if others is None else _processor_s() - others
-        measured = read_json(work / "measure.json") or {}
+        measured = read_json(work / child.MEASURED) or {}
         row = {name: measured.get(name) for name in ("wall_s", "peak_rss_mib", "started")}
         row["cpu_s"], row["other_cpu_s"] = own, None if others is None else max(0.0, others - own)
         row["first_read_s"] = _first_read_s(task.image, opened, measured.get("started"))
@@ -147,17 +150,17 @@ class Runner:
         row |= {f"{phase}_s": seconds.get(phase) for phase in PHASES}
         row["status"], row["error"] = "ok", None
         if status or not (work / "dseg.nii.gz").is_file():
-            text = log.read_text(encoding="utf-8", errors="replace")
+            text = child.log_of(work)
             for folder in (task.image.parent, work, self.source, Path(self.pythons[contestant.environment]).parent):
                 text = text.replace(f"{folder}{os.sep}", "")  # the table is for others too
-            failure = runs.failure(status, measured, text, task.image.name, self.timeout)
-            row["status"], row["error"] = failure.code, failure.message
+            error = failure(status, measured, text, task.image.name, self.timeout)
+            row["status"], row["error"] = error.code, error.message
         else:
             row["labels_sha256"] = labels_sha256(np.asarray(nib.load(work / "dseg.nii.gz").dataobj))
         return row
 
 
-def _unread(path):
+def _unread(path: Path) -> int:
     """Set the access time of a file back, so that the next read is noted (Linux and macOS note the first one after a
     change); return it."""
     changed = path.stat().st_mtime_ns
@@ -166,19 +169,21 @@ def _unread(path):
     return before
 
 
-def _first_read_s(path, before, started):
+def _first_read_s(path: Path, before: int, started: str | None) -> float | None:
+    """Seconds from the start to the first read since `_unread`, which returned `before`; None where none was noted."""
     accessed = path.stat().st_atime_ns
     if started is None or abs(accessed - before) < 1e9:
         return None
     return max(0.0, accessed / 1e9 - datetime.fromisoformat(started).timestamp())
 
 
-def _children_s():
+def _children_s() -> float:
+    """Processor seconds of all children that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
-def _processor_s():
+def _processor_s() -> float | None:
     """Seconds that the machine's processors have been busy, or were taken by the host of this virtual machine."""
     with contextlib.suppress(OSError):
         user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
@@ -196,7 +201,7 @@ def available_mib() -> float | None:
     return limit
 
 
-def compare(contestant, work, reference, task) -> dict:
+def compare(contestant: Contestant, work: Path, reference: Path, task: Task) -> dict:
     """How the label map in `work` differs from the one in the folder `reference`.
 
     Returns n_foreground, n_different, margin_max, n_margin_above, n_lost, n_contralateral, min_dice, min_dice_label,
@@ -243,18 +248,16 @@ def compare(contestant, work, reference, task) -> dict:
     }
 
 
-def _text(value):
+def _text(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.5g}"
 
 
-def _soft_volumes(folder, table):
+def _soft_volumes(folder: Path, table: Path) -> Path | None:
     """Path of a volumes.tsv of this run; made from its CSV where there is none. None where it has neither."""
     path, given = folder / "volumes.tsv", folder / "volumes.csv"
     if path.is_file() or not given.is_file():
         return path if path.is_file() else None
-    with given.open(encoding="utf-8", newline="") as stream:
-        header, row = list(csv.reader(stream))[:2]
-    volumes, labels = dict(zip(header[1:], row[1:], strict=False)), read_labels(table)
+    volumes, labels = read_volumes_csv(given), read_labels(table)
     lines = ["index\tsoft_volume_mm3"]
     for index, name in zip(labels.index, labels.names, strict=True):
         lines.append(f"{index}\t{volumes.get(name, 'n/a')}")

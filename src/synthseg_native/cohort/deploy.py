@@ -1,0 +1,83 @@
+"""Before the first job: what the jobs need and Snakemake must not track. After the last: the summary and the table."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from synthseg_native.cohort import containers, demo, environments, ranking, state
+from synthseg_native.cohort.plan import Plan
+from synthseg_native.errors import SynthSegError
+from synthseg_native.networks import weights
+
+
+def prepare(plan: Plan) -> None:
+    """Write the manifest, and renew the summary's token if something is missing. For Snakemake's main process."""
+    plan.manifest.write(plan.state)
+    state.renew_token(plan.token, plan.wanted_runs() + plan.wanted_once())
+    for scan in plan.scans:
+        plan.image_key(scan)
+    for scan in plan.compared:
+        plan.existing_key(scan)
+    plan.weights_key()
+    plan.contents.save()
+
+
+def needed(plan: Plan) -> list[str]:
+    """The environments that the jobs need, beside Snakemake's own."""
+    return list(dict.fromkeys([*plan.engines, *plan.beside()]))
+
+
+def missing(plan: Plan) -> list[str]:
+    """Those of them that have not been made yet."""
+    return [name for name in needed(plan) if not environments.python(name).exists()]
+
+
+def deploy(plan: Plan, here: bool = True) -> None:
+    """Make what the jobs need and Snakemake must not track: environments, official weights, the reference's image.
+
+    As inputs, renewed ones would make the whole cohort again. A container daemon that is absent or refuses stops
+    nothing: one line, and the reference runs fail one by one. here: whether the jobs run on this machine. Raises
+    SetupError, and SynthSegError for weights and for torch where no GPU is seen.
+    """
+    _announce_changes(plan)
+    used = plan.compared or plan.benchmarked
+    for engine in plan.engines if here else []:
+        if why := ranking.without_gpu(engine, plan.config["device"]):
+            raise SynthSegError("usage", f"config: engines: {why}: name another engine, or set device: cpu")
+    environments.ensure_all(needed(plan))
+    if plan.fetched:
+        weights.resolve(plan.model.weights, plan.model.name, plan.model.folder, cache=Path(plan.weights).parent)
+    if used:
+        containers.reap(plan.reference["runtime"])
+    if used and plan.reference["kind"] == "own" and plan.reference["runtime"] in containers.RUNTIMES:
+        try:
+            containers.ensure_image(plan.reference, plan.root)
+        except SynthSegError as error:
+            environments.say(f"reference: {error}")
+
+
+def _announce_changes(plan: Plan) -> None:
+    """One line per kind of run that changed settings make again: how many, and why."""
+    native = {plan.path("record", e, s): plan.native_settings(e, s) for e in plan.engines for s in plan.scans}
+    reference = {plan.path("record", "reference", scan): plan.reference_settings(scan) for scan in plan.compared}
+    for kind, current in (("native", native), ("reference", reference)):
+        for why, count in state.changed_settings(current).items():
+            environments.say(f"{count} {kind} {'run' if count == 1 else 'runs'} again: {why}")
+
+
+def finish(plan: Plan, code: Path, success: bool) -> None:
+    """The end of a run: after a failure a summary all the same, and always the table for people."""
+    manifest = plan.manifest.path(plan.state)
+    for old in Path(plan.state).glob("manifest-*.jsonl"):
+        if old != manifest:
+            old.unlink(missing_ok=True)
+    command = [sys.executable, "-B", f"{code}/scripts/summarise.py", "--manifest", str(manifest)]
+    environment = os.environ | {"PYTHONPATH": f"{code}/src"}
+    if not success:
+        state.mark_failed(plan.state)
+        subprocess.run(command, env=environment)
+    if Path(plan.aggregates()["summary"]).exists():
+        subprocess.run([*command, "--show"], env=environment)
+    if plan.demo_images:
+        environments.say(f"this was the demonstration; {demo.WHAT_TO_CHANGE}")
