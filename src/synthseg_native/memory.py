@@ -17,8 +17,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from synthseg_native.errors import SynthSegError
+
+if TYPE_CHECKING:
+    from synthseg_native.networks.cards import Network
 
 MIB = 2**20
 TOLERANCE = 0.2  # a larger miss is told, and a job asks for so much more than the prediction
@@ -74,7 +78,7 @@ class Size:
 
 
 def size_of(
-    network,
+    network: "Network",
     shape: Sequence[int],
     voxel_mm: Sequence[float],
     crop: Sequence[int] | None = None,
@@ -92,7 +96,7 @@ def size_of(
 
 
 def padded_shape(
-    network, shape: Sequence[int], voxel_mm: Sequence[float], crop: Sequence[int] | None = None
+    network: "Network", shape: Sequence[int], voxel_mm: Sequence[float], crop: Sequence[int] | None = None
 ) -> tuple[int, ...]:
     """The shape (3,) that the network gets: resampled to its resolution, cropped, padded to its multiple.
 
@@ -162,7 +166,7 @@ def check(
     engine: str,
     precision: str = "float32",
     device: str = "cpu",
-    network=None,
+    network: "Network | None" = None,
     limit: float | None = None,
 ) -> int:
     """The prediction in MiB; SynthSegError("oom"), which names what would fit, where this machine has less.
