@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from synthseg_native import shared_disk
+from synthseg_native import owners, shared_disk
 from synthseg_native.cohort import environments, installers, interpreters
 
 
@@ -573,7 +573,8 @@ def code(root):
     cohort.mkdir(parents=True)
     for module in (environments, installers, interpreters):
         shutil.copy(module.__file__, cohort)
-    shutil.copy(shared_disk.__file__, cohort.parent)
+    for module in (owners, shared_disk):
+        shutil.copy(module.__file__, cohort.parent)
     (root / "scripts").mkdir()
     (root / "scripts" / "step.py").write_text("print(1)\n")
     return root
