@@ -10,7 +10,7 @@ import numpy as np
 
 from synthseg_native.errors import SynthSegError
 from synthseg_native.networks import cards
-from synthseg_native.results import outputs, picture, volumes
+from synthseg_native.results import outputs, picture, quality, volumes
 from synthseg_native.scan import reading
 
 
@@ -37,7 +37,7 @@ def draw(arguments):
     label_map = read(arguments.dseg, nib.load)
     labels = read(arguments.dseg, lambda path: np.asarray(label_map.dataobj).astype(np.int32))
     found = read(arguments.volumes, lambda path: soft_volumes(path, labels_table))
-    qc = read(arguments.record, lambda path: json.loads(Path(path).read_text(encoding="utf-8"))["output"]["qc"])
+    qc = read(arguments.record, lambda path: assessed(path, labels_table))
     image = reading.read(
         arguments.image, reading.ACCEPTABLE
     )  # whether it may be taken was decided when it was segmented
@@ -52,6 +52,14 @@ def draw(arguments):
             title=arguments.title,
             lines=picture.lines(qc, labels_table, found),
         )
+
+
+def assessed(path, labels_table):
+    """What is odd about the run by today's limits, from the figures in its record."""
+    record = json.loads(Path(path).read_text(encoding="utf-8"))
+    if record["output"]["qc"] is None:
+        raise ValueError("it has no quality figures")
+    return quality.of_record(record, labels_table)
 
 
 def soft_volumes(path, labels_table):

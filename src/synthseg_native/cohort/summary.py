@@ -12,7 +12,7 @@ from synthseg_native.cohort.paths import failure_record, paths, read_json, write
 from synthseg_native.cohort.tables import MISSING, as_text, read_tsv, write_tsv
 from synthseg_native.compare import verdict_text
 from synthseg_native.networks.cards import CSF, read_labels
-from synthseg_native.results import volumes
+from synthseg_native.results import quality, volumes
 from synthseg_native.results.outputs import VOLUME_COLUMNS
 
 REFERENCE = "reference"
@@ -163,13 +163,14 @@ def _row(plan, results, scan, engine, runs, labels):
     brain = sum(soft) if soft and None not in soft else None
     total = brain + csf[0] if brain is not None and csf and csf[0] is not None else None
     names = dict(zip(labels.index.tolist(), labels.names, strict=True))
-    at_edge = native.get("output", "qc", "labels_at_fov_edge")
+    found = quality.of_record(native.record, labels) or {}
+    at_edge = found.get("labels_at_fov_edge")
     return {
         **_entities(scan),
         "status": native.status,
         "error_code": error_code,
         "error": error and _without_folders(error),
-        "qc_flags": _listed(native.get("output", "qc", "flags")),
+        "qc_flags": _listed(found.get("flags")),
         "model": plan["model"]["name"],
         "research_grade": plan["model"]["research_grade"],
         "mode": native.get("mode"),

@@ -1,14 +1,15 @@
 """One scan through the whole pipeline: read, regrid, network, labels, results."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from synthseg_native import __version__, engines, jobs, memory
+from synthseg_native import engines, jobs, memory
+from synthseg_native.identity import command
 from synthseg_native.networks import cards, layers, weights
 from synthseg_native.pipeline import posteriors as posteriors_of
-from synthseg_native.results import outputs, quality
+from synthseg_native.results import figures, outputs, quality
 from synthseg_native.scan import grid, own_grid, reading
 
 INTERPOLATIONS = ("posterior", "nearest")
@@ -42,7 +43,7 @@ class _Run:
     prepared: grid.Prepared
     result: posteriors_of.Segmentation | None = None
     label_map: np.ndarray | None = None
-    qc: dict | None = None
+    figures: dict | None = None
     own: own_grid.GridLabels | None = None
 
     def to_input(self, array, background=0):
@@ -77,23 +78,6 @@ class Segmenter:
     def weights_sha256(self):
         return reading.sha256_of(self.weights_file)
 
-    def settings(self, job) -> dict:
-        """All that decides about a job's results beside the scan, as JSON can hold it. Threads are left out: more of
-        them may change the last bit of a posterior, which is no reason to do a finished scan again."""
-        options = asdict(self.options)
-        del options["threads"]
-        maps = [path for option, path in job.outputs.items() if option in job.sidecars]
-        options["addctab"] = options["addctab"] and any(outputs.image_extension(p).startswith(".mg") for p in maps)
-        if not (self.options.keepgeom or "native_grid" in job.outputs):
-            options["interpolation"] = None
-        return {
-            **{name: list(value) if isinstance(value, tuple) else value for name, value in options.items()},
-            "model": {name: self.model.card[name] for name in ("name", "network", "input", "posterior")},
-            "labels": reading.sha256_of(self.model.folder / "labels.tsv"),
-            "weights": self.weights_sha256,
-            "version": __version__,
-        }
-
     def describe(self, notes):
         """What the run record says before a scan is looked at."""
         notes.update(
@@ -104,10 +88,10 @@ class Segmenter:
         notes["engine"]["name"] = self.options.engine
         notes["model"].update(name=self.model.name, research_grade=self.model.research_grade)
 
-    def run(self, job, staged, notes, clock, progress, wait_for=lambda call, *arguments: call(*arguments)):
+    def run(self, job, staged, notes, clock, progress, in_thread=lambda call, *arguments: call(*arguments)):
         """Segment the scan of a `jobs.Job`; write its results through `outputs.Staged`, fill the run record.
 
-        progress(phase, share done) is told now and then; wait_for(call, *arguments) makes the one long call. Returns
+        progress(phase, share done) is told now and then; in_thread(call, *arguments) makes the one long call. Returns
         {"csv": row, "tsv": rows} for the tables. Raises SynthSegError, MemoryError, OSError.
         """
         options, labels = self.options, self.model.labels
@@ -132,7 +116,7 @@ class Segmenter:
             progress("network", 0.08)
             flip = None if options.fast else labels.flip
             passed = lambda share: progress("network", 0.08 + 0.72 * share)  # noqa: E731
-            posteriors = wait_for(posteriors_of.predict, engine, run.prepared.volume, flip, passed, options.threads)
+            posteriors = in_thread(posteriors_of.predict, engine, run.prepared.volume, flip, passed, options.threads)
             run.prepared.volume = None
         with clock("postprocess"):
             progress("labels", 0.8)
@@ -141,7 +125,7 @@ class Segmenter:
             )
             del posteriors
             run.label_map = run.to_input(run.result.labels)
-            run.qc = quality.assess(labels, run.result.labels, run.result, run.gridded.voxel_mm)
+            run.figures = figures.measure(labels, run.result.labels, run.result, run.gridded.voxel_mm)
             if options.keepgeom or "native_grid" in places:
                 progress("input grid", 0.88)
                 run.own = self._own_grid(run)
@@ -207,7 +191,7 @@ class Segmenter:
             "shape": list(run.label_map.shape),
             "voxel_mm": [round(float(v), 6) for v in run.gridded.voxel_mm],
             "mean_confidence": None if confidence != confidence else round(confidence, 6),
-            "qc": run.qc,
+            "qc": run.figures,
             "native_grid": own,
         }
 
@@ -227,16 +211,15 @@ class Segmenter:
         if "margin" in places:
             outputs.save_margin(places["margin"], run.to_input(result.margin), affine, header)
         volumes = outputs.soft_volumes(result, run.gridded.voxel_mm)
-        rows = outputs.volume_rows(
-            labels, volumes, result.counts, run.gridded.voxel_mm, result.confidences, run.qc["labels_at_fov_edge"]
-        )
+        at_edge = [int(value) for value in run.figures["edge_voxels"]]
+        rows = outputs.volume_rows(labels, volumes, result.counts, run.gridded.voxel_mm, result.confidences, at_edge)
         tables = {"csv": outputs.csv_row(job.image.name, labels, volumes), "tsv": rows}
         if "vol" in places:
             outputs.save_volumes_csv(places["vol"], labels, [tables["csv"]], first_cell="")
         if "picture" in places:
             progress("picture", 0.96)
             self._draw(run, job, places["picture"], volumes)
-        note = jobs.note(job, self.settings(job), notes["input"]["sha256"], places, tables)
+        note = jobs.note(job, command.wanted(self, job, notes["input"]["sha256"]), places, tables)
         for option, path in job.sidecars.items():
             extra = {jobs.NOTE: note} if option == "o" else {}
             which = "native" if option in on_own_grid else "network"
@@ -255,7 +238,7 @@ class Segmenter:
             run.gridded.affine,
             labels,
             title=f"{job.image.name} · {self.model.name}{grade}",
-            lines=picture.lines(run.qc, labels, volumes),
+            lines=picture.lines(quality.assess(run.figures, labels), labels, volumes),
         )
 
     def _engine_for(self, shape):
