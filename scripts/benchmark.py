@@ -3,18 +3,20 @@
 import argparse
 import contextlib
 import json
-import shutil
 import signal
 import sys
 from pathlib import Path
 
+from synthseg_native import shared_disk
 from synthseg_native.cohort import runs
 from synthseg_native.cohort.benchmark import COLUMNS, RUN_COLUMNS, run_benchmark, statistics_of
+from synthseg_native.cohort.benchmark.in_turn import WORK
 from synthseg_native.cohort.tables import write_tsv
 from synthseg_native.errors import SynthSegError
 
 
-def main(argv=None) -> int:
+def main(argv: list[str] | None = None) -> int:
+    """Run the benchmark; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--settings", required=True, type=json.loads, help="JSON: repeats, warmups, threads, ...")
     parser.add_argument("--scan", required=True, nargs="+", action="extend", metavar="NAME=IMAGE")
@@ -31,21 +33,20 @@ def main(argv=None) -> int:
     timeout = None if args.timeout_min is None else 60 * args.timeout_min
     given = args.model, args.weights
 
-    def native(scan, image, settings, work):
+    def native(scan: str, image: Path, settings: dict, work: Path) -> dict:
         python = args.pythons[settings["engine"]]
         return runs.run_native(scan, image, settings, python, *given, args.verification, work, timeout)
 
-    def reference(scan, image, settings, work):
+    def reference(scan: str, image: Path, settings: dict, work: Path) -> dict:
         python = args.pythons["tensorflow"]
         return runs.run_reference(scan, image, settings, python, *given, work, timeout, args.memory_mb)
 
-    def stop(number, frame):
+    def stop(number: int, frame: object) -> None:
         raise SystemExit(128 + number)  # as an exception it ends the run and removes its work folder
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    for left in args.work.glob("run-*"):  # by a killed benchmark
-        shutil.rmtree(left, ignore_errors=True)
+    shared_disk.collect(args.work, f"{WORK}*")  # what a killed benchmark left
     try:
         scans = dict(pair.split("=", 1) for pair in args.scan)
         rows = run_benchmark(scans, args.settings, native, reference, args.work, say=progress)
@@ -60,7 +61,8 @@ def main(argv=None) -> int:
     return 0
 
 
-def progress(line):
+def progress(line: str) -> None:
+    """Print a line at once."""
     print(line, flush=True)
 
 

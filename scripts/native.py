@@ -7,12 +7,13 @@ from synthseg_native.cohort import runs
 from synthseg_native.cohort.paths import failure_of
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
+    """Run the step; return the exit status."""
     parser = runs.step_parser(__doc__, runs.NATIVE_FILES)
     parser.add_argument("--verification", required=True, type=Path, metavar="DIR", help="verified environments")
     args = parser.parse_args(argv)
 
-    def run(work):
+    def run(work: Path) -> dict:
         given = args.scan, args.image, args.settings, args.python, args.model, args.weights
         return runs.run_native(*given, args.verification, work, args.timeout)
 

@@ -1,17 +1,19 @@
 """Run the reference on one image, or take the user's label map: whole or not at all, else a record of the failure."""
 
 import sys
+from pathlib import Path
 
 from synthseg_native.cohort import runs
 from synthseg_native.cohort.paths import failure_of
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
+    """Run the step; return the exit status."""
     parser = runs.step_parser(__doc__, runs.REFERENCE_FILES)
     parser.add_argument("--memory-mb", type=runs.megabytes, metavar="MB", help="limit of a container")
     args = parser.parse_args(argv)
 
-    def run(work):
+    def run(work: Path) -> dict:
         given = args.scan, args.image, args.settings, args.python, args.model, args.weights
         return runs.run_reference(*given, work, args.timeout, args.memory_mb)
 

@@ -9,7 +9,8 @@ from synthseg_native.cohort import containers
 from synthseg_native.errors import SynthSegError
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="build the image and print its name")

@@ -1,5 +1,6 @@
 """The benchmark's order, its bookkeeping and its statistics, with runs that only pretend to take time."""
 
+import doctest
 import json
 import math
 import os
@@ -7,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from synthseg_native.cohort.benchmark import COLUMNS, RUN_COLUMNS, run_benchmark, statistics_of
+from synthseg_native import shared_disk
+from synthseg_native.cohort.benchmark import COLUMNS, RUN_COLUMNS, run_benchmark, statistics_of, timings
 from synthseg_native.cohort.summary import benchmark_line
 from synthseg_native.cohort.tables import as_text, read_tsv, write_tsv
 from synthseg_native.errors import SynthSegError
@@ -99,9 +102,9 @@ def test_statistics_by_hand(tmp_path):
         "min_wall_s": 8,
         "max_wall_s": 12,
         "n_pairs": 3,
-        "ratio_geomean": pytest.approx((2 * 4 * 2) ** (1 / 3)),
-        "ratio_median": pytest.approx(2),
-        "ratio_ci95_low": None,
+        "time_ratio_geomean": pytest.approx((2 * 4 * 2) ** (-1 / 3)),
+        "time_ratio_median": pytest.approx(1 / 2),
+        "time_ratio_ci95_low": None,
         "n_label_maps": 1,
         "threads": 2,
         "cpu": "Zen",
@@ -112,18 +115,40 @@ def test_statistics_by_hand(tmp_path):
         "reference_id": "sha256:1f",
     }
     assert {name: native[name] for name in expected} == expected
-    assert reference["median_wall_s"] == 24 and "ratio_geomean" not in reference
+    assert reference["median_wall_s"] == 24 and "time_ratio_geomean" not in reference
     assert (reference["reference_kind"], reference["native_emulated"]) == ("own", False)
-    assert everything["scan"] == "all" and everything["ratio_geomean"] == native["ratio_geomean"]
+    assert everything["scan"] == "all" and everything["time_ratio_geomean"] == native["time_ratio_geomean"]
 
 
 def test_interval_by_hand(tmp_path):
     logs = [0.1, 0.2, 0.3, 0.4, 0.5]  # mean 0.3, sd 0.158114; t(0.975, 4) = 2.776445; half width 0.196324
-    rows = run(tmp_path, [1.0], [math.exp(x) for x in logs], repeats=5, warmups=0)
+    rows = run(tmp_path, [math.exp(x) for x in logs], [1.0], repeats=5, warmups=0)
     native = statistics_of(rows)[0]
-    assert native["ratio_geomean"] == pytest.approx(math.exp(0.3))
-    assert native["ratio_ci95_low"] == pytest.approx(math.exp(0.3 - 0.196324), rel=1e-5)
-    assert native["ratio_ci95_high"] == pytest.approx(math.exp(0.3 + 0.196324), rel=1e-5)
+    assert native["time_ratio_geomean"] == pytest.approx(math.exp(0.3))
+    assert native["time_ratio_ci95_low"] == pytest.approx(math.exp(0.3 - 0.196324), rel=1e-5)
+    assert native["time_ratio_ci95_high"] == pytest.approx(math.exp(0.3 + 0.196324), rel=1e-5)
+
+
+def test_over_images_the_spread_is_that_within_them(tmp_path):
+    """Two images with ratios of 1/e and 1/e^2, each within 1 %: pooled, the interval would be e wide."""
+    near = [0.99, 1.0, 1.0, 1.0, 1.01]
+    native = Fake("native", near + near)
+    reference = Fake("reference", [math.e] * 5 + [math.e**2])
+    rows = run_benchmark(SCANS, settings(warmups=0, repeats=5), native, reference, tmp_path, say=lambda line: None)
+    everything = statistics_of(rows)[4]
+    assert (everything["scan"], everything["n_pairs"]) == ("all", 10)
+    assert everything["time_ratio_geomean"] == pytest.approx(math.exp(-1.5), rel=1e-4)
+    # By hand: sd of the logs 0.0070714, 8 degrees of freedom: t 2.306004; half width 2.306004 * 0.0070714 * sqrt(2/5)/2
+    assert math.log(everything["time_ratio_ci95_high"]) == pytest.approx(-1.50002 + 0.0051566, abs=2e-5)
+    assert math.log(everything["time_ratio_ci95_low"]) == pytest.approx(-1.50002 - 0.0051566, abs=2e-5)
+    assert everything["cv_wall"] is None and everything["sd_wall_s"] == pytest.approx(0.0070711, abs=1e-6)
+    five = statistics_of([row for row in rows if row["pair"] != 5 and row["pair"] != 4 and row["pair"] != 3])[4]
+    assert (five["n_pairs"], five["time_ratio_ci95_low"]) == (4, None), "2 degrees of freedom"
+
+
+def test_examples_in_the_module_hold():
+    found = doctest.testmod(timings)
+    assert found.attempted > 5 and not found.failed
 
 
 def test_a_failing_run_in_the_middle_costs_its_pair_only(tmp_path):
@@ -132,7 +157,7 @@ def test_a_failing_run_in_the_middle_costs_its_pair_only(tmp_path):
     assert [(row["pair"], row["error_code"], row["error"]) for row in failed] == [(2, "oom", "out of memory")]
     native, reference, *_ = statistics_of(rows)
     assert (native["n"], native["n_failed"], native["n_pairs"]) == (2, 1, 2)
-    assert native["ratio_geomean"] == pytest.approx(2) and reference["n"] == 3
+    assert native["time_ratio_geomean"] == pytest.approx(1 / 2) and reference["n"] == 3
 
 
 def test_a_contestant_that_never_comes_through_stops_the_benchmark(tmp_path):
@@ -148,10 +173,10 @@ def test_native_alone(tmp_path, reference):
     rows = run(tmp_path, [9.0, 2.0, 4.0], [1.0], reference=reference)
     assert {row["engine"] for row in rows} == {"tensorflow"}
     native = statistics_of(rows)[0]
-    assert (native["median_wall_s"], native["n_pairs"], native.get("ratio_geomean")) == (3, 0, None)
+    assert (native["median_wall_s"], native["n_pairs"], native.get("time_ratio_geomean")) == (3, 0, None)
     assert native["reference_kind"] is None and native["reference_emulated"] is None
     text = {name: as_text(native.get(name)) for name in COLUMNS}
-    assert benchmark_line(text) == "Benchmark: tensorflow 3.0 s (median of 2), 2 threads, Zen"
+    assert benchmark_line(text) == "Benchmark: tensorflow 3.0 s (median of 2, mean 3.0 ± 1.4 s), 2 threads, Zen"
 
 
 def test_two_engines_each_pair_with_the_reference(tmp_path):
@@ -163,8 +188,8 @@ def test_two_engines_each_pair_with_the_reference(tmp_path):
     scans = {FIRST: "1.nii"}
     asked = settings(scans, engines=("tensorflow", "openvino"))
     rows = run_benchmark(scans, asked, PerEngine("native", [0]), Fake("reference", [8.0]), tmp_path, say=lambda line: 0)
-    ratios = {row["engine"]: row.get("ratio_geomean") for row in statistics_of(rows) if row["scan"] == FIRST}
-    assert ratios == {"tensorflow": pytest.approx(4), "openvino": pytest.approx(2), "reference": None}
+    ratios = {row["engine"]: row.get("time_ratio_geomean") for row in statistics_of(rows) if row["scan"] == FIRST}
+    assert ratios == {"tensorflow": pytest.approx(1 / 4), "openvino": pytest.approx(1 / 2), "reference": None}
 
 
 def test_all_images_together_and_memory(tmp_path):
@@ -174,7 +199,7 @@ def test_all_images_together_and_memory(tmp_path):
     assert [(row["scan"], row["engine"]) for row in rows][4:] == [("all", "tensorflow"), ("all", "reference")]
     both = rows[4]
     assert (both["n"], both["n_pairs"], both["mean_wall_s"], both["n_label_maps"]) == (4, 4, 2.5, 2)
-    assert both["ratio_geomean"] == pytest.approx(4) and both["ratio_median"] == pytest.approx(5)
+    assert both["time_ratio_geomean"] == pytest.approx(1 / 4) and both["time_ratio_median"] == pytest.approx(5 / 16)
     assert (both["median_peak_rss_mib"], both["max_peak_rss_mib"]) == (6, 9)
 
 
@@ -217,7 +242,8 @@ def start_script(tmp_path):
         }
         options["pythons"] = json.dumps({"tensorflow": "tensorflow python", "openvino": "openvino python"})
         options |= {name: tmp_path / name for name in ("model", "weights", "verification", "work", "runs", "out")}
-        (tmp_path / "work" / "run-old").mkdir(parents=True)
+        before = replace(shared_disk.me(), boot="before the restart")
+        shared_disk.new_folder(tmp_path / "work", "run-", before)  # a killed benchmark's
         command = [sys.executable, "-c", FAKED_RUNS.format(sleep=sleep), ROOT / "scripts" / "benchmark.py"]
         for name, value in options.items():
             command += [f"--{name}", value]
@@ -236,7 +262,10 @@ def test_script_writes_both_tables(tmp_path, start_script):
     assert out.splitlines()[-1] == f"benchmark: {FIRST} tensorflow, run 2 of 2: 2.0 s"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runs"]
     table = read_tsv(tmp_path / "out")
-    assert list(table.columns) == list(COLUMNS) and table["ratio_geomean"].tolist() == ["1.5", "1.5", "n/a"] * 2
+    assert (
+        list(table.columns) == list(COLUMNS)
+        and table["time_ratio_geomean"].tolist() == ["0.666667", "0.666667", "n/a"] * 2
+    )
     assert len(read_tsv(tmp_path / "runs")) == 9
 
 

@@ -11,16 +11,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks import contestants, report, run  # noqa: E402
-from benchmarks.contestants import Contestant, Runner, Task  # noqa: E402
-
-from synthseg_native.cohort.tables import read_tsv  # noqa: E402
-from synthseg_native.errors import SynthSegError  # noqa: E402
+from synthseg_native.cohort.benchmark import command as run
+from synthseg_native.cohort.benchmark import contestants, report
+from synthseg_native.cohort.benchmark.contestants import Contestant, Runner, Task
+from synthseg_native.cohort.tables import read_tsv
+from synthseg_native.errors import SynthSegError
 
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
 COMPACT = ROOT / "models" / "compact2mm"
 # Called as an interpreter would be; notes its calls, fails or changes voxels where it is told to.
 STAND_IN = """#!{python} -IS
@@ -97,7 +95,7 @@ def bench(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "available_mib", lambda: 64 * 1024.0)
     monkeypatch.delenv("SYNTHSEG_GOLDEN_FULL", raising=False)
     monkeypatch.setattr(run.environments, "snapshot", lambda: tmp_path / "code")
-    monkeypatch.setattr(contestants, "clean_environment", lambda: dict(os.environ))
+    monkeypatch.setattr(contestants.child.environments, "clean_environment", lambda: dict(os.environ))
     for name in ("segment.py", "memory.py", "engines/openvino.py", "cohort/summary.py"):
         path = tmp_path / "code" / "src" / "synthseg_native" / name
         path.parent.mkdir(parents=True, exist_ok=True)

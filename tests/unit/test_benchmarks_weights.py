@@ -1,6 +1,5 @@
 """The weights and images that the benchmark makes: the small network inside the full-size one, in upstream's layout."""
 
-import sys
 from pathlib import Path
 
 import h5py
@@ -9,10 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-from benchmarks import images, weights
-
+from synthseg_native.cohort.benchmark import images, weights
 from synthseg_native.networks import cards, layers
 
 ROOT = Path(__file__).parents[2]

@@ -3,10 +3,12 @@
 import csv
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from synthseg_native import shared_disk
 from synthseg_native.cohort import containers, environments
 from synthseg_native.errors import SynthSegError
 
@@ -204,6 +206,44 @@ def test_a_runtime_that_is_not_installed(monkeypatch, tmp_path):
     monkeypatch.setattr(containers, "_ask", None)  # it is not even asked
     for name in containers.RUNTIMES:
         assert containers.reap(name) == []  # nothing to clear away, and no reason to stop
+
+
+REAPED = """
+import os
+label = dict(word.split("=", 1) for word in sys.argv if word.startswith("label=")).get("label")
+if sys.argv[1] == "ps":
+    print("aaaaaaaaaaaa bbbbbbbbbbbb cccccccccccc dddddddddddd".replace(" ", chr(10)) if label == {label!r} else "")
+elif sys.argv[1] == "inspect":
+    assert sys.argv[3].startswith("{{{{.Id}}}}") and len(sys.argv) == 8
+    print({shown!r})
+else:
+    open({log!r}, "w").write(" ".join(sys.argv[1:]))
+"""
+
+
+def test_only_containers_whose_process_has_ended_on_this_host_are_reaped(monkeypatch, tmp_path):
+    me = shared_disk.me()
+    owners = {
+        "a": me,  # this one: it runs
+        "b": replace(me, started="0"),  # the number is another process's now
+        "c": replace(me, space="pid:[7]"),  # of a container with this host's name
+        "d": None,
+    }
+    texts = {key: shared_disk.text_of(owner).strip() if owner else "<no value>" for key, owner in owners.items()}
+    shown = "\n".join(f"{key * 64} {text}" for key, text in texts.items())
+    label = f"synthseg-native.workdir={containers.workdir_label(tmp_path)}"
+    script = REAPED.format(label=label, shown=shown, log=str(tmp_path / "log"))
+    fake_runtime(tmp_path, monkeypatch, script)
+    assert containers.reap("docker", tmp_path) == ["bbbbbbbbbbbb"]
+    assert (tmp_path / "log").read_text() == "rm --force bbbbbbbbbbbb"
+    (tmp_path / "log").unlink()
+    assert containers.reap("docker", tmp_path / "other") == [] and not (tmp_path / "log").exists()
+
+
+def test_another_hosts_containers_have_another_label(monkeypatch, tmp_path):
+    mine = containers.workdir_label(tmp_path)
+    monkeypatch.setattr(shared_disk, "_host", lambda: "node7/00000007")
+    assert containers.workdir_label(tmp_path) != mine
 
 
 def test_reaping_is_silent_where_no_daemon_answers_in_time(monkeypatch, tmp_path, capfd):

@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 LAUNCHING = ("scripts/environment.py", "scripts/launch.sh")
 # What the launcher imports before there is an environment.
 STANDARD_LIBRARY_ONLY = ("cohort/environments", "cohort/paths", "cohort/ranking", "engines/__init__", "errors")
-STANDARD_LIBRARY_ONLY += ("results/record", "verification/verify", "networks/weights")
+STANDARD_LIBRARY_ONLY += ("results/record", "verification/verify", "networks/weights", "shared_disk")
 MAIN = "import os, sys; print(os.getcwd(), os.environ['ENVIRONMENT'], sys.argv[1:])"
 SNAKEFILE = """
 configfile: "config.yaml"

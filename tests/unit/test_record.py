@@ -13,7 +13,7 @@ def test_a_new_record_has_the_whole_schema_and_is_json():
     notes = record.new("native", ["synthseg-native", "--i", "a.nii"])
     assert set(notes) == {
         "schema", "kind", "status", "error", "scan", "command", "engine", "model", "mode", "precision", "device",
-        "device_reason", "threads", "input", "output", "machine", "seconds", "wall_s", "predicted_peak_mib",
+        "device_reason", "threads", "input", "output", "files", "machine", "seconds", "wall_s", "predicted_peak_mib",
         "peak_rss_mib", "memory_remark", "cgroup_peak_mib", "reference", "key", "started", "finished",
     }  # fmt: skip
     assert notes["status"] == "failed"  # until it is known to be done

@@ -1,5 +1,6 @@
 """One run of the workflow, with a fake engine and a fake reference in place of the network."""
 
+import doctest
 import json
 import os
 import shutil
@@ -7,14 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from synthseg_native import errors, memory
+from synthseg_native import errors, memory, shared_disk
 from synthseg_native.cohort import paths, runs
+from synthseg_native.cohort.runs import failures, native
+from synthseg_native.cohort.runs.work import close_work, may_publish, open_work, publish
 from synthseg_native.results import record
 from synthseg_native.scan import reading
 
@@ -153,6 +157,7 @@ def test_a_good_run_publishes_everything_and_one_record_schema(place, kind):
     made = json.loads(places["record"].read_text())
     assert list(made) == list(record.new(kind, []))
     assert (made["kind"], made["status"], made["error"], made["scan"]) == (kind, "ok", None, SCAN)
+    assert made["files"] == {name: reading.sha256_of(path) for name, path in places.items() if name != "record"}
     assert made["wall_s"] > 0 and made["peak_rss_mib"] > 10 and made["started"] < made["finished"]
     assert made["engine"]["version"].endswith("9.9") and made["model"]["name"] == "compact2mm"
     assert made["key"]["threads"] == 1 and made["input"]["name"] == "scan.nii.gz"
@@ -260,7 +265,7 @@ def test_a_failure_has_a_code_one_line_and_no_results(place, kind, mode, code, t
 def test_an_unexpected_exception_becomes_a_record_and_a_line(place, kind, says):
     done, places = call(place, kind, "odd")
     assert done.returncode == 1 and done.stderr.startswith(f"{SCAN}: {says}") and done.stderr.count("\n") == 1
-    assert "Traceback" in done.stdout and "runs.py" in done.stdout
+    assert "Traceback" in done.stdout and "cohort/runs/" in done.stdout
     found = failed(place, kind)
     assert (found["status"], found["error"]["code"], found["scan"]) == ("failed", "internal", SCAN)
     assert found["error"]["message"] == done.stderr.strip() and found["key"]["threads"] == 1 and found["finished"]
@@ -356,6 +361,24 @@ def test_the_orphan_that_fails_does_not_spoil_the_later_success(place):
     assert places["dseg"].exists() and failed(place, "native") is None and nothing_left(place)
 
 
+def test_work_folders_of_other_hosts_are_left_alone(tmp_path, monkeypatch):
+    root, here = tmp_path / ".work-run.json", shared_disk.me()
+    with monkeypatch.context() as node7:
+        node7.setattr(shared_disk, "me", lambda: replace(here, host="node7/00000007", boot="its own"))
+        theirs = open_work(root)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(shared_disk, "me", lambda: replace(here, boot="before the restart"))
+        left = open_work(root)
+    assert theirs.is_dir() and left.is_dir()
+    mine = open_work(root)
+    assert theirs.is_dir() and not left.exists() and mine.is_dir()
+    assert may_publish(root, mine) and not may_publish(root, theirs)
+    close_work(root, mine)
+    assert theirs.is_dir() and not may_publish(root, theirs)
+    close_work(root, theirs)
+    assert not root.exists()
+
+
 def test_a_disk_that_fills_up_while_publishing_leaves_nothing(tmp_path, monkeypatch):
     work = tmp_path / "work"
     work.mkdir()
@@ -372,46 +395,59 @@ def test_a_disk_that_fills_up_while_publishing_leaves_nothing(tmp_path, monkeypa
 
     monkeypatch.setattr(Path, "replace", replace)
     with pytest.raises(OSError, match="No space"):
-        runs.publish(work, places)
+        publish(work, places)
     assert not any(path.exists() for path in places.values())
     monkeypatch.undo()
     (work / "dseg.nii.gz").write_text("x")
     (work / "dseg.json").write_text("x")
     calls.clear()
     monkeypatch.setattr(Path, "replace", lambda self, target: calls.append(self.name) or original(self, target))
-    runs.publish(work, places)
+    publish(work, places)
     assert all(path.exists() for path in places.values())
     assert calls[-1] == "run.json"  # what the record speaks of is there before it
 
 
 def test_a_kill_counts_as_memory_only_where_the_kernel_says_so(monkeypatch):
     kill = {"signal": 9, "returncode": 137, "peak_rss_mib": 900.0, "timed_out": False}
-    assert runs.failure(137, {**kill, "oom_kills": 1}, "", "x.nii").code == "oom"
-    assert runs.failure(137, {**kill, "oom_kills": 0}, "", "x.nii").code == "killed"
+    assert failures.failure(137, {**kill, "oom_kills": 1}, "", "x.nii").code == "oom"
+    assert failures.failure(137, {**kill, "oom_kills": 0}, "", "x.nii").code == "killed"
     # A kernel that does not count: judged by the share of the machine's memory.
     monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**18}[name])
-    assert runs.failure(-9, {**kill, "oom_kills": None}, "", "x.nii").code == "oom"
-    assert runs.failure(-9, {**kill, "oom_kills": None, "peak_rss_mib": 100.0}, "", "x.nii").code == "killed"
-    monkeypatch.setattr(runs.verify, "memory_bytes", lambda: 0)  # a system that does not tell
-    assert runs.failure(-9, {**kill, "oom_kills": None}, "", "x.nii").code == "killed"
+    assert failures.failure(-9, {**kill, "oom_kills": None}, "", "x.nii").code == "oom"
+    assert failures.failure(-9, {**kill, "oom_kills": None, "peak_rss_mib": 100.0}, "", "x.nii").code == "killed"
+    monkeypatch.setattr(failures.verify, "memory_bytes", lambda: 0)  # a system that does not tell
+    assert failures.failure(-9, {**kill, "oom_kills": None}, "", "x.nii").code == "killed"
+
+
+def test_a_status_above_all_signals_is_no_signal():
+    error = failures.failure(255, {}, "FATAL: container creation failed: mount /x: no such file", "x.nii")
+    assert (error.code, error.message.count("FATAL: container creation failed")) == ("internal", 1)
+    assert failures.failure(143, {}, "", "x.nii").message == "x.nii: ended by SIGTERM: call again"
+
+
+def test_examples_in_the_modules_hold():
+    found = doctest.testmod(failures)
+    assert found.attempted > 2 and not found.failed
 
 
 def test_the_device_is_this_machines_verified_one(tmp_path, monkeypatch):
     settings = {"engine": "tensorflow", "device": "auto", "threads": 1}
     findings, calls = [None, {"decision": {"device": "gpu", "reason": "it passed"}}], []
-    monkeypatch.setattr(runs.verify, "ensure_verified", lambda name, folder: findings.pop(0))
-    monkeypatch.setattr(runs, "call", lambda command, log, environment: calls.append([str(c) for c in command]) or 0)
-    assert runs._device(settings, "python", tmp_path / "env", tmp_path) == ("gpu", "it passed")
-    mark = runs.verify.fingerprint("tensorflow")[:8]  # a node of its own kind gets a file of its own
+    monkeypatch.setattr(native.verify, "ensure_verified", lambda name, folder: findings.pop(0))
+    monkeypatch.setattr(
+        native.child, "call", lambda command, log, environment: calls.append([str(c) for c in command]) or 0
+    )
+    assert native.device_of(settings, "python", tmp_path / "env", tmp_path) == ("gpu", "it passed")
+    mark = native.verify.fingerprint("tensorflow")[:8]  # a node of its own kind gets a file of its own
     assert calls[0][-1] == str(tmp_path / "env" / f"tensorflow-{mark}.json") and "verify_env.py" in calls[0][1]
 
     findings = [None, None]
-    assert runs._device(settings, "python", tmp_path, tmp_path)[0] == "cpu"
+    assert native.device_of(settings, "python", tmp_path, tmp_path)[0] == "cpu"
     findings = [{"decision": {"device": None, "reason": "no module tensorflow"}}]
     with pytest.raises(errors.SynthSegError, match="no device works here: no module tensorflow"):
-        runs._device(settings, "python", tmp_path, tmp_path)
+        native.device_of(settings, "python", tmp_path, tmp_path)
     assert len(calls) == 2
-    assert runs._device({**settings, "device": "cpu"}, "python", tmp_path, tmp_path)[0] == "cpu"
+    assert native.device_of({**settings, "device": "cpu"}, "python", tmp_path, tmp_path)[0] == "cpu"
 
 
 # --- existing label maps ---------------------------------------------------------------------------------------------
@@ -448,6 +484,7 @@ def test_takes_the_label_map_that_the_user_has(place):
         ([], "{scan}.nii.gz", "no file fits"),
         (["a/seg.nii.gz", "b/seg.nii.gz"], "*/seg.nii.gz", "2 files fit"),
         (["seg.nii.gz"], "seg.{extension}", "not understood"),
+        (["seg.nii.gz"], "seg.{scan.x}", "not understood"),
     ],
 )
 def test_a_pattern_that_does_not_name_one_file_is_one_line(place, files, pattern, says):

@@ -497,10 +497,11 @@ def test_table_for_people(cohort, capsys):
     cohort.run(3)
     cohort.fail(3, "reference", code="daemon", message="no daemon")
     cohort.rows()
-    header = "scan engine n median_wall_s ratio_geomean ratio_ci95_low ratio_ci95_high n_pairs threads cpu"
+    header = "scan engine n median_wall_s mean_wall_s sd_wall_s"
+    header += " time_ratio_geomean time_ratio_ci95_low time_ratio_ci95_high n_pairs threads cpu"
     header += " reference_kind reference_runtime reference_emulated"
-    values = "all tensorflow 5 10.04 1.3638 1.31 1.42 5 1 M4 own docker true"
-    reference = "all reference 5 13.7 n/a n/a n/a n/a 1 M4 own docker true"
+    values = "all tensorflow 5 10.04 10.06 0.213 0.7332 0.704 0.763 5 1 M4 own docker true"
+    reference = "all reference 5 13.7 13.7 0.1 n/a n/a n/a n/a 1 M4 own docker true"
     table = "\n".join("\t".join(line.split()) for line in (header, values, reference)) + "\n"
     write_text(cohort.results / "benchmark.tsv", table)
     print_table({**cohort.plan, "benchmark": True}, cohort.results)
@@ -510,8 +511,8 @@ def test_table_for_people(cohort, capsys):
     assert len({line.index("ok") for line in (lines[1], lines[3])}) == 1, "columns are aligned"
     assert "  sub-02_ses-a_run-1_T1w: 2.nii: not an image: replace it" in lines
     assert "  sub-03_T1w: reference: no daemon" in lines
-    quoted = "Benchmark: tensorflow 10.0 s (median of 5); the own reference (docker, emulated) takes 1.36 times as long"
-    assert f"{quoted} (5 pairs, 95 % interval 1.31 to 1.42), 1 thread, M4" in lines
+    quoted = "Benchmark: tensorflow 10.0 s (median of 5, mean 10.1 ± 0.2 s); 0.73 of the time of the own reference"
+    assert f"{quoted} (docker, emulated) (5 pairs, 95 % interval 0.70 to 0.76), 1 thread, M4" in lines
     assert out.count("Benchmark:") == 1 and "summary.tsv has everything" in out and "not for research" in out
     print_table(cohort.plan, cohort.results)  # the table of a benchmark that is no longer asked for
     assert "Benchmark:" not in capsys.readouterr().out

@@ -1,7 +1,9 @@
 """weights.py against a server on loopback that cuts connections, ignores Range, sends wrong bytes or nothing."""
 
+import errno
 import hashlib
 import multiprocessing
+import os
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -250,9 +252,22 @@ def test_two_processes_fetch_it_once(server, tmp_path):
 def test_a_held_lock_ends_in_one_line(server, tmp_path):
     with (
         weights._lock(tmp_path / "cache.h5", 1, lambda line: None),
-        pytest.raises(SynthSegError, match="another process"),
+        pytest.raises(SynthSegError, match=rf"process {os.getpid()} on \S+ has held it for 0 s: end it"),
     ):
         weights.fetch(card(server.address + "/a"), tmp_path / "cache.h5", log=lambda line: None, lock_wait=0.3)
+
+
+def test_a_right_file_in_a_folder_that_cannot_be_written_is_taken(server, tmp_path, monkeypatch):
+    path = fetch(tmp_path, server.address + "/a")
+
+    def refuse(*arguments, **options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(weights.shared_disk, "hold", refuse)
+    assert fetch(tmp_path, server.address + "/a") == path and len(server.requests) == 1
+    path.write_bytes(b"damaged")
+    with pytest.raises(SynthSegError, match="cannot be written"):
+        fetch(tmp_path, server.address + "/a")
 
 
 def test_resolve_prefers_the_users_file_then_the_one_beside_the_card_then_the_cache(server, tmp_path):

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from packaging.markers import Marker
 
-from synthseg_native import measure
+from synthseg_native import measure, shared_disk
 from synthseg_native.cohort import environments
 from synthseg_native.errors import SynthSegError
 from synthseg_native.identity import keys
@@ -34,7 +34,7 @@ UPSTREAM_PLATFORM = "linux/amd64"
 UPSTREAM_MODELS = {"synthseg1": ["--v1"], "synthseg2": []}
 BASE_IMAGE = "python:3.11-slim-bookworm"
 REFERENCE = Path(measure.__file__).with_name("reference.py")
-LABEL_WORKDIR, LABEL_RUN = (f"synthseg-native.{name}" for name in ("workdir", "run"))
+LABEL_WORKDIR, LABEL_RUN, LABEL_OWNER = (f"synthseg-native.{name}" for name in ("workdir", "run", "owner"))
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 _REFUSED = re.compile(r"permission denied.*(connect|socket|daemon)|connect: permission denied", re.I)
@@ -251,7 +251,10 @@ def command(job, engine):
 
     user = f"{os.getuid()}:{os.getgid()}"
     line = [engine.name, "run", "--rm", "--init", "--pull=never", "--cidfile", str(job.cidfile)]
-    line += ["--label", f"{LABEL_WORKDIR}={workdir_label()}", "--label", f"{LABEL_RUN}={job.run}"]
+    labels = {LABEL_WORKDIR: workdir_label(), LABEL_RUN: job.run}
+    labels[LABEL_OWNER] = shared_disk.text_of(shared_disk.me()).strip()
+    for label, value in labels.items():
+        line += ["--label", f"{label}={value}"]
     line += ["--network", "none", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL"]
     # Without the second, SELinux would keep the container from its mounts.
     line += ["--security-opt", "no-new-privileges", "--security-opt", "label=disable"]
@@ -416,18 +419,30 @@ def lock_for(text, architecture):
 # --- leftovers -------------------------------------------------------------------------------------------------------
 
 
-def workdir_label(workdir=None):
-    """What containers of a working directory carry: a hash of its path."""
-    return hashlib.sha256(str(Path(workdir or ".").resolve()).encode()).hexdigest()[:16]
+def workdir_label(workdir: Path | str | None = None) -> str:
+    """What containers of a working directory (default: the current one) carry: a hash of this host and the path.
+
+    Several hosts, dev containers or CI jobs may share one daemon and have their checkouts at the same path.
+    """
+    text = f"{shared_disk.me().host} {Path(workdir or '.').resolve()}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def remove(name, label, value, limit=120):
+def remove(name: str, label: str, value: str, limit: float = 120, only_ended: bool = False) -> list[str]:
     """Kill and remove every container with a label; return their IDs. Silent where the runtime does not answer.
 
-    limit: seconds that it has to answer.
+    limit: seconds that it has to answer. only_ended: leave those whose owner, the process that started them, still runs
+    or cannot be asked from here.
     """
     try:
         found = _ask(name, ["ps", "--all", "--quiet", "--filter", f"label={label}={value}"], limit).split()
+        if found and only_ended:
+            shown = _ask(
+                name, ["inspect", "--format", f'{{{{.Id}}}} {{{{index .Config.Labels "{LABEL_OWNER}"}}}}', *found]
+            )
+            owners = {line[:12]: shared_disk.owners_of(line.partition(" ")[2]) for line in shown.splitlines()}
+            ended = {id for id, owner in owners.items() if owner and shared_disk.is_alive(owner[0]) is False}
+            found = [container for container in found if container[:12] in ended]
         if found:
             _ask(name, ["rm", "--force", *found])
     except SynthSegError:
@@ -435,15 +450,15 @@ def remove(name, label, value, limit=120):
     return found
 
 
-def reap(name, workdir=None):
+def reap(name: str, workdir: Path | str | None = None) -> list[str]:
     """Remove what killed runs of a working directory (default: the current one) left; return the containers' IDs.
 
-    For the start of a workflow, when no run of that directory can be alive. Quick and silent where the runtime is not
-    installed or does not answer.
+    Runs of another host, or that are alive, keep theirs. Quick and silent where the runtime is not installed or does
+    not answer.
     """
     if name not in ("docker", "podman") or not shutil.which(name):
         return []
-    return remove(name, LABEL_WORKDIR, workdir_label(workdir), limit=10)
+    return remove(name, LABEL_WORKDIR, workdir_label(workdir), limit=10, only_ended=True)
 
 
 def stop(job):

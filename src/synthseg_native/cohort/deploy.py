@@ -65,8 +65,8 @@ def deploy(plan: Plan, here: bool = True) -> None:
         environments.ensure(name)
     if plan.fetched:
         weights.resolve(plan.model.card, plan.model.folder, cache=Path(plan.weights).parent)
-    for runtime in containers.RUNTIMES:
-        containers.reap(runtime)
+    if used:
+        containers.reap(plan.reference["runtime"])
     if used and plan.reference["kind"] == "own" and plan.reference["runtime"] in containers.RUNTIMES:
         try:
             containers.ensure_image(plan.reference, plan.root)

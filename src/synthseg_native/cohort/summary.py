@@ -457,16 +457,18 @@ def print_table(plan: dict, results) -> None:
 
 
 def benchmark_line(row: dict) -> str:
-    """One row of benchmark.tsv as a sentence; the only place where a speed-up is put into words."""
-    start = f"Benchmark: {row['engine']} {_rounded(row['median_wall_s'], 1)} s (median of {row['n']})"
+    """One row of benchmark.tsv as a sentence; the only place where a time ratio is put into words."""
+    spread = "" if row["sd_wall_s"] == MISSING else f" ± {_rounded(row['sd_wall_s'], 1)}"
+    mean = f"mean {_rounded(row['mean_wall_s'], 1)}{spread} s"
+    start = f"Benchmark: {row['engine']} {_rounded(row['median_wall_s'], 1)} s (median of {row['n']}, {mean})"
     about = f"{_count(row['threads'], 'thread')}, {row['cpu']}"
-    if row["ratio_geomean"] == MISSING:
+    if row["time_ratio_geomean"] == MISSING:
         return f"{start}, {about}"
-    interval = f"95 % interval {_rounded(row['ratio_ci95_low'], 2)} to {_rounded(row['ratio_ci95_high'], 2)}"
-    interval = "no interval below 5 pairs" if row["ratio_ci95_low"] == MISSING else interval
+    interval = f"95 % interval {_rounded(row['time_ratio_ci95_low'], 2)} to {_rounded(row['time_ratio_ci95_high'], 2)}"
+    interval = "no interval below 5 pairs" if row["time_ratio_ci95_low"] == MISSING else interval
     emulated = ", emulated" if row["reference_emulated"] == "true" else ""
     reference = f"the {row['reference_kind']} reference ({row['reference_runtime']}{emulated})"
-    ratio = f"{reference} takes {_rounded(row['ratio_geomean'], 2)} times as long"
+    ratio = f"{_rounded(row['time_ratio_geomean'], 2)} of the time of {reference}"
     return f"{start}; {ratio} ({_count(row['n_pairs'], 'pair')}, {interval}), {about}"
 
 

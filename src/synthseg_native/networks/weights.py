@@ -5,7 +5,6 @@ Standard library only. A card is the dictionary of ``card.yaml``; its ``weights`
 """
 
 import errno
-import fcntl
 import hashlib
 import http.client
 import os
@@ -14,9 +13,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from synthseg_native import shared_disk
 from synthseg_native.errors import SynthSegError
 
 CHUNK = 1 << 18
@@ -90,6 +91,8 @@ def fetch(card, destination, urls=None, log=None, attempts=4, pause=1.0, timeout
     destination = Path(destination)
     log = log or (lambda line: print(line, file=sys.stderr, flush=True))
     try:
+        if destination.is_file() and mismatch(destination, expected) is None:  # also where nothing can be written
+            return destination
         destination.parent.mkdir(parents=True, exist_ok=True)
         with _lock(destination, lock_wait, log):
             if destination.is_file():
@@ -212,23 +215,13 @@ def _receive(response, part, have, total, log):
 
 
 @contextmanager
-def _lock(destination, wait, log):
-    """Hold ``<destination>.lock``, which the system releases when the process ends, however it ends."""
+def _lock(destination: Path, wait: float, log: Callable[[str], None]) -> Iterator[None]:
+    """Hold ``<destination>.lock``, at most ``wait`` seconds after it was asked for."""
     path = destination.with_name(destination.name + ".lock")
-    with path.open("a") as stream:
-        deadline = time.monotonic() + wait
-        told = False
-        while True:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not told:
-                    log(f"{destination.name}: another process is fetching it, waiting")
-                    told = True
-                if time.monotonic() > deadline:
-                    raise SynthSegError(
-                        "timeout", f"{path}: another process has held it for {wait:.0f} s: end it and try again"
-                    ) from None
-                time.sleep(0.2)
-        yield
+    try:
+        with shared_disk.hold(path, wait, lambda: log(f"{destination.name}: another process is fetching it, waiting")):
+            yield
+    except shared_disk.Held as held:
+        raise SynthSegError(
+            "timeout", f"{path}: {held.owner or 'another process'} has held it for {wait:.0f} s: end it and try again"
+        ) from None

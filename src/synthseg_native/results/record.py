@@ -32,6 +32,7 @@ def new(kind, command) -> dict:
         "threads": None,
         "input": None,
         "output": None,
+        "files": None,
         "machine": machine(),
         "seconds": dict.fromkeys((*PHASES, "total")),
         "wall_s": None,

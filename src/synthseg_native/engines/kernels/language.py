@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from synthseg_native import shared_disk
 from synthseg_native.errors import SynthSegError
 
 
@@ -109,8 +110,13 @@ class Library:
         return hashlib.sha256(b"".join([told, *(Path(path).read_bytes() for path in sorted(writers))])).hexdigest()
 
 
-def _kept(file):
-    """What `_keep` wrote; None where it is not there or not whole."""
+def _kept(file: Path) -> bytes | None:
+    """What `_keep` wrote; None where it is not there, not whole, or where another user could have put it.
+
+    It is machine code: the hash in the same file says that it is whole, not who wrote it.
+    """
+    if not shared_disk.is_private(file):
+        return None
     with contextlib.suppress(OSError):
         digest, code = file.read_bytes()[:32], file.read_bytes()[32:]
         if hashlib.sha256(code).digest() == digest:
@@ -121,7 +127,7 @@ def _kept(file):
 def _keep(file, code):
     """Write a file, whole or not at all. A folder that cannot be written costs the next process a second, no more."""
     with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
+        shared_disk.make_private(file.parent)
         with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as stream:
             stream.write(hashlib.sha256(code).digest() + code)
         Path(stream.name).replace(file)

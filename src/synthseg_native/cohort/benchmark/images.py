@@ -9,9 +9,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from synthseg_native.cohort import phantoms
+from synthseg_native.cohort import environments, phantoms
 
-TEMPLATE = Path(__file__).parents[1] / "tests" / "golden" / "t1_image.nii.gz"
+TEMPLATE = environments.ROOT / "tests" / "golden" / "t1_image.nii.gz"
 NOISE = 0.012  # white matter is about 0.9
 
 

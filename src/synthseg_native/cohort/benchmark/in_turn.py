@@ -1,17 +1,16 @@
 """How long native and reference take: run in turn on the same images, every run kept, statistics from pairs."""
 
-import statistics
-import tempfile
-from math import exp, log, sqrt
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from scipy.stats import t
-
+from synthseg_native import shared_disk
+from synthseg_native.cohort.benchmark import timings
 from synthseg_native.errors import SynthSegError
 
 REFERENCE = "reference"
 ALL = "all"
-PAIRS_FOR_INTERVAL = 5
+WORK = "run-"  # how the names of the runs' work folders begin
+Run = Callable[[str, Path, dict, Path], dict]  # (scan, image, settings, work folder) -> run record
 
 RUN_COLUMNS = (
     "scan",
@@ -51,10 +50,10 @@ COLUMNS = (
     "median_peak_rss_mib",
     "max_peak_rss_mib",
     "n_pairs",
-    "ratio_geomean",
-    "ratio_median",
-    "ratio_ci95_low",
-    "ratio_ci95_high",
+    "time_ratio_geomean",
+    "time_ratio_median",
+    "time_ratio_ci95_low",
+    "time_ratio_ci95_high",
     "n_label_maps",
     "threads",
     "device",
@@ -69,19 +68,24 @@ COLUMNS = (
 )
 
 
-def run_benchmark(scans, settings, run_native, run_reference, work, say=print) -> list[dict]:
+def run_benchmark(
+    scans: Mapping[str, Path],
+    settings: dict,
+    run_native: Run,
+    run_reference: Run,
+    work: Path,
+    say: Callable[[str], None] = print,
+) -> list[dict]:
     """Run every engine and the reference in turn on each image; return a row (RUN_COLUMNS) for every run.
 
     scans: {name: image}. settings: repeats, warmups, threads, native {scan: [settings of an engine, ...]}, reference
-    {scan: settings} (no entry, or kind existing: native runs only). run_native and run_reference take (scan, image,
-    settings, work folder) and return a run record. work: folder for the work folders, which are removed. say: gets a
-    line per run.
+    {scan: settings} (no entry, or kind existing: native runs only). work: folder for the work folders, which are
+    removed. say: gets a line per run.
 
     Each pair starts with the other contestant than the one before, so that a drift of the machine cancels. Raises
     the failed run's SynthSegError where a contestant fails in all warm-ups, or in all counted runs, of an image.
     """
     rows = []
-    Path(work).mkdir(parents=True, exist_ok=True)
     for scan, image in scans.items():
         contestants = [(options["engine"], options, run_native) for options in settings["native"][scan]]
         reference = (settings["reference"] or {}).get(scan)
@@ -91,8 +95,8 @@ def run_benchmark(scans, settings, run_native, run_reference, work, say=print) -
             here = []
             for pair in range(1, count + 1):
                 for engine, options, run in contestants if pair % 2 else contestants[::-1]:
-                    with tempfile.TemporaryDirectory(prefix="run-", dir=work, ignore_cleanup_errors=True) as folder:
-                        record = run(scan, image, options, Path(folder))
+                    with shared_disk.temporary_folder(Path(work), WORK) as folder:
+                        record = run(scan, image, options, folder)
                     row = _run_row(record, scan, engine, warmup, None if warmup else pair, settings["threads"])
                     here.append(row)
                     kind = "warm-up" if warmup else "run"
@@ -103,7 +107,8 @@ def run_benchmark(scans, settings, run_native, run_reference, work, say=print) -
     return rows
 
 
-def _run_row(record, scan, engine, warmup, pair, threads):
+def _run_row(record: dict, scan: str, engine: str, warmup: bool, pair: int | None, threads: int) -> dict:
+    """A run record as a row (RUN_COLUMNS)."""
     error, machine, reference, output = (record.get(key) or {} for key in ("error", "machine", "reference", "output"))
     return {
         "scan": scan,
@@ -123,7 +128,7 @@ def _run_row(record, scan, engine, warmup, pair, threads):
     }
 
 
-def _need_one_of_each(rows, scan):
+def _need_one_of_each(rows: Sequence[dict], scan: str) -> None:
     """A contestant that never came through leaves nothing to compare: better to stop than to run the others on."""
     for engine in dict.fromkeys(row["engine"] for row in rows):
         mine = [row for row in rows if row["engine"] == engine]
@@ -132,12 +137,10 @@ def _need_one_of_each(rows, scan):
             raise SynthSegError(code, f"benchmark of {scan}: {engine} failed in all {len(mine)} runs: {text}")
 
 
-def statistics_of(runs) -> list[dict]:
+def statistics_of(runs: Sequence[dict]) -> list[dict]:
     """Rows (COLUMNS) per image and over all images, one for each engine and for the reference.
 
-    Warm-ups and failed runs do not count. A ratio is reference time / native time of one pair. ratio_geomean is
-    exp(mean(log ratio)); its 95 % interval exp(mean +- t(0.975, n-1) sd / sqrt(n)) over the log ratios, from 5 pairs
-    on. Over all images the pairs of every image are taken together.
+    runs: rows of `run_benchmark`. Warm-ups and failed runs do not count. What the numbers are: `timings`.
     """
     counted = [row for row in runs if not row["warmup"]]
     rows = []
@@ -155,9 +158,9 @@ def statistics_of(runs) -> list[dict]:
                     "engine": engine,
                     "n": len(good),
                     "n_failed": len(mine) - len(good),
-                    **_times([row["wall_s"] for row in good]),
-                    **_memory([row["peak_rss_mib"] for row in good if row["peak_rss_mib"] is not None]),
-                    **({} if engine == REFERENCE else _ratio(_pairs(here, engine))),
+                    **timings.wall_times([list(seconds.values()) for seconds in _seconds(here, engine).values()]),
+                    **timings.peaks(row["peak_rss_mib"] for row in good),
+                    **({} if engine == REFERENCE else timings.ratio_statistics(_time_ratios(here, engine))),
                     "n_label_maps": len({(row["scan"], row["labels_sha256"]) for row in good}),
                     **{key: good[0][key] for key in ("threads", "device", "cpu", "system", "arch")},
                     "native_emulated": native["emulated"],
@@ -168,48 +171,16 @@ def statistics_of(runs) -> list[dict]:
     return rows
 
 
-def _times(seconds):
-    mean = statistics.fmean(seconds)
-    sd = statistics.stdev(seconds) if len(seconds) > 1 else None
-    return {
-        "median_wall_s": statistics.median(seconds),
-        "mean_wall_s": mean,
-        "sd_wall_s": sd,
-        "cv_wall": None if sd is None else sd / mean,
-        "min_wall_s": min(seconds),
-        "max_wall_s": max(seconds),
-    }
+def _seconds(rows: Sequence[dict], engine: str) -> dict[str, dict[int, float]]:
+    """{image: {pair: seconds}} of an engine's good runs."""
+    found: dict[str, dict[int, float]] = {}
+    for row in rows:
+        if row["engine"] == engine and row["status"] == "ok":
+            found.setdefault(row["scan"], {})[row["pair"]] = row["wall_s"]
+    return found
 
 
-def _memory(mebibytes):
-    if not mebibytes:
-        return {}
-    return {"median_peak_rss_mib": statistics.median(mebibytes), "max_peak_rss_mib": max(mebibytes)}
-
-
-def _pairs(rows, engine):
-    """(native seconds, reference seconds) of the pairs in which both came through."""
-    found = {(row["scan"], row["pair"], row["engine"]): row["wall_s"] for row in rows if row["status"] == "ok"}
-    return [
-        (seconds, found[scan, pair, REFERENCE])
-        for (scan, pair, name), seconds in found.items()
-        if name == engine and (scan, pair, REFERENCE) in found
-    ]
-
-
-def _ratio(pairs):
-    n = len(pairs)
-    if not n:
-        return {"n_pairs": 0}
-    logs = [log(reference / native) for native, reference in pairs]
-    mean = statistics.fmean(logs)
-    half = None
-    if n >= PAIRS_FOR_INTERVAL:
-        half = float(t.ppf(0.975, n - 1)) * statistics.stdev(logs) / sqrt(n)
-    return {
-        "n_pairs": n,
-        "ratio_geomean": exp(mean),
-        "ratio_median": statistics.median(map(exp, logs)),
-        "ratio_ci95_low": None if half is None else exp(mean - half),
-        "ratio_ci95_high": None if half is None else exp(mean + half),
-    }
+def _time_ratios(rows: Sequence[dict], engine: str) -> list[list[float]]:
+    """For each image the time ratios of an engine's pairs with the reference."""
+    theirs = _seconds(rows, REFERENCE)
+    return [timings.time_ratios(ours, theirs.get(scan, {})) for scan, ours in _seconds(rows, engine).items()]

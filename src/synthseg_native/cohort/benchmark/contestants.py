@@ -5,7 +5,6 @@ import csv
 import os
 import resource
 import shutil
-import sys
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,10 +12,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from synthseg_native import measure, memory
-from synthseg_native.cohort import runs
-from synthseg_native.cohort.environments import clean_environment
+from synthseg_native import memory
 from synthseg_native.cohort.paths import read_json
+from synthseg_native.cohort.runs import child
+from synthseg_native.cohort.runs.failures import failure
+from synthseg_native.cohort.runs.files import LOG
 from synthseg_native.compare import compare_label_maps
 from synthseg_native.errors import SynthSegError
 from synthseg_native.networks.cards import read_labels
@@ -24,7 +24,6 @@ from synthseg_native.results.outputs import labels_sha256
 
 REFERENCE, UPSTREAM = "reference", "upstream"
 PHASES = ("start", "read", "network", "postprocess", "write")
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 LONG_AGO_S = 2 * 24 * 3600
 # The engines' promise (float32, bf16): fraction of the foreground, margin of a differing voxel, volume of a label.
 EQUAL = {
@@ -125,20 +124,14 @@ class Runner:
         work = Path(work)
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        variables = {
-            **clean_environment(),
-            **dict.fromkeys(THREAD_VARIABLES, str(task.threads)),
-            "PYTHONPATH": str(self.source),
-            "XDG_CACHE_HOME": str(self.cache),
-        }
-        wrapper = [sys.executable, measure.__file__, "--out", work / "measure.json", "--with-parent"]
-        wrapper += ["--timeout", self.timeout, "--"]
-        log = work / "log.txt"
+        variables = child.environment_of(task.threads, self.source) | {"XDG_CACHE_HOME": str(self.cache)}
+        del variables["PYTHONDONTWRITEBYTECODE"]  # a user has compiled the package, too
+        command = child.wrapped(self.command(contestant, task, work, more), work, self.timeout)
         opened = _unread(task.image)
         others, own = _processor_s(), _children_s()
-        status = runs.call([*wrapper, *self.command(contestant, task, work, more)], log, variables)
+        status = child.call(command, work / LOG, variables)
         own, others = _children_s() - own, None if others is None else _processor_s() - others
-        measured = read_json(work / "measure.json") or {}
+        measured = read_json(work / child.MEASURED) or {}
         row = {name: measured.get(name) for name in ("wall_s", "peak_rss_mib", "started")}
         row["cpu_s"], row["other_cpu_s"] = own, None if others is None else max(0.0, others - own)
         row["first_read_s"] = _first_read_s(task.image, opened, measured.get("started"))
@@ -147,11 +140,11 @@ class Runner:
         row |= {f"{phase}_s": seconds.get(phase) for phase in PHASES}
         row["status"], row["error"] = "ok", None
         if status or not (work / "dseg.nii.gz").is_file():
-            text = log.read_text(encoding="utf-8", errors="replace")
+            text = child.log_of(work)
             for folder in (task.image.parent, work, self.source, Path(self.pythons[contestant.environment]).parent):
                 text = text.replace(f"{folder}{os.sep}", "")  # the table is for others too
-            failure = runs.failure(status, measured, text, task.image.name, self.timeout)
-            row["status"], row["error"] = failure.code, failure.message
+            error = failure(status, measured, text, task.image.name, self.timeout)
+            row["status"], row["error"] = error.code, error.message
         else:
             row["labels_sha256"] = labels_sha256(np.asarray(nib.load(work / "dseg.nii.gz").dataobj))
         return row

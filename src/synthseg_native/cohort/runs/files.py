@@ -1,0 +1,34 @@
+"""What the files of a run are called in its work folder, and the parts of the code that a run calls."""
+
+from pathlib import Path
+
+from synthseg_native import measure
+from synthseg_native.errors import SynthSegError
+
+SOURCE = Path(__file__).resolve().parents[3]  # the folder that holds the package: the child runs the same code
+MEASURE = Path(measure.__file__)
+REFERENCE = SOURCE / "synthseg_native" / "reference.py"
+
+# Outputs by the names that `cohort.paths` has for them; the run record is one more.
+REFERENCE_FILES = {"dseg": "dseg.nii.gz", "sidecar": "dseg.json", "volumes": "volumes.tsv"}
+NATIVE_FILES = {
+    **REFERENCE_FILES,
+    "margin": "margin.nii.gz",
+    "dseg_native": "dseg_native.nii.gz",
+    "sidecar_native": "dseg_native.json",
+}
+RECORD = "run.json"
+LOG = "log.txt"  # all that the run said
+
+
+def need_image(image: Path) -> None:
+    """Raise SynthSegError where there is no such image."""
+    if not image.is_file():
+        raise SynthSegError("bad_input", f"{image}: no such file")
+
+
+def need_outputs(work: Path, files: list[str]) -> None:
+    """Raise SynthSegError where a run that ended well did not write one of its files."""
+    for file in files:
+        if not (work / file).is_file():
+            raise SynthSegError("internal", f"{file}: the run said it went well, but did not write it: report this")
