@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from rule_patterns import patterns
 from synthseg_native import memory
 from synthseg_native.cohort import deploy, environments, ranking
 from synthseg_native.cohort.plan import Plan
@@ -29,8 +30,15 @@ def make(root, tmp_path, monkeypatch):
                 image.write_text(f"image {scan}")
         basics = {"samples": "samples.tsv", "model": "compact2mm", "allow_small_model": True}
         looking = config.pop("looking", False)
-        return Plan(basics | config, root, looking)
+        return planned(basics | config, root, looking)
 
+    return plan
+
+
+def planned(config, root, looking=False):
+    """A plan that has read the rules."""
+    plan = Plan(config, root, looking)
+    plan.patterns = patterns(plan.results, plan.model.name, plan.resolution)
     return plan
 
 
@@ -91,25 +99,25 @@ def test_an_image_that_vanished_keeps_its_key(make, tmp_path):
     before = plan.native_settings("tensorflow", scan_of("01"))
     (tmp_path / "images/01.nii").unlink()
     config = {"samples": "samples.tsv", "model": "compact2mm", "allow_small_model": True}
-    assert Plan(config, plan.root).native_settings("tensorflow", scan_of("01")) == before
+    assert planned(config, plan.root).native_settings("tensorflow", scan_of("01")) == before
 
 
 def test_a_missing_image_is_an_input_only_where_its_label_map_is_there(make, tmp_path):
     plan = make()
     (tmp_path / "images/01.nii").unlink()
-    assert plan.image(scan_of("01"), "tensorflow") == []
-    dseg = tmp_path / plan.files("tensorflow", scan_of("01"))["dseg"]
+    assert plan.image("tensorflow", scan_of("01")) == []
+    dseg = tmp_path / plan.path("dseg", "tensorflow", scan_of("01"))
     dseg.parent.mkdir(parents=True)
     dseg.touch()
-    assert plan.image(scan_of("01"), "tensorflow") == ["images/01.nii"]
-    assert plan.image(scan_of("01"), "reference") == []
+    assert plan.image("tensorflow", scan_of("01")) == ["images/01.nii"]
+    assert plan.image("reference", scan_of("01")) == []
     assert str(dseg.relative_to(tmp_path)) in plan.wanted_runs()
-    assert plan.files("tensorflow", scan_of("01"))["record"] not in plan.wanted_runs(), "it cannot be made again"
+    assert plan.path("record", "tensorflow", scan_of("01")) not in plan.wanted_runs(), "it cannot be made again"
 
 
 def test_a_picture_of_a_vanished_image_is_asked_for_only_where_it_is_there(make, tmp_path):
     plan = make(("01",))
-    picture = plan.picture("tensorflow", scan_of("01"))
+    picture = plan.path("picture", "tensorflow", scan_of("01"))
     assert picture.endswith("sub-01_T1w_seg-compact2mm_res-2mm_qc.png") and picture in plan.wanted_runs()
     for path in plan.files("tensorflow", scan_of("01")).values():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
@@ -122,8 +130,8 @@ def test_a_picture_of_a_vanished_image_is_asked_for_only_where_it_is_there(make,
 
 def test_a_picture_names_the_model_and_that_it_is_small(make):
     scan = scan_of("01")
-    assert make().title(scan, "tensorflow") == "sub-01_T1w · compact2mm (not for research) · tensorflow"
-    assert make(model="synthseg1").title(scan, "tensorflow") == "sub-01_T1w · synthseg1 · tensorflow"
+    assert make().title("tensorflow", scan) == "sub-01_T1w · compact2mm (not for research) · tensorflow"
+    assert make(model="synthseg1").title("tensorflow", scan) == "sub-01_T1w · synthseg1 · tensorflow"
 
 
 def test_both_label_maps_have_their_names(make):
@@ -131,7 +139,7 @@ def test_both_label_maps_have_their_names(make):
     start = "results/tensorflow/sub-01/anat/sub-01_T1w_seg-compact2mm_res-"
     assert (files["dseg"], files["sidecar"]) == (f"{start}2mm_dseg.nii.gz", f"{start}2mm_dseg.json")
     assert (files["dseg_native"], files["sidecar_native"]) == (f"{start}native_dseg.nii.gz", f"{start}native_dseg.json")
-    assert set(make().files("reference")) == {"dseg", "sidecar", "volumes", "record"}
+    assert set(make().files("reference", scan_of("01"))) == {"dseg", "sidecar", "volumes", "record"}
 
 
 def test_mode_and_crop_run_both_again_interpolation_the_native_run_alone(make):
@@ -194,8 +202,8 @@ def test_a_path_with_braces_is_no_input_and_known_by_its_content(make, tmp_path)
     for content in ("one", "other"):
         image.write_text(content)
         config = {"samples": "samples.tsv", "model": "compact2mm", "allow_small_model": True, "benchmark": {"scans": 1}}
-        plan = Plan(config, root)
-        assert plan.image(name, "tensorflow") == plan.image(name) == plan.benchmarked_images() == []
+        plan = planned(config, root)
+        assert plan.image("tensorflow", name) == plan.image("reference", name) == plan.benchmarked_images() == []
         seen.add(json.loads(plan.native_settings("tensorflow", name))["content"])
     assert len(seen) == 2 and None not in seen
 

@@ -5,12 +5,14 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from rule_patterns import patterns
 from synthseg_native.cohort import benchmark
-from synthseg_native.cohort.paths import failure_record, paths, write_json, write_text
+from synthseg_native.cohort.paths import failure_of, write_json, write_text
 from synthseg_native.cohort.samples import read_samples
 from synthseg_native.cohort.summary import COLUMNS, print_table, summarise
 from synthseg_native.cohort.tables import read_tsv, write_tsv
@@ -45,7 +47,7 @@ class Cohort:
             "engines": ["tensorflow"],
             "model": {"name": model, "dir": str(MODELS[model]), "research_grade": model != "compact2mm"},
             "reference": {"kind": "own", "runtime": runtime},
-            "resolution": "2mm",
+            "patterns": asdict(patterns(self.results, model, "2mm")),
             "scans": [
                 {
                     "scan": scan,
@@ -68,8 +70,10 @@ class Cohort:
     def scan(self, number):
         return list(self.scans)[number - 1]
 
-    def files(self, number, engine="tensorflow"):
-        return paths(self.results, engine, self.scan(number), self.model, "2mm")
+    def files(self, number, engine="tensorflow", model=None):
+        found, scan = patterns(self.results, model or self.model, "2mm"), self.scan(number)
+        names = found.reference if engine == "reference" else found.of_engine
+        return {name: Path(found.path(name, engine, scan)) for name in names}
 
     def run(self, number, engine="tensorflow", finished="2026-11-22T10:00:00.000+00:00", labels_sha256="aa", **output):
         """A good run: label k has the soft volume 10 k and k voxels of 8 mm3; the last label has none.
@@ -127,7 +131,8 @@ class Cohort:
         model=None,
     ):
         error = {"code": code, "message": message, "transient": code != "bad_input"}
-        path = failure_record(self.results, engine, self.scan(number), model or self.model, "2mm")
+        record = self.files(number, engine, model)["record"]
+        path = failure_of(self.results / ".state/failed", engine, self.scan(number), record)
         write_json(path, {"status": "failed", "error": error, "reference": None, "finished": finished})
 
     def compare(self, number, native="aa", reference="aa"):

@@ -1,34 +1,60 @@
-# The benchmark. Needs: images, the weights. Makes: every run's time and memory, and their statistics.
+# The benchmark. Needs: images, the weights. Makes: every run's time and memory, and their statistics. The only step
+# without a priority: it wants the machine for itself, so it comes last.
 
 
 rule benchmark:
     """Run native and reference in turn on the same images, alone on the machine."""
     input:
-        images=PLAN.benchmarked_images(),
+        images=lambda wildcards: PLAN.benchmarked_images(),
         weights=PLAN.weights_input(),
     output:
-        runs=f"{RESULTS}/benchmark_runs.tsv",
-        table=f"{RESULTS}/benchmark.tsv",
+        runs=report(
+            "<results>/benchmark_runs.tsv",
+            category="Benchmark",
+            caption="../report/benchmark_runs.rst",
+            labels={"table": "every run"},
+        ),
+        table=report(
+            "<results>/benchmark.tsv",
+            category="Benchmark",
+            caption="../report/benchmark.rst",
+            labels={"table": "statistics"},
+        ),
     log:
-        f"{RESULTS}/logs/benchmark.log",
+        "<results>/logs/benchmark.log",
     threads: workflow.cores or 1
     resources:
-        mem_mb=PLAN.benchmark_memory(),
-        runtime=PLAN.minutes
-        * 2
-        * (PLAN.config["benchmark"]["repeats"] + PLAN.config["benchmark"]["warmups"])
-        + 10,
+        mem_mb=lambda wildcards: PLAN.benchmark_memory(),
+        runtime=PLAN.benchmark_minutes(),
         slurm_extra="--exclusive",
     params:
-        settings=PLAN.benchmark_settings(),
-        scans=lambda wildcards: [
-            f"{scan}={PLAN.scans[scan].image}" for scan in PLAN.benchmarked
-        ],
+        python=PYTHON,
+        code=CODE,
+        settings=lambda wildcards: PLAN.benchmark_settings(),
+        scans=lambda wildcards: PLAN.benchmark_scans(),
+        pythons=PYTHONS,
+        model=MODEL,
+        weights=WEIGHTS,
+        memory_mb=MEMORY_MB,
+        timeout_min=TIMEOUT_MIN,
+        verified=VERIFIED,
+        work=BENCHMARK_WORK,
     message:
         "Benchmark: native and reference in turn"
     shell:
-        '"$PYTHON" "$CODE/scripts/benchmark.py" --settings {params.settings:q} --scan {params.scans:q}'
-        ' --pythons "$PYTHONS" --model "$MODEL" --weights "$WEIGHTS"'
-        ' --memory-mb "$MEMORY_MB" --timeout-min "$TIMEOUT_MIN"'
-        ' --verification "$RESULTS/env" --work "$STATE/benchmark"'
-        " --runs {output.runs:q} --out {output.table:q} 2>&1 | tee {log:q} >&2"
+        r"""
+        PYTHONPATH={params.code:q}/src \
+        {params.python:q} -B {params.code:q}/scripts/benchmark.py \
+            --settings {params.settings:q} \
+            --scan {params.scans:q} \
+            --pythons {params.pythons:q} \
+            --model {params.model:q} \
+            --weights {params.weights:q} \
+            --memory-mb "{params.memory_mb}" \
+            --timeout-min {params.timeout_min:q} \
+            --verification {params.verified:q} \
+            --work {params.work:q} \
+            --runs {output.runs:q} \
+            --out {output.table:q} \
+            2>&1 | tee {log:q} >&2
+        """

@@ -1,40 +1,123 @@
-# What every rule file uses. Needs: config. Makes: no files but results/.state (the summary's plan and token).
+# What all the others use: the plan, which knows configuration and sheet; the words in <...> of file names; the
+# params in capitals. Needs: config. Makes: no file.
 
+import json
 import sys
+from functools import cache
 from pathlib import Path
 
-sys.path.insert(0, str(Path(workflow.basedir) / "src"))
+# The project's folder, from where this file lies: workflow.basedir is the importer's where this is a module.
+ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).parents[1]
+if not (ROOT / "src").is_dir():
+    raise SystemExit(
+        f"synthseg-native: {ROOT}: its code is not there: clone the project, and name workflow/Snakefile of the clone"
+    )
+sys.path.insert(0, str(ROOT / "src"))
 
 from synthseg_native import memory
-from synthseg_native.cohort import deploy, environments, state
+from synthseg_native.cohort import deploy, environments, report_labels, state
+from synthseg_native.cohort.paths import Patterns
 from synthseg_native.cohort.plan import Plan
 from synthseg_native.errors import SynthSegError
 from synthseg_native.identity import keys
 from synthseg_native.verification import verify
 
 try:
-    PLAN = Plan(config, workflow.basedir, looking=workflow.output_settings.dryrun)
+    PLAN = Plan(config, ROOT, looking=workflow.output_settings.dryrun)
     # Jobs run a copy of the code made when the run began, so that an edit in mid-cohort cannot mix versions.
-    CODE = environments.run_snapshot()
+    SNAPSHOT = environments.run_snapshot()
 except (SynthSegError, environments.SetupError) as error:
     raise SystemExit(
         "\n".join(f"synthseg-native: {line}" for line in str(error).splitlines())
     )
 
-RESULTS = PLAN.results
-deploy.export(PLAN, CODE)
-shell.executable("bash")
 
-if workflow.is_main_process:
-    deploy.prepare(PLAN)
-    # So many jobs at once as the machine's memory holds, unless the user gave a limit or a cluster packs them.
-    if workflow.resource_settings.nodes is None and not any(
-        name.startswith("mem") for name in workflow.global_resources
-    ):
-        if limit := memory.packing_mb():
-            workflow.global_resources["mem_mb"] = limit
+# What the file names of all the others say in <...>.
+pathvars:
+    results=PLAN.results,  # the folder of the results, as `results:` in the configuration
+    model=PLAN.model.name,  # the network that made the labels: synthseg2
+    grid=PLAN.resolution,  # voxel size of the network's grid: 1mm
 
 
 wildcard_constraints:
     engine="|".join(PLAN.engines),
     scan=r"sub-[A-Za-z0-9]+(/ses-[A-Za-z0-9]+)?/anat/sub-[A-Za-z0-9_-]+_[A-Za-z0-9]+",
+
+
+def constant(value):
+    """A param that is no reason to run a job again when it changes.
+
+    Snakemake compares params with those of the last run, but not one whose function asks for `input`. Where things
+    lie, and what a run may take, changes no result. A variable of the environment would do that too, but there is one
+    of each for all modules of a workflow, so that two of this would share a model.
+    """
+    return lambda wildcards, input: value
+
+
+# Params in capitals: where things lie, and what a run may take.
+PYTHON = constant(sys.executable)  # the interpreter of the steps: Snakemake's own
+CODE = constant(str(SNAPSHOT))  # the copy of scripts/ and src/ that this run uses
+ENGINE_PYTHON = lambda wildcards, input: PLAN.pythons[
+    wildcards.engine
+]  # of that engine's environment
+REFERENCE_PYTHON = constant(
+    PLAN.pythons["tensorflow"]
+)  # of reference.py where the runtime is local
+DEMO_PYTHON = constant(
+    PLAN.pythons["demo"]
+)  # of the environment that makes the phantoms
+PYTHONS = constant(json.dumps(PLAN.pythons))  # all of these by environment, as JSON
+MODEL = constant(str(PLAN.model.folder))  # the folder with card.yaml and labels.tsv
+LABELS = constant(PLAN.labels)  # its labels.tsv
+WEIGHTS = constant(PLAN.weights)  # the weights file
+RESULTS = constant(PLAN.results)  # the folder of the results
+VERIFIED = constant(
+    f"{PLAN.results}/env"
+)  # the folder of the environments' verifications
+FAILED = constant(f"{PLAN.state}/failed")  # the folder of the records of failed runs
+FAILED_MARK = constant(str(state.failed_mark(PLAN.state)))  # left by a call that failed
+BENCHMARK_WORK = constant(
+    f"{PLAN.state}/benchmark"
+)  # the folder of the benchmark's runs while they run
+MEMORY_MB = constant(
+    PLAN.config["memory_mb"] or ""
+)  # limit of a reference container; nothing: as predicted
+TIMEOUT_MIN = constant(PLAN.minutes)  # after which a run is stopped
+IMAGE = lambda wildcards, input: PLAN.image_path(
+    wildcards.scan
+)  # the scan, also where it is no input
+
+
+@cache
+def step_code(script):
+    """The digest of a step's code, once per call. A param, so that other code runs the step again."""
+    return PLAN.step_key(script)
+
+
+def check_module(plan):
+    """Where another workflow imports this one: say what cannot work, and what has to be made before the first run."""
+    if workflow.modifier.is_main_snakefile():
+        return
+    if not plan.patterns.summary["summary"].startswith(f"{plan.results}/"):
+        raise SystemExit(
+            "synthseg-native: module: prefix, replace_prefix or pathvars move the results: set results in its config"
+        )
+    if missing := deploy.missing(plan):
+        launcher = ROOT / "scripts" / "launch.sh"
+        environments.say(
+            f"synthseg-native: before the first run: sh {launcher} ensure {' '.join(missing)}"
+        )
+
+
+shell.executable("bash")
+
+# So many jobs at once as the machine's memory holds, unless the user gave a limit, a cluster packs them, or the
+# workflow is somebody else's.
+if (
+    workflow.is_main_process
+    and workflow.modifier.is_main_snakefile()
+    and workflow.resource_settings.nodes is None
+    and not any(name.startswith("mem") for name in workflow.global_resources)
+):
+    if limit := memory.packing_mb():
+        workflow.global_resources["mem_mb"] = limit

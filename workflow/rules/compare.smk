@@ -4,29 +4,48 @@
 rule compare:
     """Compare a native label map with the reference, voxel by voxel."""
     input:
-        native=PLAN.files("{engine}")["dseg"],
-        native_record=PLAN.files("{engine}")["record"],
-        native_volumes=PLAN.files("{engine}")["volumes"],
-        margin=PLAN.files("{engine}")["margin"],
-        reference=PLAN.files("reference")["dseg"],
-        reference_record=PLAN.files("reference")["record"],
-        reference_volumes=PLAN.files("reference")["volumes"],
+        native="<results>/{engine}/{scan}_seg-<model>_res-<grid>_dseg.nii.gz",
+        native_record="<results>/{engine}/{scan}_seg-<model>_res-<grid>_run.json",
+        native_volumes="<results>/{engine}/{scan}_seg-<model>_res-<grid>_volumes.tsv",
+        margin="<results>/{engine}/{scan}_seg-<model>_res-<grid>_margin.nii.gz",
+        reference="<results>/reference/{scan}_seg-<model>_res-<grid>_dseg.nii.gz",
+        reference_record="<results>/reference/{scan}_seg-<model>_res-<grid>_run.json",
+        reference_volumes="<results>/reference/{scan}_seg-<model>_res-<grid>_volumes.tsv",
     output:
-        PLAN.comparison("{engine}"),
+        compare=report(
+            "<results>/{engine}/{scan}_seg-<model>_res-<grid>_compare.json",
+            category="Verdicts",
+            subcategory="{engine}",
+            caption="../report/compare.rst",
+            labels=report_labels.of_comparison,
+        ),
     log:
-        f"{RESULTS}/logs/compare/{{engine}}/{{scan}}.log",
+        "<results>/logs/compare/{engine}/{scan}.log",
+    priority: 15
     resources:
         mem_mb=2000,
         runtime=10,
     params:
+        python=PYTHON,
+        code=CODE,
+        labels=LABELS,
         thresholds=keys.settings_json(**PLAN.config["equivalence"]),
-        labels=PLAN.labels,
-        code=PLAN.step_key("compare.py"),
+        step=lambda wildcards: step_code("compare.py"),
     message:
         "Compare {wildcards.scan} ({wildcards.engine}) with the reference"
     shell:
-        '"$PYTHON" "$CODE/scripts/compare.py" --labels {params.labels:q} --thresholds {params.thresholds:q}'
-        " --native {input.native:q} --native-record {input.native_record:q}"
-        " --native-volumes {input.native_volumes:q} --margin {input.margin:q}"
-        " --reference {input.reference:q} --reference-record {input.reference_record:q}"
-        " --reference-volumes {input.reference_volumes:q} --out {output:q} 2>&1 | tee {log:q} >&2"
+        r"""
+        PYTHONPATH={params.code:q}/src \
+        {params.python:q} -B {params.code:q}/scripts/compare.py \
+            --labels {params.labels:q} \
+            --thresholds {params.thresholds:q} \
+            --native {input.native:q} \
+            --native-record {input.native_record:q} \
+            --native-volumes {input.native_volumes:q} \
+            --margin {input.margin:q} \
+            --reference {input.reference:q} \
+            --reference-record {input.reference_record:q} \
+            --reference-volumes {input.reference_volumes:q} \
+            --out {output.compare:q} \
+            2>&1 | tee {log:q} >&2
+        """

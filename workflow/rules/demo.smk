@@ -6,16 +6,26 @@ if PLAN.demo_images:
     rule demo:
         """Make the three phantoms."""
         output:
-            PLAN.demo_images,
+            "demo/sub-01/anat/sub-01_T1w.nii.gz",
+            "demo/sub-02/anat/sub-02_T1w.nii.gz",
+            "demo/sub-03/anat/sub-03_FLAIR.nii.gz",
         log:
-            f"{RESULTS}/logs/demo.log",
+            "<results>/logs/demo.log",
+        priority: 100
         resources:
             mem_mb=3000,
             runtime=15,
         params:
-            code=PLAN.step_key("make_demo.py"),
+            python=DEMO_PYTHON,
+            code=CODE,
+            step=lambda wildcards: step_code("make_demo.py"),
             lock=environments.lock_hash("demo"),
         message:
             "Make the demo cohort"
         shell:
-            '"$PYTHON_demo" "$CODE/scripts/make_demo.py" --out demo 2>&1 | tee {log:q} >&2'
+            r"""
+            PYTHONPATH={params.code:q}/src \
+            {params.python:q} -B {params.code:q}/scripts/make_demo.py \
+                --out demo \
+                2>&1 | tee {log:q} >&2
+            """

@@ -9,18 +9,25 @@
 rule verify_env:
     """Probe every operation the network needs on every device; write the findings and the device to use."""
     output:
-        f"{RESULTS}/env/{{engine}}.json",
+        finding="<results>/env/{engine}.json",
     log:
-        f"{RESULTS}/logs/verify_env/{{engine}}.log",
+        "<results>/logs/verify_env/{engine}.log",
     priority: 100
     resources:
         mem_mb=4000,
         runtime=15,
     params:
+        python=ENGINE_PYTHON,
+        code=CODE,
         machine=lambda wildcards: verify.fingerprint(wildcards.engine),
-        code=PLAN.step_key("verify_env.py"),
+        step=lambda wildcards: step_code("verify_env.py"),
     message:
         "Verify the {wildcards.engine} environment"
     shell:
-        '"$PYTHON_{wildcards.engine}" "$CODE/scripts/verify_env.py"'
-        " --environment {wildcards.engine} --out {output:q} 2>&1 | tee {log:q} >&2"
+        r"""
+        PYTHONPATH={params.code:q}/src \
+        {params.python:q} -B {params.code:q}/scripts/verify_env.py \
+            --environment {wildcards.engine:q} \
+            --out {output.finding:q} \
+            2>&1 | tee {log:q} >&2
+        """

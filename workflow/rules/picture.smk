@@ -1,29 +1,47 @@
-# The pictures. Needs: an image and its native run. Makes: one PNG to look at. A rule of its own, so that another
+# The pictures. Needs: an image and its native run. Makes: one PNG to look at. A step of its own, so that another
 # drawing makes pictures again and no network.
 
 
 rule picture:
     """Draw the label map's outlines on the image, with what is odd about the run below."""
     input:
-        image=lambda wildcards: PLAN.image(wildcards.scan, wildcards.engine),
-        dseg=PLAN.files("{engine}")["dseg"],
-        volumes=PLAN.files("{engine}")["volumes"],
-        record=PLAN.files("{engine}")["record"],
+        image=lambda wildcards: PLAN.image(wildcards.engine, wildcards.scan),
+        dseg="<results>/{engine}/{scan}_seg-<model>_res-<grid>_dseg.nii.gz",
+        volumes="<results>/{engine}/{scan}_seg-<model>_res-<grid>_volumes.tsv",
+        record="<results>/{engine}/{scan}_seg-<model>_res-<grid>_run.json",
     output:
-        PLAN.picture("{engine}"),
+        picture=report(
+            "<results>/{engine}/{scan}_seg-<model>_res-<grid>_qc.png",
+            category="Pictures",
+            subcategory="{engine}",
+            caption="../report/picture.rst",
+            labels=report_labels.of_picture,
+        ),
     log:
-        f"{RESULTS}/logs/picture/{{engine}}/{{scan}}.log",
+        "<results>/logs/picture/{engine}/{scan}.log",
+    priority: 30  # the first thing to look at, before the next scan
     resources:
         mem_mb=3000,
         runtime=10,
     params:
-        image=lambda wildcards: PLAN.scans[wildcards.scan].image,
-        title=lambda wildcards: PLAN.title(wildcards.scan, wildcards.engine),
-        labels=PLAN.labels,
-        code=PLAN.step_key("picture.py"),
+        python=PYTHON,
+        code=CODE,
+        image=IMAGE,
+        labels=LABELS,
+        title=lambda wildcards: PLAN.title(wildcards.engine, wildcards.scan),
+        step=lambda wildcards: step_code("picture.py"),
     message:
         "Draw {wildcards.scan} ({wildcards.engine})"
     shell:
-        '"$PYTHON" "$CODE/scripts/picture.py" --image {params.image:q} --dseg {input.dseg:q}'
-        " --volumes {input.volumes:q} --record {input.record:q} --labels {params.labels:q}"
-        " --title {params.title:q} --out {output:q} 2>&1 | tee {log:q} >&2"
+        r"""
+        PYTHONPATH={params.code:q}/src \
+        {params.python:q} -B {params.code:q}/scripts/picture.py \
+            --image {params.image:q} \
+            --dseg {input.dseg:q} \
+            --volumes {input.volumes:q} \
+            --record {input.record:q} \
+            --labels {params.labels:q} \
+            --title {params.title:q} \
+            --out {output.picture:q} \
+            2>&1 | tee {log:q} >&2
+        """

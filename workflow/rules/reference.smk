@@ -5,25 +5,49 @@
 rule reference:
     """Segment one image with the reference, or take the label map that the user has."""
     input:
-        image=lambda wildcards: PLAN.image(wildcards.scan),
+        image=lambda wildcards: PLAN.image("reference", wildcards.scan),
         weights=PLAN.weights_input(),
     output:
-        **PLAN.files("reference"),
+        dseg="<results>/reference/{scan}_seg-<model>_res-<grid>_dseg.nii.gz",
+        sidecar="<results>/reference/{scan}_seg-<model>_res-<grid>_dseg.json",
+        volumes="<results>/reference/{scan}_seg-<model>_res-<grid>_volumes.tsv",
+        record="<results>/reference/{scan}_seg-<model>_res-<grid>_run.json",
     log:
-        f"{RESULTS}/logs/reference/{{scan}}.log",
+        "<results>/logs/reference/{scan}.log",
+    priority: 10
     threads: PLAN.config["threads"]
     resources:
         mem_mb=lambda wildcards: PLAN.memory("reference", wildcards.scan),
         runtime=PLAN.minutes + 10,  # the step ends by itself first, and says why
     params:
-        image=lambda wildcards: PLAN.scans[wildcards.scan].image,
+        python=PYTHON,
+        code=CODE,
+        image=IMAGE,
         settings=lambda wildcards: PLAN.reference_settings(wildcards.scan),
+        reference_python=REFERENCE_PYTHON,
+        model=MODEL,
+        weights=WEIGHTS,
+        memory_mb=MEMORY_MB,
+        failed=FAILED,
+        timeout_min=TIMEOUT_MIN,
     message:
         "Reference of {wildcards.scan}"
     shell:
-        '"$PYTHON" "$CODE/scripts/reference.py" --scan {wildcards.scan} --image {params.image:q}'
-        ' --settings {params.settings:q} --python "$PYTHON_tensorflow"'
-        ' --model "$MODEL" --weights "$WEIGHTS" --memory-mb "$MEMORY_MB"'
-        ' --failures "$STATE/failed" --timeout-min "$TIMEOUT_MIN"'
-        " --dseg {output.dseg:q} --sidecar {output.sidecar:q} --volumes {output.volumes:q}"
-        " --record {output.record:q} 2>&1 | tee {log:q} >&2"
+        r"""
+        PYTHONPATH={params.code:q}/src \
+        {params.python:q} -B {params.code:q}/scripts/reference.py \
+            --scan {wildcards.scan:q} \
+            --image {params.image:q} \
+            --settings {params.settings:q} \
+            --python {params.reference_python:q} \
+            --model {params.model:q} \
+            --weights {params.weights:q} \
+            --memory-mb "{params.memory_mb}" \
+            --failures {params.failed:q} \
+            --timeout-min {params.timeout_min:q} \
+            --dseg {output.dseg:q} \
+            --sidecar {output.sidecar:q} \
+            --volumes {output.volumes:q} \
+            --record {output.record:q} \
+            2>&1 | tee {log:q} >&2
+        """

@@ -4,23 +4,48 @@
 rule summary:
     """One row per image and engine; volumes of all; what each column means."""
     input:
-        runs=PLAN.wanted_runs(),
-        once=PLAN.wanted_once(),
-        token=PLAN.token,
+        runs=lambda wildcards: PLAN.wanted_runs(),
+        once=lambda wildcards: PLAN.wanted_once(),
+        token="<results>/.state/token",
     output:
-        **PLAN.aggregates(),
+        summary=report(
+            "<results>/summary.tsv",
+            category="Summary",
+            caption="../report/summary.rst",
+            labels={"table": "one row per image and engine"},
+        ),
+        columns="<results>/summary.json",
+        homogeneity="<results>/homogeneity.json",
+        failed="<results>/failed.tsv",
+        volumes="<results>/volumes.tsv",
+        volumes_wide=report(
+            "<results>/volumes_wide.tsv",
+            category="Summary",
+            caption="../report/volumes.rst",
+            labels={"table": "volumes"},
+        ),
+        volumes_synthseg="<results>/volumes_synthseg.csv",
     log:
-        f"{RESULTS}/logs/summary.log",
+        "<results>/logs/summary.log",
     localrule: True
     resources:
         mem_mb=1000,
         runtime=30,
     params:
-        plan=PLAN.plan_file,
-        failed_mark=str(state.failed_mark(PLAN.state)),
-        code=PLAN.step_key("summarise.py"),
+        python=PYTHON,
+        code=CODE,
+        plan=lambda wildcards: PLAN.plan_file,
+        results=RESULTS,
+        failed_mark=FAILED_MARK,
+        step=lambda wildcards: step_code("summarise.py"),
     message:
         "Summarise"
     shell:
-        '"$PYTHON" "$CODE/scripts/summarise.py" --plan {params.plan:q} --results "$RESULTS" 2>&1'
-        " | tee {log:q} >&2; rm -f {params.failed_mark:q}"
+        r"""
+        PYTHONPATH={params.code:q}/src \
+        {params.python:q} -B {params.code:q}/scripts/summarise.py \
+            --plan {params.plan:q} \
+            --results {params.results:q} \
+            2>&1 | tee {log:q} >&2
+        rm -f {params.failed_mark:q}
+        """

@@ -1,6 +1,5 @@
 """Before the first job: what the jobs need and Snakemake must not track. After the last: the summary and the table."""
 
-import json
 import os
 import subprocess
 import sys
@@ -24,27 +23,17 @@ def prepare(plan: Plan) -> None:
     plan.contents.save()
 
 
-def export(plan: Plan, code: Path) -> None:
-    """Set the variables that the rules' shell commands use.
+def needed(plan: Plan) -> list[str]:
+    """The environments that the jobs need, beside Snakemake's own."""
+    used = plan.compared or plan.benchmarked
+    local = used and (plan.reference["kind"], plan.reference["runtime"]) == ("own", "local")
+    names = [*plan.engines, *(["tensorflow"] if local else []), *(["demo"] if plan.demo_images else [])]
+    return list(dict.fromkeys(names))
 
-    They say where things lie and what a run may take, which is no reason to run a job again: so they are no params.
-    """
-    engines = {*plan.engines, "tensorflow", "demo"}
-    pythons = {name: str(environments.python(name)) for name in sorted(engines)}
-    os.environ |= {f"PYTHON_{name}": path for name, path in pythons.items()}
-    os.environ |= {
-        "PYTHONS": json.dumps(pythons),
-        "PYTHON": sys.executable,
-        "CODE": str(code),
-        "PYTHONPATH": f"{code}/src",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "MODEL": str(plan.model.folder),
-        "WEIGHTS": plan.weights,
-        "RESULTS": plan.results,
-        "STATE": plan.state,
-        "MEMORY_MB": str(plan.config["memory_mb"] or ""),
-        "TIMEOUT_MIN": str(plan.minutes),
-    }
+
+def missing(plan: Plan) -> list[str]:
+    """Those of them that have not been made yet."""
+    return [name for name in needed(plan) if not environments.python(name).exists()]
 
 
 def deploy(plan: Plan, here: bool = True) -> None:
@@ -56,12 +45,10 @@ def deploy(plan: Plan, here: bool = True) -> None:
     """
     _announce_changes(plan)
     used = plan.compared or plan.benchmarked
-    local = used and (plan.reference["kind"], plan.reference["runtime"]) == ("own", "local")
-    needed = [*plan.engines, *(["tensorflow"] if local else []), *(["demo"] if plan.demo_images else [])]
     for engine in plan.engines if here else []:
         if why := ranking.without_gpu(engine, plan.config["device"]):
             raise SynthSegError("usage", f"config: engines: {why}: name another engine, or set device: cpu")
-    for name in dict.fromkeys(needed):
+    for name in needed(plan):
         environments.ensure(name)
     if plan.fetched:
         weights.resolve(plan.model.card, plan.model.folder, cache=Path(plan.weights).parent)
@@ -76,8 +63,8 @@ def deploy(plan: Plan, here: bool = True) -> None:
 
 def _announce_changes(plan: Plan) -> None:
     """One line per kind of run that changed settings make again: how many, and why."""
-    native = {plan.files(e, s)["record"]: plan.native_settings(e, s) for e in plan.engines for s in plan.scans}
-    reference = {plan.files("reference", scan)["record"]: plan.reference_settings(scan) for scan in plan.compared}
+    native = {plan.path("record", e, s): plan.native_settings(e, s) for e in plan.engines for s in plan.scans}
+    reference = {plan.path("record", "reference", scan): plan.reference_settings(scan) for scan in plan.compared}
     for kind, current in (("native", native), ("reference", reference)):
         for why, count in state.changed_settings(current).items():
             environments.say(f"{count} {kind} {'run' if count == 1 else 'runs'} again: {why}")
@@ -88,9 +75,11 @@ def finish(plan: Plan, code: Path, success: bool) -> None:
     for old in Path(plan.state).glob("plan-*.json"):
         if str(old) != plan.plan_file:
             old.unlink(missing_ok=True)
-    command = [sys.executable, f"{code}/scripts/summarise.py", "--results", plan.results, "--plan", plan.plan_file]
+    command = [sys.executable, "-B", f"{code}/scripts/summarise.py"]
+    command += ["--results", plan.results, "--plan", plan.plan_file]
+    environment = os.environ | {"PYTHONPATH": f"{code}/src"}
     if not success:
         state.mark_failed(plan.state)
-        subprocess.run(command)
+        subprocess.run(command, env=environment)
     if Path(plan.aggregates()["summary"]).exists():
-        subprocess.run([*command, "--show"])
+        subprocess.run([*command, "--show"], env=environment)

@@ -2,38 +2,46 @@
 
 import json
 import os
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 
-def paths(results, engine: str, scan: str, model: str, resolution: str) -> dict[str, Path]:
-    """The files of one run of `engine` ("reference" is one) on one scan.
+@dataclass(frozen=True)
+class Patterns:
+    """Where results lie: the patterns that the rules show, of each rule by the names of its outputs.
 
-    `scan` is the composed name, as "sub-01/anat/sub-01_T1w"; `resolution` is "1mm" or "2mm", of the network's grid.
-    Keys: dseg, sidecar, volumes, record; for a native engine also margin, dseg_native and sidecar_native (the label map
-    on the input's own grid), and what is made from them: compare and picture.
+    They stand in the rules alone; workflow/Snakefile collects them here. A pattern is a path relative to the working
+    directory, with {engine} and {scan} where a rule has these wildcards.
     """
-    start, res = f"{Path(results, engine, scan)}_seg-{model}", f"res-{resolution}"
-    endings = {
-        "dseg": f"{res}_dseg.nii.gz",
-        "sidecar": f"{res}_dseg.json",
-        "volumes": f"{res}_volumes.tsv",
-        "record": f"{res}_run.json",
-    }
-    if engine != "reference":
-        endings |= {
-            "margin": f"{res}_margin.nii.gz",
-            "dseg_native": "res-native_dseg.nii.gz",
-            "sidecar_native": "res-native_dseg.json",
-            "compare": f"{res}_compare.json",
-            "picture": f"{res}_qc.png",
-        }
-    return {key: Path(f"{start}_{ending}") for key, ending in endings.items()}
 
+    verify_env: dict[str, str]
+    native: dict[str, str]
+    picture: dict[str, str]
+    compare: dict[str, str]
+    reference: dict[str, str]
+    benchmark: dict[str, str]
+    summary: dict[str, str]
 
-def failure_record(results, engine: str, scan: str, model: str, resolution: str) -> Path:
-    """Where the record of a failed run lies; there is none after a success."""
-    record = paths(results, engine, scan, model, resolution)["record"]
-    return failure_of(Path(results, ".state", "failed"), engine, scan, record)
+    @classmethod
+    def of_rules(cls, rules) -> "Patterns":
+        """The patterns of Snakemake's `rules`."""
+        names = (field.name for field in fields(cls))
+        return cls(**{rule: {n: str(path) for n, path in getattr(rules, rule).output.items()} for rule in names})
+
+    @property
+    def of_engine(self) -> dict[str, str]:
+        """All that there is of an engine's run on a scan: its own files, its picture and its comparison."""
+        return self.native | self.picture | self.compare
+
+    def path(self, name: str, engine: str, scan: str) -> str:
+        """One file of a run of `engine` ("reference" is one) on a scan.
+
+        name: dseg, sidecar, volumes or record; of an engine also margin, dseg_native and sidecar_native (the label map
+        on the scan's own grid), and what is made from them: compare and picture. scan: the composed name, as
+        "sub-01/anat/sub-01_T1w".
+        """
+        patterns = self.reference if engine == "reference" else self.of_engine
+        return patterns[name].format(engine=engine, scan=scan)
 
 
 def failure_of(failures, engine: str, scan: str, record) -> Path:

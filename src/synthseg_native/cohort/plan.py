@@ -5,13 +5,15 @@ What happens before the first job and after the last is `deploy`'s.
 
 import functools
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import nibabel as nib
 
 from synthseg_native import memory
 from synthseg_native.cohort import config as configuration
-from synthseg_native.cohort import containers, demo, environments, paths, ranking, runs, state
+from synthseg_native.cohort import containers, demo, environments, ranking, runs, state
+from synthseg_native.cohort.paths import Patterns
 from synthseg_native.cohort.samples import openable, read_samples
 from synthseg_native.errors import SynthSegError
 from synthseg_native.identity import keys
@@ -19,17 +21,6 @@ from synthseg_native.networks import cards as models
 from synthseg_native.networks import weights
 
 PACKAGE = Path("src/synthseg_native")
-AGGREGATES = {
-    "summary": "summary.tsv",
-    "columns": "summary.json",
-    "homogeneity": "homogeneity.json",
-    "failed": "failed.tsv",
-    "volumes": "volumes.tsv",
-    "volumes_wide": "volumes_wide.tsv",
-    "volumes_synthseg": "volumes_synthseg.csv",
-}
-
-
 EXISTING_MB = 3000  # to take a label map that is already there
 
 
@@ -138,29 +129,31 @@ class Plan:
 
     # --- files -----------------------------------------------------------------------------------------------------
 
-    def files(self, engine: str, scan: str = "{scan}") -> dict[str, str]:
+    patterns: Patterns  # where results lie, as the rules say: set by workflow/Snakefile when it has read them
+
+    def files(self, engine: str, scan: str) -> dict[str, str]:
         """A run's own results: dseg, sidecar, volumes, record, and of an engine margin, dseg_native, sidecar_native."""
-        names = (*(runs.REFERENCE_FILES if engine == "reference" else runs.NATIVE_FILES), "record")
-        return {name: self._path(engine, scan, name) for name in names}
+        names = self.patterns.reference if engine == "reference" else self.patterns.native
+        return {name: self.path(name, engine, scan) for name in names}
 
-    def comparison(self, engine: str, scan: str = "{scan}") -> str:
-        return self._path(engine, scan, "compare")
+    def path(self, name: str, engine: str, scan: str) -> str:
+        """One file of a run, by the name that it has in the rules; also its picture and its comparison ("compare")."""
+        return self.patterns.path(name, engine, scan)
 
-    def picture(self, engine: str, scan: str = "{scan}") -> str:
-        return self._path(engine, scan, "picture")
+    def aggregates(self) -> dict[str, str]:
+        """The tables of the cohort."""
+        return self.patterns.summary
 
-    def title(self, scan: str, engine: str) -> str:
+    def title(self, engine: str, scan: str) -> str:
         """What stands above a picture: a small model must not pass for SynthSeg there either."""
         grade = "" if self.model.research_grade else " (not for research)"
         return f"{self.scans[scan].name} · {self.model.name}{grade} · {engine}"
 
-    def _path(self, engine: str, scan: str, name: str) -> str:
-        return str(paths.paths(self.results, engine, scan, self.model.name, self.resolution)[name])
+    def image_path(self, scan: str) -> str:
+        """The scan's image, whether it is there or not."""
+        return self.scans[scan].image
 
-    def aggregates(self) -> dict[str, str]:
-        return {name: f"{self.results}/{file}" for name, file in AGGREGATES.items()}
-
-    def image(self, scan: str, engine: str = "reference") -> list[str]:
+    def image(self, engine: str, scan: str) -> list[str]:
         """The image as a rule's input.
 
         A path that is not there stops Snakemake before any job starts. So: the path where the image exists or can be
@@ -171,12 +164,12 @@ class Plan:
         settings of its runs, decides all the same.
         """
         image = self.scans[scan].image
-        there = image in self.demo_images or Path(image).exists() or Path(self.files(engine, scan)["dseg"]).exists()
+        there = image in self.demo_images or Path(image).exists() or Path(self.path("dseg", engine, scan)).exists()
         return [image] if there and "{" not in image else []
 
     def benchmarked_images(self) -> list[str]:
         """The same for the benchmark, whose result is its table."""
-        made = Path(self.results, "benchmark.tsv").exists()
+        made = Path(self.patterns.benchmark["table"]).exists()
         images = [image for scan in self.benchmarked if "{" not in (image := self.scans[scan].image)]
         return [image for image in images if made or image in self.demo_images or Path(image).exists()]
 
@@ -198,20 +191,25 @@ class Plan:
         pairs = [(engine, scan) for engine in self.engines for scan in self.scans]
         pairs += [("reference", scan) for scan in self.compared]
         files = [path for engine, scan in pairs for path in self._lasting(engine, scan)]
-        return files + [self.comparison(engine, scan) for engine in self.engines for scan in self.compared]
+        return files + [self.path("compare", engine, scan) for engine in self.engines for scan in self.compared]
 
     def _lasting(self, engine: str, scan: str) -> list[str]:
         """A run's results, and its picture, that can be asked for: where its image vanished, those that are there."""
         files, image = list(self.files(engine, scan).values()), self.scans[scan].image
-        files += [] if engine == "reference" else [self.picture(engine, scan)]
+        files += [] if engine == "reference" else [self.path("picture", engine, scan)]
         there = [path for path in files if Path(path).exists()]
         return there if there and image not in self.demo_images and not Path(image).exists() else files
 
     def wanted_once(self) -> list[str]:
         """The verifications and the benchmark's tables."""
-        verified = [f"{self.results}/env/{engine}.json" for engine in self.engines]
-        tables = ("benchmark.tsv", "benchmark_runs.tsv") if self.benchmarked else ()
-        return verified + [f"{self.results}/{table}" for table in tables]
+        verified = [self.patterns.verify_env["finding"].format(engine=engine) for engine in self.engines]
+        return verified + (list(self.patterns.benchmark.values()) if self.benchmarked else [])
+
+    @functools.cached_property
+    def pythons(self) -> dict[str, str]:
+        """The interpreter of every environment that a step may need, whether it has been made yet or not."""
+        names = sorted({*self.engines, "tensorflow", "demo"})
+        return {name: str(environments.python(name)) for name in names}
 
     # --- rerun keys --------------------------------------------------------------------------------------------------
 
@@ -321,6 +319,15 @@ class Plan:
         """The same for the benchmark, which runs everything in turn."""
         return max((self.memory(e, s) for e in (*self.engines, "reference") for s in self.benchmarked), default=1000)
 
+    def benchmark_minutes(self) -> float:
+        """Minutes that the benchmark of one image and engine may take at most."""
+        pairs = self.config["benchmark"]["repeats"] + self.config["benchmark"]["warmups"]
+        return 2 * self.minutes * pairs + 10
+
+    def benchmark_scans(self) -> list[str]:
+        """The benchmark's scans with their images, as scripts/benchmark.py takes them."""
+        return [f"{scan}={self.image_path(scan)}" for scan in self.benchmarked]
+
     # --- what the summary is about ---------------------------------------------------------------------------------
 
     @functools.cached_property
@@ -345,7 +352,7 @@ class Plan:
             "engines": self.engines,
             "model": {"name": model.name, "dir": str(model.folder), "research_grade": model.research_grade},
             "reference": reference,
-            "resolution": self.resolution,
+            "patterns": asdict(self.patterns),
             "scans": scans,
             "benchmark": bool(self.benchmarked),
         }

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from synthseg_native import __version__
-from synthseg_native.cohort.paths import failure_record, paths, read_json, write_json, write_text
+from synthseg_native.cohort.paths import Patterns, failure_of, read_json, write_json, write_text
 from synthseg_native.cohort.tables import MISSING, as_text, read_tsv, write_tsv
 from synthseg_native.compare import verdict_text
 from synthseg_native.networks.cards import CSF, read_labels
@@ -94,8 +94,9 @@ COMPARED = tuple(COLUMNS)[tuple(COLUMNS).index("geometry_equal") : tuple(COLUMNS
 def summarise(plan: dict, results) -> None:
     """Write every table and BIDS description of the cohort into the results folder, each whole or not at all.
 
-    plan: model {name, dir, research_grade}, engines, reference {kind, runtime} or None, resolution, and scans: a list
-    of {scan, entities, sheet (further columns), row (as in the sheet), image (path), reference (whether compared)}.
+    plan: model {name, dir, research_grade}, engines, reference {kind, runtime} or None, patterns (`Patterns`, a dict),
+    and scans: a list of {scan, entities, sheet (further columns), row (as in the sheet), image (path), reference
+    (whether compared)}.
     """
     results = Path(results)
     labels = read_labels(Path(plan["model"]["dir"]) / "labels.tsv")
@@ -122,10 +123,11 @@ class _Run:
 
     def __init__(self, results, engine, scan, plan):
         self.engine, self.scan = engine, scan
-        of_model = plan["model"]["name"], plan["resolution"]
-        self.files = paths(results, engine, scan, *of_model)
+        patterns = Patterns(**plan["patterns"])
+        names = patterns.reference if engine == REFERENCE else patterns.of_engine
+        self.files = {name: Path(patterns.path(name, engine, scan)) for name in names}
         record = read_json(self.files["record"]) if self.files["dseg"].is_file() else None
-        failure = read_json(failure_record(results, engine, scan, *of_model))
+        failure = read_json(failure_of(results / ".state/failed", engine, scan, self.files["record"]))
         if failure and record and (failure.get("finished") or "") < (record.get("finished") or ""):
             failure = None  # of an attempt before the success
         self.status = "failed" if failure else "ok" if record else "missing"

@@ -1,0 +1,26 @@
+"""What Snakemake's report (`./snakemake --report report.zip`) says of a result in its tables."""
+
+from pathlib import Path
+
+from synthseg_native.cohort.paths import read_json
+
+
+def of_picture(wildcards, input) -> dict[str, str]:
+    """Labels of a picture: the scan, and what is odd about its segmentation."""
+    qc = ((read_json(input.record) or {}).get("output") or {}).get("qc") or {}
+    return {"scan": _name(wildcards.scan), "worth a look": ", ".join(qc.get("flags") or []) or "-"}
+
+
+def of_comparison(wildcards, output) -> dict[str, str]:
+    """Labels of a comparison: the scan, the verdict and how many voxels differ."""
+    found = read_json(output.compare) or {}
+    different = found.get("n_voxels_different")
+    return {
+        "scan": _name(wildcards.scan),
+        "verdict": found.get("verdict") or "-",
+        "voxels that differ": "-" if different is None else str(different),
+    }
+
+
+def _name(scan: str) -> str:
+    return Path(scan).name
