@@ -5,7 +5,7 @@
 rule picture:
     """Draw the label map's outlines on the image, with what is odd about the run below."""
     input:
-        image=lambda wildcards: PLAN.image(wildcards.engine, wildcards.scan),
+        image=lambda wildcards: image_of(wildcards.scan),
         dseg="<results>/{engine}/{scan}_seg-<model>_res-<grid>_dseg.nii.gz",
         volumes="<results>/{engine}/{scan}_seg-<model>_res-<grid>_volumes.tsv",
         record="<results>/{engine}/{scan}_seg-<model>_res-<grid>_run.json",
@@ -15,7 +15,9 @@ rule picture:
             category="Pictures",
             subcategory="{engine}",
             caption="../report/picture.rst",
-            labels=report_labels.of_picture,
+            labels=lambda wildcards, input: report_labels.of_picture(
+                wildcards, input, PLAN.model.labels
+            ),
         ),
     log:
         "<results>/logs/picture/{engine}/{scan}.log",

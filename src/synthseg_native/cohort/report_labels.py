@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from synthseg_native.cohort.paths import read_json
+from synthseg_native.results import quality
 
 
-def of_picture(wildcards, input) -> dict[str, str]:
-    """Labels of a picture: the scan, and what is odd about its segmentation."""
-    qc = ((read_json(input.record) or {}).get("output") or {}).get("qc") or {}
+def of_picture(wildcards, input, labels_table) -> dict[str, str]:
+    """Labels of a picture: the scan, and what is odd about its segmentation. labels_table: `cards.Labels`."""
+    qc = quality.of_record(read_json(input.record) or {}, labels_table) or {}
     return {"scan": _name(wildcards.scan), "worth a look": ", ".join(qc.get("flags") or []) or "-"}
 
 

@@ -73,9 +73,11 @@ def recorded_identity(record: dict) -> dict:
 
     A file may be exchanged between the plan and the run: then the results are those of the bytes that were read.
     """
-    found = dict(record.get("key") or {})
-    read = {"content": (record.get("input") or {}).get("sha256"), "weights": record["model"]["weights_sha256"]}
-    return found | {name: sha256[:12] for name, sha256 in read.items() if sha256 and name in found}
+    found = record.get("key")
+    if not isinstance(found, dict):
+        return {}
+    read = {"content": _at(record, "input", "sha256"), "weights": _at(record, "model", "weights_sha256")}
+    return found | {name: str(sha256)[:12] for name, sha256 in read.items() if sha256 and name in found}
 
 
 def run_state(files: dict[str, str], wanted: dict, contents: Contents, failure: str | Path | None = None) -> State:
@@ -86,13 +88,14 @@ def run_state(files: dict[str, str], wanted: dict, contents: Contents, failure: 
     """
     record = _json(files["record"])
     failed = _json(failure) if failure else None
-    if failed and (not record or (failed.get("finished") or "") >= (record.get("finished") or "")):
-        return State(FAILED, ((failed.get("error") or {}).get("message") or "it did not say why",))
+    if isinstance(failed, dict) and _finished(failed) >= _finished(record):
+        return State(FAILED, (_at(failed, "error", "message") or "it did not say why",))
     if not isinstance(record, dict) or record.get("status") != "ok":
         others = any(Path(path).exists() for name, path in files.items() if name != "record")
         return State(MISSING, ("its run record is missing" if others else "has not run",))
     as_made = lambda path, sha256: contents.is_as_made(path, sha256, files["record"])  # noqa: E731
-    return state_of(files, record.get("files") or {}, recorded_identity(record), wanted, as_made)
+    made = record.get("files")
+    return state_of(files, made if isinstance(made, dict) else {}, recorded_identity(record), wanted, as_made)
 
 
 def state_of(
@@ -157,6 +160,11 @@ def made_by(record: dict) -> dict:
     if found["engine"] in engines.ANY_THREADS:
         found["threads"] = None
     return found
+
+
+def _finished(record) -> str:
+    """When a run ended, as ISO 8601; "" where nobody knows."""
+    return str(_at(record, "finished") or "")
 
 
 def _at(record, *names):
