@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 from rule_patterns import patterns
-
 from synthseg_native import errors, memory, shared_disk
 from synthseg_native.cohort import paths, runs
 from synthseg_native.cohort.runs import failures, native

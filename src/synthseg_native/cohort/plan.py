@@ -37,8 +37,8 @@ def header_of(image):
 class Plan:
     """A checked configuration with its sheet; `SynthSegError("usage")` names every mistake in them.
 
-    config: the dict as it was read; root: the folder of the project; dry_run: chooses no engine. Scans are named by their composed name ("sub-01/anat/sub-01_T1w"), results by paths relative to the
-    working directory.
+    config: the dict as it was read; root: the folder of the project; dry_run: chooses no engine. Scans are named by
+    their composed name ("sub-01/anat/sub-01_T1w"), results by paths relative to the working directory.
     """
 
     def __init__(self, config: dict, root: Path, dry_run: bool = False):
