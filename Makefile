@@ -2,7 +2,7 @@
 
 RUN = sh scripts/launch.sh run
 DEV = $(RUN) dev --
-LOCKS = workflow tensorflow openvino torch training demo dev
+LOCKS = workflow tensorflow openvino torch training demo dev docs
 # Tests in the order in which two processes are busy about equally long; TESTS= and JOBS= change what runs and how many.
 TESTS = tests/workflow tests/golden tests/container tests/unit
 JOBS = 2
@@ -10,7 +10,7 @@ PARALLEL = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 # What goes to pytest as well, e.g. make test ARGS="-k golden"
 ARGS =
 
-.PHONY: help demo demo-docker test test-fast benchmark lint format locks python311 clean-envs reference-image
+.PHONY: help demo demo-docker test test-fast benchmark lint format locks python311 clean-envs reference-image docs
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' Makefile | awk -F '\t' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -45,6 +45,10 @@ format: ## put code and rules in the house's format
 
 reference-image: ## build the container image of the reference (podman: make reference-image ARGS="--runtime podman")
 	@$(RUN) workflow -- scripts/reference_image.py build $(ARGS)
+
+docs: ## build the documentation as a site, build/site/index.html
+	@NO_MKDOCS_2_WARNING=1 $(RUN) docs -- -m mkdocs build --strict --quiet
+	@echo build/site/index.html
 
 locks: ## resolve envs/*.in anew for all platforms (newer versions: make locks ARGS=--upgrade)
 	@for name in $(LOCKS); do \

@@ -1,6 +1,8 @@
 """Is one label map the same segmentation as another? The verdict of a native run against its reference."""
 
 import math
+from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
 
 import nibabel as nib
@@ -26,13 +28,13 @@ _SIDES = {"left": 1, "right": -1}
 
 
 def compare_label_maps(
-    native_path,
-    reference_path,
-    labels_path,
-    margin_path=None,
-    thresholds=None,
-    native_volumes=None,
-    reference_volumes=None,
+    native_path: str | PathLike,
+    reference_path: str | PathLike,
+    labels_path: str | PathLike,
+    margin_path: str | PathLike | None = None,
+    thresholds: Mapping[str, float] | None = None,
+    native_volumes: str | PathLike | None = None,
+    reference_volumes: str | PathLike | None = None,
 ) -> dict:
     """Compare two label maps voxel by voxel and label by label.
 
@@ -94,7 +96,11 @@ def compare_label_maps(
 
 
 def verdict_text(verdict: str, reference_kind: str | None) -> str:
-    """The verdict with what it is a verdict on, as in "identical (to the own reference)"."""
+    """The verdict with what it is a verdict on.
+
+    >>> verdict_text("identical", "own"), verdict_text("different", "upstream"), verdict_text("not_compared", None)
+    ('identical (to the own reference)', "different (from upstream's image)", 'not compared')
+    """
     to = {"own": "the own reference", "upstream": "upstream's image", "existing": "the existing label map"}
     preposition = "from" if verdict == "different" else "to"
     if verdict == "not_compared" or reference_kind is None:

@@ -9,6 +9,12 @@ class SynthSegError(Exception):
 
     Further lines are further faults. What a terminal would not print as it is, a newline in a file name say, is
     written out, so that a line stays a line.
+
+    >>> error = SynthSegError("bad_input", "a\\nb.nii: the file is empty: copy or convert it again")
+    >>> print(error)
+    a\\nb.nii: the file is empty: copy or convert it again
+    >>> error.exit_code, error.transient
+    (3, False)
     """
 
     def __init__(self, code: str, *lines: str):
@@ -20,6 +26,7 @@ class SynthSegError(Exception):
 
     @property
     def exit_code(self) -> int:
+        """The exit status of a command that ends so: 2 wrong use, 3 bad input, 4 the machine, 1 a fault of ours."""
         return EXIT_CODES[self.code]
 
     @property
@@ -29,5 +36,9 @@ class SynthSegError(Exception):
 
 
 def printable(text: str) -> str:
-    """Text in which what a terminal would not print as it is, is written out."""
+    """Text in which what a terminal would not print as it is, is written out.
+
+    >>> print(printable("größe\\t1"))
+    größe\\t1
+    """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -13,6 +13,8 @@ whole machine; null where the kernel does not count), started and finished (UTC)
 The exit status is the command's. SIGTERM and SIGINT are passed on to everything the command started.
 """
 
+from __future__ import annotations  # Python 3.8 knows no "str | None"
+
 import argparse
 import contextlib
 import json
@@ -39,7 +41,7 @@ def _read(path):
         return ""
 
 
-def oom_kills():
+def oom_kills() -> int | None:
     """Count the processes that the kernel has killed for memory since boot; None where it does not tell."""
     for line in _read("/proc/vmstat").splitlines():
         if line.startswith("oom_kill "):
@@ -47,7 +49,7 @@ def oom_kills():
     return None
 
 
-def cgroup_peak_mib():
+def cgroup_peak_mib() -> float | None:
     """Return the peak memory of this process's control group in MiB (its page cache included), or None."""
     paths = []
     for line in _read("/proc/self/cgroup").splitlines():
@@ -70,11 +72,17 @@ def _signal_group(pid, number):
         os.killpg(pid, number)
 
 
-def measure(command, timeout=None, with_parent=False, cgroup=False):
+def measure(
+    command: list[str], timeout: float | None = None, with_parent: bool = False, cgroup: bool = False
+) -> dict[str, object]:
     """Run `command` (a list) in a session of its own; return what the module's text lists, as a dict.
 
     timeout: seconds, then the command is ended. with_parent: end it also when this process's parent is gone.
     Raises OSError where the command cannot be started.
+
+    >>> result = measure([sys.executable, "-c", "import sys; sys.exit(3)"])
+    >>> result["returncode"], result["signal"], result["timed_out"], 0 < result["wall_s"] < 60
+    (3, None, False, True)
     """
     parent, asked = os.getppid(), []
     done = threading.Event()
@@ -124,7 +132,8 @@ def measure(command, timeout=None, with_parent=False, cgroup=False):
     }
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
+    """Measure the command of the command line and write the result; returns its exit status (127: not started)."""
     parser = argparse.ArgumentParser(description="Measure the time and memory of one command.")
     parser.add_argument("--out", required=True, metavar="JSON")
     parser.add_argument("--timeout", type=float, metavar="SECONDS")

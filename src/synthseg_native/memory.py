@@ -14,6 +14,7 @@ import contextlib
 import math
 import resource
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,7 +51,7 @@ TABLE = {
 }
 
 
-def coefficients(engine, precision="float32", device="cpu") -> Coefficients:
+def coefficients(engine: str, precision: str = "float32", device: str = "cpu") -> Coefficients:
     """The row of the table; of what was not measured that of float32, of the CPU, and at last TensorFlow's."""
     for key in ((engine, precision, device), (engine, "float32", device), (engine, precision, "cpu")):
         if key in TABLE:
@@ -72,7 +73,13 @@ class Size:
     parameters: int = 0
 
 
-def size_of(card, shape, voxel_mm, crop=None, own_grid=True) -> Size:
+def size_of(
+    card: dict,
+    shape: Sequence[int],
+    voxel_mm: Sequence[float],
+    crop: Sequence[int] | None = None,
+    own_grid: bool = True,
+) -> Size:
     """The size of a run. card : of the model (dict) · shape, voxel_mm : (3,) of the scan, in the order of its axes
 
     crop : (3,) voxels, or None
@@ -85,8 +92,17 @@ def size_of(card, shape, voxel_mm, crop=None, own_grid=True) -> Size:
     return Size(padded, voxels, asked["features"], asked["labels"], own_grid, parameters)
 
 
-def padded_shape(card, shape, voxel_mm, crop=None) -> tuple:
-    """The shape (3,) that the network gets: resampled to the model's resolution, cropped, padded to its multiple."""
+def padded_shape(
+    card: dict, shape: Sequence[int], voxel_mm: Sequence[float], crop: Sequence[int] | None = None
+) -> tuple[int, ...]:
+    """The shape (3,) that the network gets: resampled to the model's resolution, cropped, padded to its multiple.
+
+    >>> card = {"input": {"resolution_mm": 1, "pad_multiple": 32, "min_size": 128}}
+    >>> padded_shape(card, shape=(181, 217, 40), voxel_mm=(1, 1, 5))
+    (192, 224, 224)
+    >>> padded_shape(card, shape=(181, 217, 40), voxel_mm=(1, 1, 5), crop=(96, 100, 96))
+    (96, 128, 96)
+    """
     target, multiple, smallest = (card["input"][name] for name in ("resolution_mm", "pad_multiple", "min_size"))
     if any(abs(size - target) > 0.05 for size in voxel_mm):
         shape = [math.ceil(n * size / target - 1e-6) for n, size in zip(shape, voxel_mm, strict=True)]
@@ -99,7 +115,7 @@ def _up(size, multiple):
     return math.ceil(size / multiple) * multiple
 
 
-def predict(size: Size, engine, precision="float32", device="cpu") -> int:
+def predict(size: Size, engine: str, precision: str = "float32", device: str = "cpu") -> int:
     """Peak resident memory of the whole command, MiB. engine : a name of `engines`, or "reference"."""
     return round(peak(coefficients(engine, precision, device), size))
 
@@ -139,7 +155,15 @@ def _cgroup_limits():
                     yield int((place / name).read_text())
 
 
-def check(name, size: Size, engine, precision="float32", device="cpu", card=None, limit=None) -> int:
+def check(
+    name: str,
+    size: Size,
+    engine: str,
+    precision: str = "float32",
+    device: str = "cpu",
+    card: dict | None = None,
+    limit: float | None = None,
+) -> int:
     """The prediction in MiB; SynthSegError("oom"), which names what would fit, where this machine has less.
 
     name : of the scan, for the message · card : of the model, where a crop may help · limit : MiB, this machine's
@@ -181,8 +205,12 @@ def own_peak_mib() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (MIB if sys.platform == "darwin" else 2**10), 1)
 
 
-def remark(predicted, reached) -> str | None:
-    """A sentence where the peak was more than 20 % off the prediction (both in MiB); None else, or where one lacks."""
+def remark(predicted: float | None, reached: float | None) -> str | None:
+    """A sentence where the peak was more than 20 % off the prediction (both in MiB); None else, or where one lacks.
+
+    >>> remark(predicted=500, reached=650)
+    'the peak of 650 MiB is 30 % above the predicted 500 MiB'
+    """
     if not predicted or not reached or abs(reached / predicted - 1) <= TOLERANCE:
         return None
     way = "above" if reached > predicted else "below"
@@ -196,6 +224,6 @@ def packing_mb() -> int | None:
     return None if limit is None else int(0.9 * limit * MIB / 1e6)
 
 
-def declared_mb(predicted) -> int:
+def declared_mb(predicted: float) -> int:
     """What a job asks for, in MB (10^6 bytes): the prediction (MiB) and the miss that is not told."""
     return math.ceil(predicted * (1 + TOLERANCE) * MIB / 1e6)

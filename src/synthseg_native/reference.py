@@ -14,6 +14,7 @@ import csv
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -22,7 +23,7 @@ import scipy.ndimage
 import yaml
 
 
-def load_model(folder):
+def load_model(folder: str | Path) -> tuple[dict, list[dict[str, str]]]:
     """Return the card (dict) and the rows of the label table (list of dict, in channel order)."""
     with Path(folder, "card.yaml").open(encoding="utf-8") as file:
         card = yaml.safe_load(file)
@@ -34,7 +35,7 @@ def load_model(folder):
 # Reading, resampling, orientation ------------------------------------------------------------------------------------
 
 
-def read_image(path):
+def read_image(path: str | Path) -> tuple[np.ndarray, np.ndarray, nib.spatialimages.SpatialHeader, np.ndarray]:
     """Return data (float64, 3-D), affine (4, 4), header and voxel sizes as the header states them (3,)."""
     image = nib.load(path)
     data = np.squeeze(image.get_fdata())
@@ -43,8 +44,11 @@ def read_image(path):
     return data, image.affine, image.header, np.array(image.header.get_zooms()[:3], dtype=np.float64)
 
 
-def resample(data, affine, resolution):
-    """Blur and resample linearly to isotropic voxels of `resolution` mm; return data and affine."""
+def resample(data: np.ndarray, affine: np.ndarray, resolution: float) -> tuple[np.ndarray, np.ndarray]:
+    """Blur and resample linearly to isotropic voxels of `resolution` mm; return data and affine.
+
+    The blur has a sigma of 1/4 of the new voxel size, along axes that do not get more samples than before.
+    """
     voxel_size = np.sqrt(np.sum(affine[:3, :3] ** 2, axis=0))
     factor = voxel_size / resolution  # above 1: more samples than before
 
@@ -69,7 +73,7 @@ def resample(data, affine, resolution):
     return resampled, new_affine
 
 
-def ras_axes(affine):
+def ras_axes(affine: np.ndarray) -> np.ndarray:
     """For each world axis (x, y, z), the voxel axis that follows it most closely."""
     axes = np.argmax(np.abs(np.linalg.inv(affine)[:3, :3]), axis=0)
     for missing in range(3):
@@ -79,7 +83,7 @@ def ras_axes(affine):
     return axes
 
 
-def to_ras(data, affine):
+def to_ras(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Permute and flip the axes so that they point right, anterior, superior. No rotation."""
     axes = ras_axes(affine)
     data = np.transpose(data, axes)
@@ -89,7 +93,7 @@ def to_ras(data, affine):
     return data
 
 
-def from_ras(data, affine):
+def from_ras(data: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Undo `to_ras` for an image with this affine."""
     axes = ras_axes(affine)
     for world in range(3):
@@ -101,11 +105,16 @@ def from_ras(data, affine):
 # Intensities and size ------------------------------------------------------------------------------------------------
 
 
-def round_up(size, multiple):
+def round_up(size: float, multiple: int) -> int:
+    """The smallest multiple that is no less than size.
+
+    >>> round_up(181, 32)
+    192
+    """
     return int(np.ceil(size / multiple)) * multiple
 
 
-def crop_box(shape, size):
+def crop_box(shape: tuple[int, ...], size: list[int]) -> tuple[slice, ...]:
     """Slices of the central box of this size, no larger than the image."""
     box = []
     for n, c in zip(shape, size, strict=True):
@@ -114,7 +123,7 @@ def crop_box(shape, size):
     return tuple(box)
 
 
-def bright_box(data, multiple):
+def bright_box(data: np.ndarray, multiple: int) -> tuple[slice, ...]:
     """FreeSurfer's --autocrop: slices of the box around all voxels above 0, rounded up to a multiple."""
     positions = np.argwhere(data > 0)
     box = []
@@ -127,7 +136,7 @@ def bright_box(data, multiple):
     return tuple(box)
 
 
-def scale(data):
+def scale(data: np.ndarray) -> np.ndarray:
     """Clip to the 0.5 and 99.5 percentiles and scale to [0, 1]; a constant image becomes zeros."""
     low, high = np.percentile(data, 0.5), np.percentile(data, 99.5)
     if low == high:
@@ -135,7 +144,7 @@ def scale(data):
     return (np.clip(data, low, high) - low) / (high - low)
 
 
-def pad(data, multiple, min_size):
+def pad(data: np.ndarray, multiple: int, min_size: list[int]) -> tuple[np.ndarray, tuple[slice, ...]]:
     """Pad with zeros to a multiple, at least min_size per axis; return data and the slices of the image in it."""
     margins, box = [], []
     for n, smallest in zip(data.shape, min_size, strict=True):
@@ -149,8 +158,11 @@ def pad(data, multiple, min_size):
 # Network -------------------------------------------------------------------------------------------------------------
 
 
-def smooth(posteriors, sigma):
-    """Gaussian of this sigma (voxels), zero padding, each channel by itself: one full 3-D kernel."""
+def smooth(posteriors: Any, sigma: float) -> Any:
+    """Gaussian of this sigma (voxels), zero padding, each channel by itself: one full 3-D kernel.
+
+    posteriors: a tensor (1, X, Y, Z, N), as is the result.
+    """
     import tensorflow as tf
 
     half = int(np.ceil(2.5 * sigma) / 2)
@@ -164,7 +176,7 @@ def smooth(posteriors, sigma):
     return tf.concat(channels, axis=-1)
 
 
-def build_network(network, sigma):
+def build_network(network: dict, sigma: float) -> Any:
     """The U-Net with upstream's layer names, as a Keras model: (1, X, Y, Z, 1) -> smoothed posteriors."""
     from tensorflow.keras import Model, layers
 
@@ -200,8 +212,11 @@ def build_network(network, sigma):
     return Model(image, x)
 
 
-def predict(model, volume, flip):
-    """Posteriors (X, Y, Z, N) of a padded volume; with a flip table, averaged with those of the mirror image."""
+def predict(model: Any, volume: np.ndarray, flip: np.ndarray | None) -> np.ndarray:
+    """Posteriors (X, Y, Z, N) of a padded volume; with a flip table, averaged with those of the mirror image.
+
+    flip: (N,), for each channel that of the same structure on the other side.
+    """
     posteriors = model.predict(volume[None, ..., None].astype(np.float32), verbose=0)[0]
     if flip is None:
         return posteriors
@@ -212,8 +227,12 @@ def predict(model, volume, flip):
 # Post-processing -----------------------------------------------------------------------------------------------------
 
 
-def largest_component(mask):
-    """The largest 6-connected part of a mask, the first one on a tie; an empty mask stays as it is."""
+def largest_component(mask: np.ndarray) -> np.ndarray:
+    """The largest 6-connected part of a mask, the first one on a tie; an empty mask stays as it is.
+
+    >>> largest_component(np.array([[[1, 0, 1, 1, 0, 1, 1]]], bool)).astype(int).ravel().tolist()
+    [0, 0, 1, 1, 0, 0, 0]
+    """
     components, n = scipy.ndimage.label(mask)
     if n == 0:
         return mask
@@ -221,8 +240,13 @@ def largest_component(mask):
     return components == 1 + np.argmax(sizes[1:])
 
 
-def postprocess(posteriors, box, topology, threshold, fast):
-    """Keep the brain, then each structure's largest part; un-pad, normalise. Return posteriors (x, y, z, N)."""
+def postprocess(
+    posteriors: np.ndarray, box: tuple[slice, ...], topology: np.ndarray, threshold: float, fast: bool
+) -> np.ndarray:
+    """Keep the brain, then each structure's largest part; un-pad, normalise. Return posteriors (x, y, z, N).
+
+    posteriors: (X, Y, Z, N) of the padded volume, changed in place. topology: (N,), the class of each channel, 0: none.
+    """
     if fast:
         posteriors = posteriors[box]
 
@@ -247,7 +271,13 @@ def postprocess(posteriors, box, topology, threshold, fast):
 # Saving --------------------------------------------------------------------------------------------------------------
 
 
-def save_image(data, affine, header, path, dtype=None):
+def save_image(
+    data: np.ndarray,
+    affine: np.ndarray,
+    header: nib.spatialimages.SpatialHeader,
+    path: str | Path,
+    dtype: type | None = None,
+) -> None:
     """Save with the input's header. Without a dtype the header's own is kept, as upstream does for --resample."""
     image = nib.Nifti1Image(data if dtype is None else data.astype(dtype), affine, header)
     if dtype is not None:
@@ -255,14 +285,16 @@ def save_image(data, affine, header, path, dtype=None):
     nib.save(image, path)
 
 
-def save_volumes(path, subject, names, volumes):
+def save_volumes(path: str | Path, subject: str, names: list[str], volumes: np.ndarray) -> None:
+    """Save volumes (mm3) as SynthSeg does: a row of names, a row of numbers."""
     with Path(path).open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)  # its line ends are CR LF, like upstream's
         writer.writerow(["subject", *names])
         writer.writerow([subject, *(str(volume) for volume in volumes)])
 
 
-def segment(arguments):
+def segment(arguments: argparse.Namespace) -> None:
+    """One image in, one label map out, and what else the command line asks for. ValueError for what is no 3-D image."""
     card, labels = load_model(arguments.model)
     resolution = card["input"]["resolution_mm"]
     multiple = card["input"]["pad_multiple"]
@@ -324,7 +356,8 @@ def segment(arguments):
         save_volumes(arguments.vol, subject, names, np.round(soft, 3))
 
 
-def main():
+def main() -> None:
+    """The command; one line on stderr and exit status 1 where a file cannot be read, used or written."""
     parser = argparse.ArgumentParser(description="SynthSeg, slow and obvious: one image in, one label map out.")
     parser.add_argument("--i", required=True, help="image")
     parser.add_argument("--o", required=True, help="label map to write")

@@ -15,7 +15,7 @@ import pytest
 
 from synthseg_native import shared_disk
 from synthseg_native.cohort.benchmark import COLUMNS, RUN_COLUMNS, run_benchmark, statistics_of, timings
-from synthseg_native.cohort.summary import benchmark_line
+from synthseg_native.cohort.summary.terminal import benchmark_line
 from synthseg_native.cohort.tables import as_text, read_tsv, write_tsv
 from synthseg_native.errors import SynthSegError
 

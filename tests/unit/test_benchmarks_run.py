@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from synthseg_native.cohort.benchmark import command as run
-from synthseg_native.cohort.benchmark import contestants, report
+from synthseg_native.cohort.benchmark import contestants, inputs, pages, peaks, report, rounds
 from synthseg_native.cohort.benchmark.contestants import Contestant, Runner, Task
 from synthseg_native.cohort.tables import read_tsv
 from synthseg_native.errors import SynthSegError
@@ -89,10 +89,10 @@ def bench(tmp_path, monkeypatch):
         (folder / "weights.h5").write_bytes(b"weights")
         return folder
 
-    monkeypatch.setattr(run.weights, "make_model", make_model)
-    monkeypatch.setattr(run.images, "make", make)
-    monkeypatch.setattr(report, "plot", lambda table, path: path.write_text(f"{len(table)} rows"))
-    monkeypatch.setattr(run, "available_mib", lambda: 64 * 1024.0)
+    monkeypatch.setattr(inputs.weights, "make_model", make_model)
+    monkeypatch.setattr(inputs.images, "make", make)
+    monkeypatch.setattr(report.plots, "plot", lambda table, path: path.write_text(f"{len(table)} rows"))
+    monkeypatch.setattr(rounds, "available_mib", lambda: 64 * 1024.0)
     monkeypatch.delenv("SYNTHSEG_GOLDEN_FULL", raising=False)
     monkeypatch.setattr(run.environments, "snapshot", lambda: tmp_path / "code")
     monkeypatch.setattr(contestants.child.environments, "clean_environment", lambda: dict(os.environ))
@@ -148,12 +148,12 @@ def test_quick_measures_compares_and_reports(bench):
     table = bench.table()
     row = table["64x64x64", "2", "openvino float32"]
     ratio = rows["openvino float32"]["wall_s"] / rows["reference"]["wall_s"]
-    assert float(row["ratio_median"]) == pytest.approx(ratio, abs=1e-5)
+    assert float(row["time_ratio_median"]) == pytest.approx(ratio, abs=1e-5)
     assert (float(row["median_around_network_s"]), row["n_pairs"]) == (0.5, "1")
     text = (bench.results / "here.md").read_text()
     assert "whole commands, from start to exit" in text and "weights made by benchmarks/weights.py" in text
     assert (bench.results / "here.png").read_text() == "4 rows"
-    assert (bench.results / "README.md").read_text().count("not measured") == len(report.PLATFORMS)
+    assert (bench.results / "README.md").read_text().count("not measured") == len(pages.PLATFORMS)
 
 
 def test_rounds_alternate_and_upstream_runs_from_a_copy(bench):
@@ -174,7 +174,7 @@ def test_rounds_alternate_and_upstream_runs_from_a_copy(bench):
     weights = bench.folder / "work" / "upstream" / "models" / "synthseg_1.0.h5"
     assert weights.resolve() == (bench.folder / "work" / "model" / "weights.h5").resolve()
     row = bench.table()["32x32x32", "2", "openvino float32"]
-    assert float(row["upstream_ratio_median"]) > 0
+    assert float(row["upstream_time_ratio_median"]) > 0
     assert bench.table()["32x32x32", "2", "upstream"]["equal"] == "true"
     assert "× upstream" in (bench.results / "here.md").read_text()
 
@@ -334,7 +334,7 @@ def test_memory_guard(bench, monkeypatch):
     asked = ["--sizes", "192x256x192", "--threads", 2, "--pairs", 1, "--pairs-elsewhere", 1]
     asked += ["--engines", "openvino", "--no-reference"]
     monkeypatch.setattr(run, "HEADLINE", (32, 32, 32))
-    monkeypatch.setattr(run, "available_mib", lambda: 2000.0)
+    monkeypatch.setattr(rounds, "available_mib", lambda: 2000.0)
     bench(*asked)
     assert [call for call in bench.calls() if "192" in call] == ["openvino 192x256x192 2 2"], "compact2mm alone fits"
     left_out = [row for row in read_tsv(bench.results / "here.tsv").to_dict("records") if row["left_out"] != "n/a"]
@@ -347,17 +347,17 @@ def test_memory_guard(bench, monkeypatch):
 
 def test_expectation_follows_what_was_measured():
     task = Task(None, ROOT / "models" / "synthseg1", None, (128, 128, 128), 2)
-    group = run.Group("synthseg1size", task, (), 1)
-    guess = run.Expectation([])(group, Contestant("openvino"))
-    bf16 = run.Expectation([])(group, Contestant("openvino", "bf16"))
+    group = rounds.Group("synthseg1size", task, (), 1)
+    guess = rounds.Expectation([])(group, Contestant("openvino"))
+    bf16 = rounds.Expectation([])(group, Contestant("openvino", "bf16"))
     assert bf16[0] < guess[0] and bf16[1] < guess[1]
     row = {"model": "synthseg1size", "contestant": "openvino float32", "status": "ok", "threads": 1}
     rows = [row | {"padded_voxels": 128**3 // 2, "wall_s": 30.0, "peak_rss_mib": 700.0}]
-    assert run.Expectation(rows)(group, Contestant("openvino")) == (30.0, 1400.0)
+    assert rounds.Expectation(rows)(group, Contestant("openvino")) == (30.0, 1400.0)
     rows.append(row | {"padded_voxels": 128**3, "wall_s": 44.0, "peak_rss_mib": 900.0, "threads": 2})
-    assert run.Expectation(rows)(group, Contestant("openvino")) == (44.0, 900.0)
+    assert rounds.Expectation(rows)(group, Contestant("openvino")) == (44.0, 900.0)
     rows.append(rows[-1] | {"wall_s": 40.0})
-    assert run.Expectation(rows)(group, Contestant("openvino")) == (40.0, 900.0)
+    assert rounds.Expectation(rows)(group, Contestant("openvino")) == (40.0, 900.0)
 
 
 def test_memory_rows_are_added_once(bench, monkeypatch):
@@ -365,7 +365,7 @@ def test_memory_rows_are_added_once(bench, monkeypatch):
     monkeypatch.setattr(run, "MEMORY_SCANS", scans)
     bench("--memory", "--engines", "openvino", "openvino:bf16")
     rows = read_tsv(bench.results.parent / "memory.tsv")
-    assert tuple(rows.columns) == run.MEMORY_COLUMNS and len(rows) == 8 + 2
+    assert tuple(rows.columns) == peaks.MEMORY_COLUMNS and len(rows) == 8 + 2
     assert rows.iloc[3].tolist()[:-1] == [
         *("openvino", "float32", "cpu", "synthseg1", "40", "40", "40", "0.8", "128", "128", "128", "true")
     ]
@@ -381,7 +381,7 @@ def test_image_of_the_user_is_cut_and_padded(tmp_path):
     affine = np.diag([-1.0, 1, 1, 1])
     affine[:3, 3] = 10, 20, 30
     nib.save(nib.Nifti1Image(data, affine), tmp_path / "scan.nii.gz")
-    ((size, made),) = run._cut(tmp_path / "scan.nii.gz", [(32, 32, 50)])
+    ((size, made),) = inputs.cut(tmp_path / "scan.nii.gz", [(32, 32, 50)])
     assert made.shape == size == (32, 32, 50) and nib.aff2axcodes(made.affine) == ("R", "A", "S")
     values = np.asarray(made.dataobj)
     assert np.count_nonzero(values) == np.count_nonzero(data[:, 4:36])
@@ -418,7 +418,7 @@ def test_ends_a_run_that_takes_too_long(tmp_path, bench):
 def rows_of(contestant, walls, peak=1000.0, **more):
     row = dict.fromkeys(report.RUN_COLUMNS) | {"status": "ok", "contestant": contestant, "cpu": "Zen", "cores": 2}
     row |= {"memory_gib": 24.0, "system": "Linux", "arch": "x86_64", "weights": "made 12", "image": "phantom 12"}
-    row |= dict(zip(("model", "size", "threads"), report.HEADLINE, strict=True))
+    row |= dict(zip(("model", "size", "threads"), pages.HEADLINE, strict=True))
     row |= {"precision": "bf16" if "bf16" in contestant else "float32", "started": "2026-01-02", "versions": "1"}
     row |= {"peak_rss_mib": peak, "other_cpu_s": 0.0, "labels_sha256": "a"} | more
     return [row | {"round": n, "wall_s": wall} for n, wall in enumerate(walls, 1) if wall is not None]
@@ -430,9 +430,9 @@ def test_ratios_are_taken_within_rounds():
     found = {row["contestant"]: row for row in report.summarise(rows)}
     row = found["openvino float32"]
     assert (row["n"], row["n_pairs"], row["median_wall_s"]) == (3, 3, 50)
-    assert (row["ratio_median"], row["ratio_min"], row["ratio_max"]) == (0.25, 0.2, 0.5)
-    assert row["upstream_ratio_median"] == pytest.approx((50 / 80 + 20 / 160) / 2)
-    assert found["reference"]["n_pairs"] == 0 and "ratio_median" not in found["reference"]
+    assert (row["time_ratio_median"], row["time_ratio_min"], row["time_ratio_max"]) == (0.25, 0.2, 0.5)
+    assert row["upstream_time_ratio_median"] == pytest.approx((50 / 80 + 20 / 160) / 2)
+    assert found["reference"]["n_pairs"] == 0 and "time_ratio_median" not in found["reference"]
 
 
 def test_the_last_run_of_a_round_counts():
@@ -446,7 +446,7 @@ def test_floors_and_goals():
     rows = rows_of("upstream", [100]) + rows_of("openvino float32", [30], 3.4 * gb, first_read_s=2.5)
     rows += rows_of("openvino bf16", [12])
     cells = {
-        line.split(" | ")[0].strip("| "): line.split(" | ")[3:] for line in report.floors(report.summarise(rows))[2:]
+        line.split(" | ")[0].strip("| "): line.split(" | ")[3:] for line in pages.floors(report.summarise(rows))[2:]
     }
     assert cells["wall, float32, 192x256x192, upstream = 1"] == ["0.3", "floor met |"]
     assert cells["wall, bf16, 192x256x192, upstream = 1"] == ["0.12", "goal met |"]

@@ -4,6 +4,7 @@ import ast
 import os
 import re
 import subprocess
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -152,8 +153,10 @@ def test_every_module_is_in_a_stage_or_changes_no_result(root):
     package = root / "src/synthseg_native"
     in_lists = listed(package)
     in_full = {module for module, whole in in_lists.items() if whole}
-    assert modules_in(package) - in_full - set(stages.UNCHANGING) == set(), "say what they are part of"
-    assert set(stages.UNCHANGING) - modules_in(package) == set(), "these are gone"
+    unlisted = modules_in(package) - in_full
+    assert {name for name in unlisted if not any(fnmatch(name, known) for known in stages.UNCHANGING)} == set()
+    gone = [known for known in stages.UNCHANGING if not any(fnmatch(name, known) for name in modules_in(package))]
+    assert gone == []
     assert all(" " in why or why == "empty" for why in stages.UNCHANGING.values())
     for name in (name for name, why in stages.UNCHANGING.items() if why == "empty"):
         assert all(isinstance(node, ast.Expr) for node in ast.parse((package / name).read_text()).body), name

@@ -188,7 +188,7 @@ def test_the_fit_finds_what_made_the_measurements(root, monkeypatch, tmp_path, c
     monkeypatch.syspath_prepend(root)
     from benchmarks import fit_memory
 
-    from synthseg_native.cohort.benchmark.command import MEMORY_COLUMNS, MEMORY_SCANS
+    from synthseg_native.cohort.benchmark.peaks import MEMORY_COLUMNS, MEMORY_SCANS
 
     made_from = memory.Coefficients(base=310, weights=5, read=30, network=4.2, posterior=1.5, mask=10, own=60)
     lines = ["\t".join(MEMORY_COLUMNS)]

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from rule_patterns import patterns
+from rule_patterns import with_patterns
 from synthseg_native import memory
 from synthseg_native.cohort import deploy, environments, ranking
 from synthseg_native.cohort.plan import Plan
@@ -29,15 +29,8 @@ def make(root, tmp_path, monkeypatch):
                 image.write_text(f"image {scan}")
         basics = {"samples": "samples.tsv", "model": "compact2mm", "allow_small_model": True}
         dry_run = config.pop("dry_run", False)
-        return planned(basics | config, root, dry_run)
+        return with_patterns(Plan(basics | config, root, dry_run))
 
-    return plan
-
-
-def planned(config, root, dry_run=False):
-    """A plan that has read the rules."""
-    plan = Plan(config, root, dry_run)
-    plan.patterns = patterns(plan.results, plan.model.name, plan.resolution)
     return plan
 
 
@@ -97,7 +90,7 @@ def test_an_image_that_vanished_keeps_its_key(make, tmp_path):
     deploy.prepare(plan)
     (tmp_path / "images/01.nii").unlink()
     config = {"samples": "samples.tsv", "model": "compact2mm", "allow_small_model": True}
-    assert planned(config, plan.root).native_settings("tensorflow", scan_of("01")) == before
+    assert with_patterns(Plan(config, plan.root)).native_settings("tensorflow", scan_of("01")) == before
 
 
 def test_an_image_is_an_input_only_where_the_workflow_makes_it(make, tmp_path):
@@ -106,7 +99,7 @@ def test_an_image_is_an_input_only_where_the_workflow_makes_it(make, tmp_path):
     assert plan.image(scan_of("01")) == plan.benchmarked_images() == []
     (tmp_path / "samples.tsv").write_text(f"participant_id\timage\n01\t{make(demo=True).demo_images[0]}\n")
     config = {"samples": "samples.tsv", "model": "compact2mm", "allow_small_model": True, "demo": True}
-    plan = planned(config, plan.root)
+    plan = with_patterns(Plan(config, plan.root))
     assert plan.image(scan_of("01")) == [plan.demo_images[0]]
 
 
@@ -185,7 +178,7 @@ def test_a_path_with_braces_is_no_input_and_known_by_its_content(make, tmp_path)
     for content in ("one", "other"):
         image.write_text(content)
         config = {"samples": "samples.tsv", "model": "compact2mm", "allow_small_model": True, "benchmark": {"scans": 1}}
-        plan = planned(config, root)
+        plan = with_patterns(Plan(config, root))
         assert plan.image(name) == plan.benchmarked_images() == []
         seen.add(json.loads(plan.native_settings("tensorflow", name))["content"])
     assert len(seen) == 2 and None not in seen
@@ -224,9 +217,9 @@ def test_the_demo_never_names_images_of_the_sheet(make):
     assert plan.demo_images and all(image.startswith("demo/sub-") for image in plan.demo_images)
 
 
-def test_the_plan_of_a_summary_cannot_change_under_it(make):
-    assert make().plan_file != make(("01",)).plan_file
-    assert make().plan_file == make().plan_file
+def test_the_manifest_of_a_run_in_progress_cannot_change_under_it(make, tmp_path):
+    assert make().manifest.path(tmp_path) != make(("01",)).manifest.path(tmp_path)
+    assert make().manifest.path(tmp_path) == make().manifest.path(tmp_path)
 
 
 # Engines -------------------------------------------------------------------------------------------------------------

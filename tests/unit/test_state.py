@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rule_patterns import patterns
+from rule_patterns import with_patterns
 from synthseg_native.cohort import deploy, environments, paths, state
 from synthseg_native.cohort.plan import Plan
 from synthseg_native.identity import current
@@ -44,9 +44,7 @@ class World:
         (self.folder / "samples.tsv").write_text("\n".join([header, *rows]) + "\n")
 
     def plan(self, **config) -> Plan:
-        plan = Plan(CONFIG | config, self.root)
-        plan.patterns = patterns(plan.results, plan.model.name, plan.resolution)
-        return plan
+        return with_patterns(Plan(CONFIG | config, self.root))
 
     def make(self, **config) -> None:
         """All results, current for this configuration."""
@@ -198,7 +196,7 @@ CODE = [
     ("progress.py", {}),
     ("memory.py", {}),
     ("networks/weights.py", {}),
-    ("cohort/summary.py", {}),
+    ("cohort/summary/tables.py", {}),
 ]
 
 

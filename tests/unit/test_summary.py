@@ -5,22 +5,26 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from rule_patterns import patterns
 from synthseg_native.cohort import benchmark
+from synthseg_native.cohort.manifest import Manifest, Run, Scan
 from synthseg_native.cohort.paths import failure_of, write_json, write_text
 from synthseg_native.cohort.samples import read_samples
-from synthseg_native.cohort.summary import COLUMNS, print_table, summarise
+from synthseg_native.cohort.summary import summarise
+from synthseg_native.cohort.summary.rows import COLUMNS
+from synthseg_native.cohort.summary.terminal import print_summary
 from synthseg_native.cohort.tables import read_tsv, write_tsv
+from synthseg_native.identity import stages
 from synthseg_native.networks.cards import read_labels
 from synthseg_native.results.outputs import VOLUME_COLUMNS
 
 ROOT = Path(__file__).parents[2]
 MODELS = {"compact2mm": ROOT / "models" / "compact2mm", "synthseg2": ROOT / "models" / "synthseg2"}
+IDENTITY = {"form": stages.FORM, "code": {"labels": "one"}, "mode": "default"}
 DESIGN_COLUMNS = """\
 participant_id session_id acq run suffix status error_code error qc_flags
 model research_grade mode engine engine_version precision device threads verdict verdict_reason reference_kind
@@ -47,7 +51,7 @@ class Cohort:
             "engines": ["tensorflow"],
             "model": {"name": model, "dir": str(MODELS[model]), "research_grade": model != "compact2mm"},
             "reference": {"kind": "own", "runtime": runtime},
-            "patterns": asdict(patterns(self.results, model, "2mm")),
+            "resolution": "2mm",
             "scans": [
                 {
                     "scan": scan,
@@ -107,10 +111,11 @@ class Cohort:
             "wall_s": 12.5 if engine != "reference" else 20.0,
             "peak_rss_mib": 1000.4,
             "reference": reference if engine == "reference" else None,
+            "key": IDENTITY,
             "finished": finished,
         }
-        write_json(files["record"], record)
-        write_text(files["dseg"], "")
+        for name in set(files) - {"record", "compare", "picture"}:
+            write_text(files[name], "")
         last = len(self.labels) - 1
         lines = ["\t".join(VOLUME_COLUMNS)]
         known = "n/a\tn/a" if engine == "reference" else None  # the last two columns: only of native runs
@@ -120,6 +125,7 @@ class Cohort:
             of_native = f"{'0.9000' if count else 'n/a'}\t{str(k == 1).lower()}"
             lines.append(f"{name}\t{10 * k:.3f}\t{count}\t{8 * count:.3f}\t{known or of_native}")
         write_text(files["volumes"], "\n".join(lines) + "\n")
+        write_json(files["record"], record)
 
     def fail(
         self,
@@ -157,8 +163,24 @@ class Cohort:
             self.run(number, "reference")
             self.compare(number)
 
+    def manifest(self, **changes) -> Manifest:
+        plan = self.plan | changes
+        engines = plan["engines"]
+
+        def run(number, engine):
+            files = {name: str(path) for name, path in self.files(number, engine).items()}
+            failure = failure_of(self.results / ".state/failed", engine, self.scan(number), files["record"])
+            return Run(files, str(failure), IDENTITY)
+
+        scans = []
+        for number, row in enumerate(plan["scans"], start=1):
+            names = [*engines, *(["reference"] if row["reference"] else [])]
+            about = {name: row[name] for name in ("scan", "image", "entities", "sheet", "row")}
+            scans.append(Scan(**about, runs={engine: run(number, engine) for engine in names}))
+        return Manifest(**plan | {"scans": scans})
+
     def rows(self):
-        summarise(self.plan, self.results)
+        summarise(self.manifest())
         return read_tsv(self.results / "summary.tsv").to_dict("records")
 
 
@@ -228,13 +250,13 @@ def test_odd_scans_are_named_for_people_but_not_hundreds_of_them(cohort, capsys)
     for number in (1, 2, 3):
         cohort.run(number, qc={"flags": ["low_confidence", "asymmetry"][:number], "labels_at_fov_edge": []})
     cohort.rows()
-    print_table(cohort.plan, cohort.results)
+    print_summary(cohort.manifest())
     said = capsys.readouterr().out
     assert "Worth a look:\n  sub-01_T1w: low_confidence\n  sub-02_ses-a_run-1_T1w: low_confidence, asymmetry\n" in said
     table = read_tsv(cohort.results / "summary.tsv")
     more = [{**row, "acq": str(n)} for n in range(4) for row in table.to_dict("records")]
     write_tsv(cohort.results / "summary.tsv", list(table), more)
-    print_table(cohort.plan, cohort.results)
+    print_summary(cohort.manifest())
     said = capsys.readouterr().out
     assert said.count(": low_confidence") == 10 and "\n  and 2 more\n" in said
 
@@ -247,7 +269,7 @@ def test_a_scan_that_all_engines_find_odd_is_named_once(cohort, capsys):
     cohort.run(2, "openvino", qc=odd)
     cohort.run(2, qc={"flags": [], "labels_at_fov_edge": []})
     cohort.rows()
-    print_table(cohort.plan, cohort.results)
+    print_summary(cohort.manifest())
     said = capsys.readouterr().out
     assert "Worth a look:\n  sub-01_T1w: asymmetry\n  sub-02_ses-a_run-1_T1w openvino: asymmetry\n\n" in said
 
@@ -259,7 +281,7 @@ def test_what_produced_the_cohort_is_told_at_the_end(cohort, capsys):
     found = json.loads((cohort.results / "homogeneity.json").read_text())
     assert found["tensorflow"]["homogeneous"] is True and found["tensorflow"]["runs"] == 2
     assert found["tensorflow"]["cpu"] == {"Zen 5": 2} and found["tensorflow"]["engine_version"] == {"2.15.1": 2}
-    print_table(cohort.plan, cohort.results)
+    print_summary(cohort.manifest())
     said = capsys.readouterr().out
     assert "\nHomogeneous: 2 runs, tensorflow 2.15.1, float32, cpu, 2 threads, Zen 5\n" in said
 
@@ -268,7 +290,7 @@ def test_what_produced_the_cohort_is_told_at_the_end(cohort, capsys):
     write_json(cohort.files(2)["record"], record)
     cohort.rows()
     assert json.loads((cohort.results / "homogeneity.json").read_text())["tensorflow"]["homogeneous"] is False
-    print_table(cohort.plan, cohort.results)
+    print_summary(cohort.manifest())
     said = capsys.readouterr().out
     assert "\nMixed: 2 runs of tensorflow differ in device: cpu (1), gpu (1); cpu: Zen 5 (1), Xeon (1)\n" in said
 
@@ -278,7 +300,7 @@ def test_every_engine_is_a_cohort_of_its_own(cohort, capsys):
     cohort.good(1)
     cohort.run(1, "openvino")
     cohort.rows()
-    print_table(cohort.plan, cohort.results)
+    print_summary(cohort.manifest())
     said = capsys.readouterr().out.splitlines()
     assert [line.split(",")[1] for line in said if line.startswith("Homogeneous: 1 run,")] == [
         " tensorflow 2.15.1",
@@ -378,7 +400,7 @@ def test_failed_tsv_is_a_sample_sheet(cohort):
 def test_an_image_named_relative_to_the_working_directory_is_found_from_failed_tsv(cohort, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     cohort.plan["scans"][0]["image"] = "data/1.nii"
-    summarise(cohort.plan, "results")
+    summarise(cohort.manifest(results="results"))
     assert read_tsv("results/failed.tsv")["image"][0] == "../data/1.nii"
 
 
@@ -509,7 +531,7 @@ def test_table_for_people(cohort, capsys):
     reference = "all reference 5 13.7 13.7 0.1 n/a n/a n/a n/a 1 M4 own docker true"
     table = "\n".join("\t".join(line.split()) for line in (header, values, reference)) + "\n"
     write_text(cohort.results / "benchmark.tsv", table)
-    print_table({**cohort.plan, "benchmark": True}, cohort.results)
+    print_summary(cohort.manifest(benchmark=True))
     out = capsys.readouterr().out
     lines = out.splitlines()
     assert " ".join(lines[1].split()) == "sub-01_T1w ok identical (to the own reference) 0 12.5 1000"
@@ -519,7 +541,7 @@ def test_table_for_people(cohort, capsys):
     quoted = "Benchmark: tensorflow 10.0 s (median of 5, mean 10.1 ± 0.2 s); 0.73 of the time of the own reference"
     assert f"{quoted} (docker, emulated) (5 pairs, 95 % interval 0.70 to 0.76), 1 thread, M4" in lines
     assert out.count("Benchmark:") == 1 and "summary.tsv has everything" in out and "not for research" in out
-    print_table(cohort.plan, cohort.results)  # the table of a benchmark that is no longer asked for
+    print_summary(cohort.manifest())  # the table of a benchmark that is no longer asked for
     assert "Benchmark:" not in capsys.readouterr().out
 
 
@@ -530,15 +552,14 @@ def run_script(*arguments):
 
 def test_script(cohort, tmp_path):
     cohort.good(1, 2, 3)
-    plan = tmp_path / "plan.json"
-    plan.write_text(json.dumps(cohort.plan))
-    done = run_script("--results", cohort.results, "--plan", plan)
+    manifest = cohort.manifest().write(tmp_path)
+    done = run_script("--manifest", manifest)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     (cohort.results / "failed.tsv").unlink()
-    done = run_script("--results", cohort.results, "--plan", plan, "--show")
+    done = run_script("--manifest", manifest, "--show")
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.count("identical (to the own reference)") == 3
     assert not (cohort.results / "failed.tsv").exists(), "showing writes nothing"
-    done = run_script("--results", tmp_path / "elsewhere", "--plan", plan, "--show")
+    done = run_script("--manifest", cohort.manifest(results=str(tmp_path / "elsewhere")).write(tmp_path), "--show")
     assert done.returncode == 1 and "summary.tsv: no such file: run the workflow first" in done.stderr
 
 

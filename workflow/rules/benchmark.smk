@@ -21,7 +21,7 @@ rule benchmark:
         ),
     log:
         "<results>/logs/benchmark.log",
-    threads: workflow.cores or 1
+    threads: lambda wildcards: workflow.cores
     resources:
         mem_mb=lambda wildcards: PLAN.benchmark_memory(),
         runtime=PLAN.benchmark_minutes(),

@@ -70,7 +70,6 @@ PYTHONS = constant(json.dumps(PLAN.pythons))  # all of these by environment, as 
 MODEL = constant(str(PLAN.model.folder))  # the folder with card.yaml and labels.tsv
 LABELS = constant(PLAN.labels)  # its labels.tsv
 WEIGHTS = constant(PLAN.weights)  # the weights file
-RESULTS = constant(PLAN.results)  # the folder of the results
 VERIFIED = constant(
     f"{PLAN.results}/env"
 )  # the folder of the environments' verifications

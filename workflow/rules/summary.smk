@@ -33,8 +33,7 @@ rule summary:
     params:
         python=PYTHON,
         code=CODE,
-        plan=lambda wildcards: PLAN.plan_file,
-        results=RESULTS,
+        manifest=lambda wildcards: str(PLAN.manifest.path(PLAN.state)),
         failed_mark=FAILED_MARK,
         step=lambda wildcards: step_code("summarise.py"),
     message:
@@ -43,8 +42,7 @@ rule summary:
         r"""
         PYTHONPATH={params.code:q}/src \
         {params.python:q} -B {params.code:q}/scripts/summarise.py \
-            --plan {params.plan:q} \
-            --results {params.results:q} \
+            --manifest {params.manifest:q} \
             2>&1 | tee {log:q} >&2
         rm -f {params.failed_mark:q}
         """

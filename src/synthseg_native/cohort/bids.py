@@ -4,6 +4,8 @@ import csv
 import io
 import os
 import re
+from collections.abc import Iterable
+from os import PathLike
 from pathlib import Path
 
 from synthseg_native.cohort.paths import write_text
@@ -16,11 +18,23 @@ SHEET_ENTITIES = ("sub", "ses", "acq", "run")
 NOT_MAGNITUDE = ("phase", "real", "imag")
 
 
-def find_images(dataset):
+def find_images(dataset: str | PathLike) -> tuple[list[dict[str, str]], list[tuple[str, str]]]:
     """Return (rows, left_out) of the BIDS dataset.
 
     ``rows`` are dictionaries with the keys of the sample sheet, ``image`` being relative to the dataset;
     ``left_out`` are pairs (path relative to the dataset, reason). Raises SynthSegError ``usage`` if it is no dataset.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as dataset:
+    ...     anat = Path(dataset, "sub-01", "anat")
+    ...     anat.mkdir(parents=True)
+    ...     for name in ("sub-01_T1w.nii.gz", "sub-01_rec-norm_T1w.nii.gz", "sub-01_bold.nii.gz"):
+    ...         _ = (anat / name).write_bytes(b"an image")
+    ...     rows, left_out = find_images(dataset)
+    >>> [(row["participant_id"], row["suffix"], row["image"]) for row in rows]
+    [('sub-01', 'T1w', 'sub-01/anat/sub-01_T1w.nii.gz')]
+    >>> [path for path, reason in left_out]  # of two that the sheet cannot tell apart the plainer name stays
+    ['sub-01/anat/sub-01_bold.nii.gz', 'sub-01/anat/sub-01_rec-norm_T1w.nii.gz']
     """
     dataset = Path(dataset)
     if not dataset.is_dir():
@@ -85,7 +99,9 @@ def _unsuitable(path, dataset, entities, suffix):
     return None
 
 
-def write_sheet(rows, dataset, sheet, force=False):
+def write_sheet(
+    rows: Iterable[dict[str, str]], dataset: str | PathLike, sheet: str | PathLike, force: bool = False
+) -> None:
     """Write the rows of `find_images` as a sample sheet, whole or not at all.
 
     Image paths are relative to the sheet where one of the two folders holds the other, else absolute.

@@ -16,7 +16,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 
 from packaging.markers import Marker
@@ -46,7 +48,7 @@ _MISSING = re.compile(r"no such image|unable to find image|image not known|no su
 # --- images ----------------------------------------------------------------------------------------------------------
 
 
-def image_key(base=BASE_IMAGE, platform=None):
+def image_key(base: str = BASE_IMAGE, platform: str | None = None) -> str:
     """Rerun key of the own image: Dockerfile, lock, reference.py (what it does), base as it is named, platform.
 
     A base that is named by its digest (name@sha256:...) is pinned; the image's ID is in each run record.
@@ -60,19 +62,25 @@ def image_key(base=BASE_IMAGE, platform=None):
     )
 
 
-def dockerfile():
+def dockerfile() -> Path:
+    """What the own image is built by."""
     return environments.LOCKS / "reference" / "Dockerfile"
 
 
-def image_tag(key):
+def image_tag(key: str) -> str:
     """Name of the own image with this key."""
     return f"{OWN_NAME}:{key}"
 
 
-def image_of(settings):
+def image_of(settings: dict) -> str:
     """The image of a reference run, from its settings (kind, runtime, image, key).
 
     Of kind own it is the one that was built; only Apptainer, which builds nothing, may be given a file as `image`.
+
+    >>> image_of({"kind": "own", "runtime": "docker", "key": "0123456789ab"})
+    'synthseg-native-reference:0123456789ab'
+    >>> image_of({"kind": "upstream", "runtime": "apptainer", "image": "somebody/synthseg:1"})
+    'docker://somebody/synthseg:1'
     """
     apptainer = settings["runtime"] == "apptainer"
     if settings["kind"] == "own":
@@ -83,7 +91,7 @@ def image_of(settings):
     return f"docker://{image}" if bare else image
 
 
-def version_of(settings):
+def version_of(settings: dict) -> str:
     """What runs in the image: the lock's TensorFlow in the own image; of a foreign one only its name is known."""
     if settings["kind"] != "own":
         return image_of(settings)
@@ -91,7 +99,7 @@ def version_of(settings):
     return "tensorflow " + re.search(r"^tensorflow==(\S+)", lock, re.M)[1]
 
 
-def platform_of(settings):
+def platform_of(settings: dict) -> str | None:
     """The platform asked for, or None for the daemon's own."""
     return settings.get("platform") or (UPSTREAM_PLATFORM if settings["kind"] == "upstream" else None)
 
@@ -106,7 +114,7 @@ class Runtime:
     rootless: bool
 
 
-def runtime(name):
+def runtime(name: str) -> Runtime:
     """Ask a runtime whether it works. Raises SynthSegError("daemon"), one line that says what to do."""
     if name == "apptainer":
         _ask(name, ["--version"])
@@ -122,7 +130,7 @@ def runtime(name):
     return Runtime(name, architecture, int(told["NCPU"]), "rootless" in " ".join(told.get("SecurityOptions") or []))
 
 
-def inspect(name, image, kind="own", platform=None):
+def inspect(name: str, image: str, kind: str = "own", platform: str | None = None) -> tuple[str | None, str | None]:
     """Return (image ID, architecture) of an image that the runtime has. Raises SynthSegError("daemon")."""
     if name == "apptainer":
         path = Path(image)
@@ -140,7 +148,7 @@ def inspect(name, image, kind="own", platform=None):
     return identity if ":" in identity else f"sha256:{identity}", _ARCHITECTURES.get(architecture, architecture)
 
 
-def has_image(name, image):
+def has_image(name: str, image: str) -> bool:
     """Whether the runtime has the image. Raises SynthSegError("daemon") when it cannot be asked."""
     runtime(name)
     try:
@@ -166,8 +174,12 @@ def _ask(name, arguments, limit=120):
     return done.stdout.strip()
 
 
-def problem(name, text):
-    """Say in one line, as a SynthSegError, why a runtime refused, from what it printed."""
+def problem(name: str, text: str) -> SynthSegError:
+    """Say in one line, as a SynthSegError, why a runtime refused, from what it printed.
+
+    >>> print(problem("podman", "Error: something\\nError: no space for the layer"))
+    podman: Error: no space for the layer: mend this and call again
+    """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     lines = [line for line in lines if not line.startswith(("See '", "Run '"))]  # "... docker run --help"
     if _REFUSED.search(text):
@@ -201,12 +213,16 @@ class Job:
     run: str = field(default_factory=lambda: secrets.token_hex(8))
 
     @property
-    def cidfile(self):
+    def cidfile(self) -> Path:
+        """Where the runtime writes the ID of the container that it has started."""
         return self.work.resolve() / "container.id"
 
 
-def inner_command(job):
-    """What runs inside, and the mounts it needs: (list of words, [(host path, container path)])."""
+def inner_command(job: Job) -> tuple[list[str], list[tuple[Path, str]]]:
+    """What runs inside, and the mounts it needs: (list of words, [(host path, container path)]).
+
+    Raises SynthSegError("usage") for a model that upstream's image does not have.
+    """
     suffix = next((s for s in (".nii.gz", ".nii", ".mgz", ".mgh") if job.scan.name.lower().endswith(s)), ".nii.gz")
     scan, settings = f"/in/image{suffix}", job.settings
     mounts = [(job.scan, scan), (Path(measure.__file__), "/in/measure.py")]
@@ -231,8 +247,8 @@ def inner_command(job):
     return words, mounts
 
 
-def command(job, engine):
-    """The whole command line of a run. engine: what `runtime` returned."""
+def command(job: Job, engine: Runtime) -> list[str]:
+    """The whole command line of a run. Raises SynthSegError("usage") for a path that cannot be mounted."""
     words, mounts = inner_command(job)
     image, threads = image_of(job.settings), job.settings["threads"]
     variables = {
@@ -243,8 +259,8 @@ def command(job, engine):
     if engine.name == "apptainer":
         line = ["apptainer", "exec", "--containall", "--no-home", "--cleanenv", "--net", "--network", "none"]
         for source, target in mounts:
-            line += ["--bind", f"{_plain(source, ':,')}:{target}:ro"]
-        line += ["--bind", f"{_plain(job.work, ':,')}:/out", "--pwd", "/out"]
+            line += ["--bind", f"{_mountable(source, ':,')}:{target}:ro"]
+        line += ["--bind", f"{_mountable(job.work, ':,')}:/out", "--pwd", "/out"]
         for key, value in variables.items():
             line += ["--env", f"{key}={value}"]
         return [*line, image, "python", *words]
@@ -277,14 +293,14 @@ def command(job, engine):
 
 def _mount(name, source, target, readonly=False):
     """The value of --mount: a line of CSV, so that a path may hold commas; podman splits there all the same."""
-    source = _plain(source, ",") if name == "podman" else str(Path(source).resolve())
+    source = _mountable(source, ",") if name == "podman" else str(Path(source).resolve())
     fields = ["type=bind", f"source={source}", f"target={target}", *(["readonly"] if readonly else [])]
     line = io.StringIO()
     csv.writer(line, lineterminator="").writerow(fields)
     return line.getvalue()
 
 
-def _plain(path, forbidden):
+def _mountable(path, forbidden):
     path = str(Path(path).resolve())
     if any(character in path for character in forbidden):
         raise SynthSegError("usage", f"{path}: this runtime cannot mount a path with any of {forbidden!r}: rename it")
@@ -294,7 +310,9 @@ def _plain(path, forbidden):
 # --- building the own image ------------------------------------------------------------------------------------------
 
 
-def ensure_image(reference, root=environments.ROOT, say=environments.say):
+def ensure_image(
+    reference: dict, root: str | PathLike = environments.ROOT, say: Callable[[str], None] = environments.say
+) -> str:
     """Build the own image where the runtime lacks it; return its name.
 
     reference: the configuration's reference section (runtime, base_image, platform). Apptainer builds nothing: it is
@@ -306,7 +324,14 @@ def ensure_image(reference, root=environments.ROOT, say=environments.say):
     return tag
 
 
-def build(name, base=BASE_IMAGE, platform=None, wheels=None, root=environments.ROOT, say=environments.say):
+def build(
+    name: str,
+    base: str = BASE_IMAGE,
+    platform: str | None = None,
+    wheels: str | PathLike | None = None,
+    root: str | PathLike = environments.ROOT,
+    say: Callable[[str], None] = environments.say,
+) -> str:
     """Build the own image from a folder of wheels, without network; return its name.
 
     wheels: a folder with the wheels of envs/tensorflow.txt; without it they are fetched to <root>/.wheelhouse.
@@ -354,7 +379,9 @@ def _build_problem(name, base, log):
     return SynthSegError("daemon", f"{error.message} (all of it: {log})")
 
 
-def fetch_wheels(architecture, root=environments.ROOT, say=environments.say):
+def fetch_wheels(
+    architecture: str, root: str | PathLike = environments.ROOT, say: Callable[[str], None] = environments.say
+) -> Path:
     """Fetch the wheels of envs/tensorflow.txt for Linux and Python 3.11, hashes checked; return their folder.
 
     architecture: amd64 or arm64. The folder is there whole or not at all. Raises SynthSegError("daemon").
@@ -389,10 +416,13 @@ def fetch_wheels(architecture, root=environments.ROOT, say=environments.say):
     return final
 
 
-def lock_for(text, architecture):
+def lock_for(text: str, architecture: str) -> str:
     """The part of a lock that Linux with this architecture installs, without markers.
 
     pip would judge the markers by the machine that it runs on, which may be a Mac.
+
+    >>> lock_for('numpy==2 ; python_version >= "3.11"\\ncolorama==1 ; sys_platform == "win32"', "amd64")
+    'numpy==2\\n'
     """
     machine = {"amd64": "x86_64", "arm64": "aarch64"}[architecture]
     target = {
@@ -419,7 +449,7 @@ def lock_for(text, architecture):
 # --- leftovers -------------------------------------------------------------------------------------------------------
 
 
-def workdir_label(workdir: Path | str | None = None) -> str:
+def workdir_label(workdir: str | PathLike | None = None) -> str:
     """What containers of a working directory (default: the current one) carry: a hash of this host and the path.
 
     Several hosts, dev containers or CI jobs may share one daemon and have their checkouts at the same path.
@@ -450,7 +480,7 @@ def remove(name: str, label: str, value: str, limit: float = 120, only_ended: bo
     return found
 
 
-def reap(name: str, workdir: Path | str | None = None) -> list[str]:
+def reap(name: str, workdir: str | PathLike | None = None) -> list[str]:
     """Remove what killed runs of a working directory (default: the current one) left; return the containers' IDs.
 
     Runs of another host, or that are alive, keep theirs. Quick and silent where the runtime is not installed or does
@@ -461,7 +491,7 @@ def reap(name: str, workdir: Path | str | None = None) -> list[str]:
     return remove(name, LABEL_WORKDIR, workdir_label(workdir), limit=10, only_ended=True)
 
 
-def stop(job):
+def stop(job: Job) -> None:
     """End the container of a job, whatever state it is in."""
     name = job.settings["runtime"]
     if name != "apptainer":  # there it is a child process like any other

@@ -12,8 +12,8 @@ from synthseg_native.networks import weights
 
 
 def prepare(plan: Plan) -> None:
-    """Write the summary's plan and what is known of files' contents. For a call that runs something."""
-    state.write_if_changed(plan.plan_file, plan.summary_json)
+    """Write the manifest and what is known of files' contents. For a call that runs something."""
+    plan.manifest.write(plan.state)
     plan.contents.save()
 
 
@@ -73,11 +73,11 @@ def deploy(plan: Plan, here: bool = True) -> None:
 
 def finish(plan: Plan, code: Path, success: bool) -> None:
     """The end of a run: after a failure a summary all the same, and always the table for people."""
-    for old in Path(plan.state).glob("plan-*.json"):
-        if str(old) != plan.plan_file:
+    manifest = plan.manifest.path(plan.state)
+    for old in Path(plan.state).glob("manifest-*.jsonl"):
+        if old != manifest:
             old.unlink(missing_ok=True)
-    command = [sys.executable, "-B", f"{code}/scripts/summarise.py"]
-    command += ["--results", plan.results, "--plan", plan.plan_file]
+    command = [sys.executable, "-B", f"{code}/scripts/summarise.py", "--manifest", str(manifest)]
     environment = os.environ | {"PYTHONPATH": f"{code}/src"}
     if not success:
         state.mark_failed(plan.state)

@@ -5,16 +5,20 @@ spare the network the head, so the left lateral ventricle and the right hippocam
 deformation and a synthetic skull and scalp are put around the brain. All arrays follow from fixed seeds.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+Curve = tuple[Sequence[float], Sequence[float]]  # intensities, and what they become
+Pull = tuple[str, Sequence[float], Sequence[float], Sequence[float]]
+
 # (structure, centre in MNI mm, spread in mm along x, y, z, strength of the pull along x, y, z).
 # Lengths at the centre grow by 1 / (1 - strength). Along an axis the displacement is largest one spread away:
 # strength * spread * exp(-1/2), here up to 4 mm.
-ENLARGED = (
+ENLARGED: tuple[Pull, ...] = (
     ("left lateral ventricle", (-11.0, 12.0, 12.0), (9.0, 22.0, 10.0), (0.65, 0.15, 0.60)),
     ("left lateral ventricle", (-16.0, -12.0, 20.0), (10.0, 16.0, 10.0), (0.60, 0.0, 0.60)),
     ("left lateral ventricle", (-24.0, -38.0, 12.0), (11.0, 16.0, 12.0), (0.65, 0.15, 0.60)),
@@ -41,14 +45,14 @@ class Phantom:
     inside: np.ndarray
     affine: np.ndarray
 
-    def image(self, tissue=None, shell=None):
+    def image(self, tissue: Curve | None = None, shell: Curve | None = None) -> np.ndarray:
         """Both parts in one array; ``tissue`` and ``shell`` are curves (from, to) of another contrast."""
         inner = self.tissue if tissue is None else np.interp(self.tissue, *tissue)
         outer = self.shell if shell is None else np.interp(self.shell, *shell)
         return (self.inside * inner + (1 - self.inside) * outer).astype(np.float32)
 
 
-def template():
+def template() -> tuple[np.ndarray, np.ndarray]:
     """The ICBM 152 2009a symmetric T1 template: float32 array (197, 233, 189) of 0..1, and its affine (1 mm, RAS)."""
     from nilearn.datasets import load_mni152_template
 
@@ -56,11 +60,15 @@ def template():
     return np.asarray(image.dataobj, np.float32), image.affine
 
 
-def pull_back(points, enlarged=ENLARGED):
+def pull_back(points: np.ndarray, enlarged: Sequence[Pull] = ENLARGED) -> np.ndarray:
     """Where in the template the phantom's ``points`` come from; both (..., 3) in mm, RAS.
 
     Each entry pulls by ``strength * (point - centre) * exp(-q / 2)``, q being the squared distance in spreads. Along
     any ray from the centre that is monotone for a strength below 1, so nothing folds.
+
+    >>> pull = ("sphere", (0.0, 0.0, 0.0), (10.0, 10.0, 10.0), (0.5, 0.5, 0.5))
+    >>> pull_back(np.array([[0.0, 0, 0], [10, 0, 0], [60, 0, 0]]), [pull]).round(2).tolist()
+    [[0.0, 0.0, 0.0], [6.97, 0.0, 0.0], [60.0, 0.0, 0.0]]
     """
     points = np.asarray(points)
     for _, centre, spread, strength in reversed(enlarged):
@@ -70,7 +78,7 @@ def pull_back(points, enlarged=ENLARGED):
     return points
 
 
-def deform(array, affine, enlarged=ENLARGED):
+def deform(array: np.ndarray, affine: np.ndarray, enlarged: Sequence[Pull] = ENLARGED) -> np.ndarray:
     """Return the array, warped on its own grid by `pull_back` (cubic interpolation)."""
     # The pull ends a few spreads from its centres, so only the box around them is worked on.
     corners = [np.array(c) + side * 4 * np.array(s) for _, c, s, _ in enlarged for side in (-1, 1)]
@@ -86,7 +94,7 @@ def deform(array, affine, enlarged=ENLARGED):
     return np.clip(warped, 0, 1)
 
 
-def smooth_field(shape, spread, seed):
+def smooth_field(shape: Sequence[int], spread: float, seed: int) -> np.ndarray:
     """Smooth random field of the shape, within -1..1, with features of about ``spread`` voxels."""
     field = np.random.default_rng(seed).standard_normal([int(n / spread) + 4 for n in shape])
     for n in shape:  # each turn interpolates the first axis and moves it to the end
@@ -97,9 +105,12 @@ def smooth_field(shape, spread, seed):
     return np.clip(field / 2, -1, 1).astype(np.float32)
 
 
-def envelope_distance(mask, closing=14.0):
+def envelope_distance(mask: np.ndarray, closing: float = 14.0) -> np.ndarray:
     """Distance (voxels) from the mask with its sulci and clefts closed; negative inside. Worked out on every second
-    voxel: the surface is smoothed anyway."""
+    voxel: the surface is smoothed anyway.
+
+    mask : (X, Y, Z) bool, its last axis upwards · closing : width in voxels of the widest gap that is closed
+    """
     # The neck goes on below the template, or the shell would close under the brain stem.
     neck, edge = 20, int(closing) + 3
     coarse = np.pad(mask, ((0, 0), (0, 0), (neck, 0)), mode="edge")
@@ -112,8 +123,11 @@ def envelope_distance(mask, closing=14.0):
     return ndimage.affine_transform(distance, (0.5, 0.5, 0.5), start, mask.shape, order=1, mode="nearest")
 
 
-def make_phantom(array, affine):
-    """Return the Phantom (white matter about 0.9): deformed brain, CSF, skull and scalp, no noise."""
+def make_phantom(array: np.ndarray, affine: np.ndarray) -> Phantom:
+    """Return the Phantom (white matter about 0.9): deformed brain, CSF, skull and scalp, no noise.
+
+    array, affine : of `template`
+    """
     brain = deform(array, affine)
     mask = brain > 0.05
     # The template's CSF lies near 0.35, grey matter near 0.70, white matter near 0.87.
@@ -135,22 +149,33 @@ def make_phantom(array, affine):
     return Phantom(tissue, shell, inside, affine)
 
 
-def on_grid(array, affine, target_affine, shape, order=3):
-    """Return the array, resampled to another grid (outside: 0)."""
+def on_grid(
+    array: np.ndarray, affine: np.ndarray, target_affine: np.ndarray, shape: Sequence[int], order: int = 3
+) -> np.ndarray:
+    """Return the array, resampled to another grid (outside: 0).
+
+    affine, target_affine : (4, 4), voxels to mm · shape : (3,) of the other grid · order : of the spline, 1: linear
+    """
     to_source = np.linalg.inv(affine) @ target_affine
     return ndimage.affine_transform(array, to_source[:3, :3], to_source[:3, 3], tuple(shape), order=order, cval=0.0)
 
 
-def add_noise(array, sigma, seed):
+def add_noise(array: np.ndarray, sigma: float, seed: int) -> np.ndarray:
     """Return the magnitude of the image with Gaussian noise in both channels, as a scanner's noise is (Rician)."""
     rng = np.random.default_rng(seed)
     real = array + sigma * rng.standard_normal(array.shape, np.float32)
     return np.hypot(real, sigma * rng.standard_normal(array.shape, np.float32))
 
 
-def tilted_affine(axes, voxel_mm, degrees, shape, centre):
+def tilted_affine(
+    axes: str, voxel_mm: Sequence[float], degrees: Sequence[float], shape: Sequence[int], centre: Sequence[float]
+) -> np.ndarray:
     """Affine with the given axis codes ("LIA") and voxel sizes (mm), turned by ``degrees`` (about x, y, z in turn),
-    that puts the middle of a grid of ``shape`` at ``centre`` (mm)."""
+    that puts the middle of a grid of ``shape`` at ``centre`` (mm).
+
+    >>> tilted_affine("LPS", (1, 1, 5), (0, 0, 0), (201, 201, 21), (0, -20, 10)).round(6).tolist()[:2]
+    [[-1.0, 0.0, 0.0, 100.0], [0.0, -1.0, 0.0, 80.0]]
+    """
     turn = np.eye(3)
     for axis, degree in enumerate(degrees):
         c, s = np.cos(np.deg2rad(degree)), np.sin(np.deg2rad(degree))
@@ -168,13 +193,13 @@ def tilted_affine(axes, voxel_mm, degrees, shape, centre):
     return affine
 
 
-def first_image(phantom):
+def first_image(phantom: Phantom) -> nib.Nifti1Image:
     """sub-01: the template's grid (1 mm, RAS), uint8."""
     values = np.clip(add_noise(phantom.image(), 0.012, seed=11) * 200, 0, 255)
     return _image(np.rint(values).astype(np.uint8), phantom.affine)
 
 
-def second_image(phantom):
+def second_image(phantom: Phantom) -> nib.Nifti1Image:
     """sub-02: the same head on a grid with other axes (LIA), oblique, anisotropic voxels, int16 with a scale slope."""
     shape, voxel_mm, slope = (160, 236, 150), (1.2, 0.9, 1.5), 0.25
     affine = tilted_affine("LIA", voxel_mm, (6.0, -4.0, 5.0), shape, (2.0, -20.0, 14.0))
@@ -184,7 +209,7 @@ def second_image(phantom):
     return _image(np.clip(np.rint(values / slope), 0, 32767).astype(np.int16), affine, slope)
 
 
-def third_image(phantom):
+def third_image(phantom: Phantom) -> nib.Nifti1Image:
     """sub-03: axial slices of 5 mm (LPS), noise, and a FLAIR-like contrast; int16."""
     # A slice averages what lies within it; this is done on the fine grid.
     contrast = ndimage.uniform_filter1d(phantom.image(FLAIR_TISSUE, FLAIR_SHELL), 5, axis=2)
@@ -194,7 +219,7 @@ def third_image(phantom):
     return _image(np.rint(values).astype(np.int16), affine)
 
 
-def axes(image):
+def axes(image: nib.Nifti1Image) -> str:
     """The axis codes of an image, "LIA"."""
     return "".join(nib.aff2axcodes(image.affine))
 

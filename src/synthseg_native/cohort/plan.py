@@ -4,8 +4,6 @@ What happens before the first job and after the last is `deploy`'s.
 """
 
 import functools
-import json
-from dataclasses import asdict
 from pathlib import Path
 
 import nibabel as nib
@@ -13,8 +11,9 @@ import nibabel as nib
 from synthseg_native import memory
 from synthseg_native.cohort import config as configuration
 from synthseg_native.cohort import containers, demo, environments, paths, ranking, runs, state
+from synthseg_native.cohort import manifest as manifests
 from synthseg_native.cohort.paths import Patterns
-from synthseg_native.cohort.samples import openable, read_samples
+from synthseg_native.cohort.samples import Scan, openable, read_samples
 from synthseg_native.errors import SynthSegError
 from synthseg_native.identity import current, keys, stages
 from synthseg_native.identity.contents import Contents
@@ -49,7 +48,7 @@ class Plan:
         )
         self.model = self._chosen_model()
         self.reference = configuration.complete_reference(self.config["reference"], self.model.name)
-        self.scans = {scan.scan: scan for scan in read_samples(self.config["samples"])}
+        self.scans = self._read_scans()
         self.results = self.config["results"]
         self.state = f"{self.results}/{state.FOLDER}"
         self.resolution = f"{self.model.resolution:g}mm"
@@ -78,7 +77,11 @@ class Plan:
             raise SynthSegError("usage", f"config: model: {why}: to try it all the same set allow_small_model: true")
         return model
 
-    def _chosen_engines(self, dry_run) -> list[str]:
+    def _read_scans(self) -> dict[str, Scan]:
+        """The rows of the sheet by their composed name."""
+        return {scan.scan: scan for scan in read_samples(self.config["samples"])}
+
+    def _chosen_engines(self, dry_run: bool) -> list[str]:
         """The engines that the configuration names, or the one that stands for auto in this results folder."""
         engines, asked = self.config["engines"], (self.config["precision"], self.config["device"])
         where = "config"
@@ -215,11 +218,11 @@ class Plan:
 
     def native_settings(self, engine: str, scan: str) -> str:
         """`identity` of a native run, as JSON."""
-        return keys.settings_json(**self._native_identity(engine, scan))
+        return keys.settings_json(**self.identity(engine, scan))
 
     def reference_settings(self, scan: str) -> str:
         """`identity` of a reference run, as JSON."""
-        return keys.settings_json(**self._reference_identity(scan))
+        return keys.settings_json(**self.identity("reference", scan))
 
     def _native_identity(self, engine: str, scan: str) -> dict:
         return self._shared_identity("native", engine) | {
@@ -343,37 +346,31 @@ class Plan:
         """The benchmark's scans with their images, as scripts/benchmark.py takes them."""
         return [f"{scan}={self.image_path(scan)}" for scan in self.benchmarked]
 
-    # --- what the summary is about ---------------------------------------------------------------------------------
+    # --- the manifest -------------------------------------------------------------------------------------------------
 
     @functools.cached_property
-    def summary_json(self) -> str:
-        """What the summary is about, as JSON, for scripts/summarise.py."""
-        reference = {name: self.reference[name] for name in ("kind", "runtime")} if self.compared else None
-        compared = set(self.compared)
-        scans = [
-            {
-                "scan": name,
-                "image": scan.image,
-                "entities": scan.entities,
-                "sheet": scan.sheet,
-                "row": scan.row,
-                "reference": name in compared,
-            }
-            for name, scan in self.scans.items()
-        ]
+    def manifest(self) -> manifests.Manifest:
+        """What this call is to do, for its jobs and its summary."""
         model = self.model
-        plan = {
-            "results": self.results,
-            "engines": self.engines,
-            "model": {"name": model.name, "dir": str(model.folder), "research_grade": model.research_grade},
-            "reference": reference,
-            "patterns": asdict(self.patterns),
-            "scans": scans,
-            "benchmark": bool(self.benchmarked),
-        }
-        return json.dumps(plan, indent=1)
+        return manifests.Manifest(
+            results=self.results,
+            engines=self.engines,
+            model={"name": model.name, "dir": str(model.folder), "research_grade": model.research_grade},
+            reference={name: self.reference[name] for name in ("kind", "runtime")} if self.compared else None,
+            resolution=self.resolution,
+            benchmark=bool(self.benchmarked),
+            scans=[self._manifest_row(name, scan) for name, scan in self.scans.items()],
+        )
 
-    @property
-    def plan_file(self) -> str:
-        """Named by its content: another call, a dry run say, cannot change the plan of a summary in progress."""
-        return f"{self.state}/plan-{keys.digest(self.summary_json)}.json"
+    def _manifest_row(self, name: str, scan: Scan) -> manifests.Scan:
+        runs = {engine: self._manifest_run(engine, name) for engine in self.engines}
+        if name in self.compared:
+            runs[manifests.REFERENCE] = self._manifest_run(manifests.REFERENCE, name)
+        return manifests.Scan(name, scan.image, scan.entities, scan.sheet, scan.row, runs)
+
+    def _manifest_run(self, engine: str, scan: str) -> manifests.Run:
+        files = self.files(engine, scan)
+        failure = paths.failure_of(f"{self.state}/failed", engine, scan, files["record"])
+        if engine != manifests.REFERENCE:
+            files |= {name: self.path(name, engine, scan) for name in ("compare", "picture")}
+        return manifests.Run(files, str(failure), self.identity(engine, scan))

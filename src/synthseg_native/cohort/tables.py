@@ -2,6 +2,8 @@
 
 import math
 import re
+from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
 
 import pandas as pd
 
@@ -10,8 +12,12 @@ from synthseg_native.cohort.paths import write_text
 MISSING = "n/a"
 
 
-def as_text(value) -> str:
-    """One cell: n/a for what is missing, true/false, at most 6 decimals, text on one line."""
+def as_text(value: object) -> str:
+    """One cell: n/a for what is missing, true/false, at most 6 decimals, text on one line.
+
+    >>> [as_text(value) for value in (None, float("nan"), True, 2 / 3, 5, "two\\nlines")]
+    ['n/a', 'n/a', 'true', '0.666667', '5', 'two lines']
+    """
     if value is None or value == "" or (isinstance(value, float) and not math.isfinite(value)):
         return MISSING
     if isinstance(value, bool):
@@ -21,12 +27,12 @@ def as_text(value) -> str:
     return re.sub(r"[\t\r\n]+", " ", str(value)).strip()
 
 
-def write_tsv(path, columns, rows) -> None:
+def write_tsv(path: str | PathLike, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
     """Write dicts as the rows of a table, whole or not at all; a key that a row lacks is n/a."""
     table = pd.DataFrame([[as_text(row.get(name)) for name in columns] for row in rows], columns=columns, dtype=str)
     write_text(path, table.to_csv(sep="\t", index=False, lineterminator="\n"))
 
 
-def read_tsv(path) -> pd.DataFrame:
-    """A table with every cell as its text."""
+def read_tsv(path: str | PathLike) -> pd.DataFrame:
+    """A table with every cell as its text: n/a stays n/a, and 01 stays 01."""
     return pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)

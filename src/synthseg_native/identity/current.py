@@ -150,7 +150,7 @@ HOMOGENEOUS = {
 def made_by(record: dict) -> dict:
     """What of a run record a cohort should not mix, {name of HOMOGENEOUS: value}; the code as one digest.
 
-    The number of threads is None for an engine that gives the same for any number of them.
+    Without the number of threads for an engine that gives the same for any number of them.
     """
     from synthseg_native import engines
     from synthseg_native.identity import keys
@@ -158,7 +158,7 @@ def made_by(record: dict) -> dict:
     found = {name: _at(record, *place) for name, place in HOMOGENEOUS.items()}
     found["code"] = keys.digest(keys.settings_json(**found["code"])) if isinstance(found["code"], dict) else None
     if found["engine"] in engines.ANY_THREADS:
-        found["threads"] = None
+        del found["threads"]
     return found
 
 

@@ -79,8 +79,9 @@ STAGES = {
               ("cohort/benchmark/in_turn.py", "cohort/benchmark/timings.py", "measure.py", "cohort/tables.py"),
               ("benchmark.py",)),
         Stage("summary", "the tables of the cohort", ("labels", "figures", "comparison", "picture", "benchmark"), (),
-              ("cohort/summary.py", "cohort/tables.py", "cohort/paths.py", "results/quality.py", "results/volumes.py",
-               "compare.py:verdict_text", "identity/current.py"), ("summarise.py",)),
+              ("cohort/summary/*.py", "cohort/summary/__init__.py", "cohort/tables.py", "cohort/manifest.py",
+               "cohort/paths.py", "results/quality.py", "results/volumes.py", "compare.py:verdict_text",
+               "identity/current.py"), ("summarise.py",)),
         Stage("verification", "which device works here", (), (), ("verification/*.py",), ("verify_env.py",)),
         Stage("demo", "three phantoms", (), (), ("cohort/demo.py", "cohort/phantoms.py"), ("make_demo.py",)),
     )
@@ -89,23 +90,20 @@ ENGINE_MODULES = {"openvino": ("engines/kernels/*.py",)}  # of an engine beside 
 ONE_SCAN = ("read", "grid", "network", "labels", "own grid", "measures", "figures", "command")
 NATIVE = (*ONE_SCAN, "native step")
 
-# Modules that are in no stage's list, and those of which only a part is: why the rest changes no result.
+# Modules that are in no stage's list, and those of which only a part is: why the rest changes no result. With * all
+# modules of a folder that are in no list.
 UNCHANGING = {
     "__init__.py": "the version's number, which no result depends on",
     "__main__.py": "calls cli.main",
     "cli.py": "loops over scans, messages, tables of a call; its options are in the list",
     "cohort/__init__.py": "empty",
-    "cohort/benchmark/__init__.py": "names of the parts",
-    "cohort/benchmark/command.py": "make benchmark, which measures a machine and is no part of a cohort",
-    "cohort/benchmark/contestants.py": "of make benchmark",
-    "cohort/benchmark/images.py": "of make benchmark",
-    "cohort/benchmark/report.py": "of make benchmark",
-    "cohort/benchmark/weights.py": "of make benchmark",
+    "cohort/benchmark/*.py": "make benchmark, which measures a machine and is no part of a cohort",
     "cohort/bids.py": "writes sample sheets; what a row asks for is among the settings",
     "cohort/config.py": "checks the configuration; what it asks for is among the settings",
     "cohort/containers.py": "images and leftovers; the command is in the list, the image is told by its key",
     "cohort/deploy.py": "before and after the jobs",
     "cohort/environments.py": "makes environments; what is in them is told by their lock",
+    "cohort/job.py": "reads what the plan wrote",
     "cohort/plan.py": "asks this module; what it asks for is among the settings",
     "cohort/ranking.py": "chooses an engine, whose name is among the settings",
     "cohort/report_labels.py": "words of Snakemake's report",

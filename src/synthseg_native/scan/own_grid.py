@@ -5,6 +5,7 @@ voxel size over the network's, (3,), as in `grid.resample`; None where nothing w
 input's axis order, flipped or transposed views are fine.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,16 +21,23 @@ class GridLabels:
     would have had none and were given some; both are lists of label values, background aside"""
 
     labels: np.ndarray
-    missing: list
-    rescued: list
+    missing: list[int]
+    rescued: list[int]
 
 
-def nearest_labels(labels, factor, shape) -> GridLabels:
+def nearest_labels(labels: np.ndarray, factor: np.ndarray | None, shape: Sequence[int]) -> GridLabels:
     """Each voxel takes the label of the network's voxel that its centre lies in, as FreeSurfer's --keepgeom does.
 
     labels : (x, y, z) int32 on the network's grid. Thin structures can be lost; they are listed as missing. A centre
     halfway between two voxels takes the higher index. A centre that lies further out than those of the network's voxels
     takes the border, where FreeSurfer writes background.
+
+    Slices of 3 mm from a network at 1 mm: the middle voxel of each three is the nearest one, and label 7 is lost.
+
+    >>> labels = np.array([0, 4, 4, 4, 4, 7], np.int32).reshape(1, 1, 6)
+    >>> result = nearest_labels(labels, factor=np.array([1, 1, 3]), shape=(1, 1, 2))
+    >>> result.labels.ravel().tolist(), result.missing
+    ([4, 4], [7])
     """
     factor, grid = _geometry(factor, shape)
     if labels.shape != grid:
@@ -43,7 +51,14 @@ def nearest_labels(labels, factor, shape) -> GridLabels:
     return GridLabels(result, [v for v in present if not any(np.any(plane == v) for plane in result)], [])
 
 
-def labels_on_grid(posteriors, values, factor, shape, origin=(0, 0, 0), threads=1) -> GridLabels:
+def labels_on_grid(
+    posteriors: np.ndarray,
+    values: np.ndarray,
+    factor: np.ndarray | None,
+    shape: Sequence[int],
+    origin: Sequence[int] = (0, 0, 0),
+    threads: int = 1,
+) -> GridLabels:
     """The likeliest label of each voxel after bringing the posteriors to its grid; the first one on a tie.
 
     posteriors : (x, y, z, N) float32, normalised, background first · values : (N,) int32, label per channel
@@ -126,7 +141,7 @@ def _survey(posteriors, origin, threads):
     memory = posteriors.transpose(order[0], 3, *order[1:])
     present = [np.zeros((size, n), dtype=bool) for size in posteriors.transpose(*order, 3).shape[:3]]
 
-    def look(i, channels):
+    def survey_plane(i, channels):
         inside = channels > 0
         rows, columns = inside.any(axis=2), inside.any(axis=1)
         present[0][i] = rows.any(axis=1)
@@ -139,7 +154,7 @@ def _survey(posteriors, origin, threads):
 
     winners = np.zeros(n, dtype=np.int64)
     with workers(threads) as each:
-        for rows, columns, counts in each(look, range(len(memory)), memory):
+        for rows, columns, counts in each(survey_plane, range(len(memory)), memory):
             present[1] |= rows
             present[2] |= columns
             winners += counts

@@ -10,8 +10,10 @@ import hashlib
 import stat
 import warnings
 import zlib
+from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 
 import nibabel as nib
@@ -68,8 +70,13 @@ class _Refused(Exception):
     """What is wrong, and what to do."""
 
 
-def check_accept(flags, where="--accept"):
-    """Raise SynthSegError("usage") for a flag that cannot be accepted, naming the nearest that can."""
+def check_accept(flags: Iterable[str], where: str = "--accept") -> None:
+    """Raise SynthSegError("usage") for a flag that cannot be accepted, naming the nearest that can.
+
+    >>> check_accept(["no_orientaton"])
+    Traceback (most recent call last):
+    synthseg_native.errors.SynthSegError: --accept no_orientaton: no such flag: did you mean no_orientation?
+    """
     for flag in flags:
         if flag not in ACCEPTABLE:
             near = difflib.get_close_matches(flag, ACCEPTABLE, n=1)
@@ -77,7 +84,7 @@ def check_accept(flags, where="--accept"):
             raise SynthSegError("usage", f"{where} {flag}: no such flag: {hint}")
 
 
-def read(path, accept=()) -> Scan:
+def read(path: str | PathLike, accept: Iterable[str] = ()) -> Scan:
     """Read a 3-D image and refuse what cannot be segmented, by its header before any voxel is read.
 
     accept : flags of ACCEPTABLE, header faults in spite of which the image is taken.
@@ -149,7 +156,7 @@ def _read(path, accept) -> Scan:
     if difference > 0.01:
         flags.add("voxel_size_differs")
     if difference > 0.05:
-        what = f"voxels of {_by(voxel_mm)} mm by the header, of {_by(lengths)} mm by the affine"
+        what = f"voxels of {_sizes_text(voxel_mm)} mm by the header, of {_sizes_text(lengths)} mm by the affine"
         faults["voxel_size_differs"] = (what, "correct the wrong one")
     if isinstance(header, nib.Nifti1Header):
         if header["xyzt_units"] & 7 not in (0, 2):  # unknown, mm
@@ -322,7 +329,8 @@ def _for_results(header, voxel_mm):
     return nib.Nifti1Header.from_header(header)
 
 
-def sha256_of(path) -> str:
+def sha256_of(path: str | PathLike) -> str:
+    """The hash of a file's bytes, in hexadecimal digits."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -385,5 +393,5 @@ def _orientation(affine) -> str:
     return "".join(codes[np.argsort(axes)])
 
 
-def _by(sizes) -> str:
+def _sizes_text(sizes) -> str:
     return " x ".join(f"{size:.4g}" for size in sizes)

@@ -1,5 +1,7 @@
 """OpenVINO for the probes; see `process`."""
 
+from typing import Any
+
 import numpy as np
 
 from synthseg_native.networks.layers import NORMALISATION_EPSILON
@@ -8,7 +10,8 @@ from synthseg_native.verification.process import versions_of
 TITLE, ENGINE = "OpenVINO", "openvino"
 
 
-def start(kind):
+def start(kind: str) -> tuple[Any, dict[str, str], list[dict]]:
+    """OpenVINO's core, versions, and the CPU with the precisions that it has instructions for."""
     import openvino as ov
 
     core = ov.Core()
@@ -17,7 +20,8 @@ def start(kind):
     return core, versions_of("openvino", "llvmlite"), seen
 
 
-def run(core, kind, operation, inputs):
+def run(core: Any, kind: str, operation: str, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, str]:
+    """One operation as a model of its own, compiled in float32; arrays are (batch, x, y, z, channels)."""
     import openvino as ov
     from openvino import opset13 as ops
 
@@ -61,6 +65,7 @@ def _operation(ops, operation, x, **more):
     raise ValueError(f"{operation}: no such operation")
 
 
-def clean(error):
+def clean(error: Exception) -> str:
+    """The last line of the message: those before it say where in OpenVINO's source it was raised."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

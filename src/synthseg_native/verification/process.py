@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import signal
 import tempfile
+from collections.abc import Sequence
 from importlib import import_module, metadata
 from pathlib import Path
 
@@ -24,7 +25,7 @@ START_S = 300  # importing a runtime from a cold network file system takes its t
 PROBE_S = 120
 
 
-def find_devices(runtime) -> tuple[dict, list, list]:
+def find_devices(runtime: str) -> tuple[dict[str, str], list[dict], list["ProcessDevice"]]:
     """Start a runtime, named by its module in this package, and list its devices.
 
     Returns the versions, all devices seen as dicts (name, kind, description, precisions), and those to be probed: the
@@ -37,7 +38,7 @@ def find_devices(runtime) -> tuple[dict, list, list]:
     return versions, seen, [cpu, *gpus[:1]]
 
 
-def versions_of(*packages) -> dict:
+def versions_of(*packages: str) -> dict[str, str]:
     """The versions of those packages that are installed."""
     versions = {}
     for package in packages:
@@ -49,12 +50,19 @@ def versions_of(*packages) -> dict:
 class ProcessDevice:
     """See `probes.Device`. Its process starts with the first request."""
 
-    def __init__(self, runtime, name, kind, description="", precisions=("float32",)):
+    def __init__(
+        self,
+        runtime: str,
+        name: str,
+        kind: str,
+        description: str = "",
+        precisions: Sequence[str] = ("float32",),
+    ):
         self.name, self.kind, self.description, self.precisions = name, kind, description, precisions
         self._runtime = runtime
         self._process = None
 
-    def start(self):
+    def start(self) -> tuple[dict[str, str], list[dict]]:
         """Returns versions and devices seen; raises DeviceLost, one line, when the runtime does not start."""
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
@@ -66,14 +74,20 @@ class ProcessDevice:
         theirs.close()
         return self._answer(START_S)
 
-    def run(self, operation, inputs):
+    def run(self, operation: str, inputs: dict[str, object]) -> tuple[np.ndarray, str]:
+        """The result, and the device that computed it.
+
+        Raises RuntimeError where the operation failed, and DeviceLost where the process died or has not answered after
+        PROBE_S seconds.
+        """
         if self._process is None:
             self.start()
         with contextlib.suppress(OSError):  # a process that has ended is noticed on reading
             self._connection.send((operation, inputs))
         return self._answer(PROBE_S)
 
-    def close(self):
+    def close(self) -> None:
+        """End its process, whatever it is doing. May be called twice."""
         if self._process is None:
             return
         self._process.kill()

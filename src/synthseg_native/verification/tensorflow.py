@@ -2,6 +2,9 @@
 
 import contextlib
 import os
+from typing import Any
+
+import numpy as np
 
 from synthseg_native.networks.layers import NORMALISATION_EPSILON
 from synthseg_native.verification.process import versions_of
@@ -9,7 +12,8 @@ from synthseg_native.verification.process import versions_of
 TITLE, ENGINE = "TensorFlow", "tensorflow"
 
 
-def start(kind):
+def start(kind: str) -> tuple[Any, dict[str, str], list[dict]]:
+    """TensorFlow itself, versions, and the devices that it sees; for kind "cpu" the GPUs are hidden from it."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import tensorflow as tf
 
@@ -32,7 +36,8 @@ def start(kind):
     return tf, {"tensorflow": tf.__version__, **versions_of("keras", "tensorflow-metal")}, seen
 
 
-def run(tf, kind, operation, inputs):
+def run(tf: Any, kind: str, operation: str, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, str]:
+    """One operation, eagerly, on the first device of a kind; arrays are (batch, x, y, z, channels)."""
     with tf.device(f"/{kind.upper()}:0"):
         tensors = {name: tf.constant(value) for name, value in inputs.items()}
         result = _operation(tf, operation, **tensors)
@@ -65,7 +70,11 @@ def _operation(tf, operation, x, **more):
     raise ValueError(f"{operation}: no such operation")
 
 
-def clean(error):
-    """Without TensorFlow's internal names, on one line."""
+def clean(error: Exception) -> str:
+    """Without TensorFlow's internal names, on one line.
+
+    >>> clean(ValueError("{{function_node __wrapped__Conv3D}} No OpKernel was registered [Op:Conv3D]\\nmore"))
+    'No OpKernel was registered [Op:Conv3D]'
+    """
     text = str(getattr(error, "message", "") or error).strip() or type(error).__name__
     return text.split("}} ")[-1].splitlines()[0]

@@ -2,6 +2,9 @@
 
 import os
 from itertools import product
+from typing import Any
+
+import numpy as np
 
 from synthseg_native.engines import torch as engine
 from synthseg_native.networks.layers import NORMALISATION_EPSILON
@@ -10,7 +13,8 @@ from synthseg_native.verification.process import versions_of
 TITLE, ENGINE = "PyTorch", "torch"
 
 
-def start(kind):
+def start(kind: str) -> tuple[Any, dict[str, str], list[dict]]:
+    """PyTorch itself, versions (CUDA or ROCm too), and the devices that it sees, each with its precisions."""
     # An operation that Apple's GPUs do not have must fail, not run on the CPU unseen.
     os.environ["PYTORCH_ENABLE_MPS_FALLBACK"] = "0"
     torch = engine.start(threads=1)
@@ -29,7 +33,8 @@ def start(kind):
     return torch, {**versions, **versions_of("triton")}, seen
 
 
-def run(torch, kind, operation, inputs):
+def run(torch: Any, kind: str, operation: str, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, str]:
+    """One operation on the first device of a kind; arrays are (batch, x, y, z, channels)."""
     place = engine.place_of(torch, kind)
     if place is None:
         raise RuntimeError("PyTorch sees no GPU")
@@ -71,6 +76,7 @@ def _operation(torch, operation, x, kernel=None, bias=None, **moments):
     raise ValueError(f"{operation}: no such operation")
 
 
-def clean(error):
+def clean(error: Exception) -> str:
+    """The first line of the message."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

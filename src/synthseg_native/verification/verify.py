@@ -10,7 +10,9 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Callable
 from importlib import metadata
+from os import PathLike
 from pathlib import Path
 
 from synthseg_native.results import record
@@ -78,7 +80,7 @@ def _lock(environment):
         return ""
 
 
-def ensure_verified(environment: str, folder) -> dict | None:
+def ensure_verified(environment: str, folder: str | PathLike) -> dict | None:
     """The finding that fits this machine, from ``<environment>.json`` or ``<environment>-<fingerprint>.json``.
 
     None where there is none: then run scripts/verify_env.py with ``--out <folder>/<environment>-<8 digits>.json``.
@@ -92,7 +94,7 @@ def ensure_verified(environment: str, folder) -> dict | None:
     return None
 
 
-def verify(environment: str, find_devices=None) -> dict:
+def verify(environment: str, find_devices: Callable[[], tuple[dict, list, list]] | None = None) -> dict:
     """Probe the devices of an environment's runtime and decide. Runs in that environment's interpreter.
 
     find_devices: returns versions, the devices seen, the devices to probe (`probes.Device`); the runtime's by default.
@@ -136,7 +138,7 @@ def _versions():
     return versions
 
 
-def write(finding: dict, path):
+def write(finding: dict, path: str | PathLike) -> None:
     """Write the finding as JSON, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,7 +170,7 @@ def table(finding: dict) -> str:
     return "\n".join([*lines, f"precisions: {', '.join(finding['precisions']) or 'none'}"])
 
 
-def main(environment, out):
+def main(environment: str, out: str | PathLike) -> int:
     """Verify, write, tell. Returns the exit status: 0, or 1 with one line on stderr when no device works."""
     finding = verify(environment)
     write(finding, out)

@@ -1,34 +1,24 @@
-"""Measure whole commands, engines against reference.py (and upstream) in turn: make benchmark. See README.md here."""
+"""Measure whole commands, engines against reference.py (and upstream) in turn. See benchmarks/README.md."""
 
 import argparse
 import hashlib
 import os
-import re
 import signal
+import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
-from synthseg_native import memory
 from synthseg_native.cohort import environments
-from synthseg_native.cohort.benchmark import images, report, weights
-from synthseg_native.cohort.benchmark.contestants import (
-    REFERENCE,
-    UPSTREAM,
-    Contestant,
-    Runner,
-    Task,
-    available_mib,
-    compare,
-    upstream_tree,
-)
-from synthseg_native.cohort.tables import as_text, read_tsv, write_tsv
+from synthseg_native.cohort.benchmark import inputs, report, weights
+from synthseg_native.cohort.benchmark.contestants import REFERENCE, UPSTREAM, Contestant, Runner, Task, upstream_tree
+from synthseg_native.cohort.benchmark.peaks import MEMORY_SCANS, measure_memory
+from synthseg_native.cohort.benchmark.rounds import Benchmark, Group, Runs
 from synthseg_native.errors import SynthSegError
-from synthseg_native.networks import cards as models
+from synthseg_native.networks import cards
 
 ROOT = environments.ROOT
 WORK = ROOT / "build" / "benchmark"
@@ -37,288 +27,10 @@ SIZES = ((160, 160, 160), (192, 256, 192), (256, 256, 256))
 HEADLINE = (192, 256, 192)
 SMALL = (64, 64, 64)
 ENGINES = ("tensorflow", "openvino", "openvino:bf16")
-# Thread-seconds per voxel of the padded volume, for the full-size network, and seconds of start: for the estimate of
-# time where nothing was measured yet.
-GUESSES = {
-    "reference": (16e-6, 8),
-    "upstream": (16e-6, 12),
-    "tensorflow": (14e-6, 5),
-    "openvino": (7e-6, 2),
-    "torch": (14e-6, 4),
-}
-UPSTREAM_MEMORY = 1.1  # of the reference's
-MEMORY_SHARE = 0.95
-BASELINES = (
-    REFERENCE,
-    "tensorflow",
-)  # whose label map the others of a round are compared with: the first that is there
-MEMORY_COLUMNS = (
-    *("engine", "precision", "device", "model", "input_x", "input_y", "input_z", "voxel_mm"),
-    *("padded_x", "padded_y", "padded_z", "native_grid", "peak_rss_mib"),
-)
-# For --memory: size, voxel size in mm, and whether the label map on the scan's own grid is asked for too.
-MEMORY_SCANS = (
-    *(((n, n, n), 1.0, False) for n in (128, 160, 192)),
-    ((192, 256, 192), 1.0, False),
-    ((256, 256, 256), 1.0, False),
-    ((192, 256, 192), 1.0, True),
-    ((320, 416, 320), 0.6, False),
-    ((320, 416, 320), 0.6, True),
-)
 
 
-@dataclass(frozen=True)
-class Group:
-    """Runs that are compared with one another: `pairs` rounds of all contestants on one task."""
-
-    model: str
-    task: Task
-    contestants: tuple
-    pairs: int
-
-    @property
-    def size(self):
-        return "x".join(map(str, self.task.size))
-
-    @property
-    def title(self):
-        return f"{self.model}, {self.size}, {_threads(self.task.threads)}"
-
-
-def _threads(n):
-    return "1 thread" if n == 1 else f"{n} threads"
-
-
-class Runs:
-    """The table of all runs: a row is on the disk as soon as its run is over."""
-
-    def __init__(self, path):
-        self.path = Path(path)
-        self.rows = []
-        if not self.path.is_file():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text("\t".join(report.RUN_COLUMNS) + "\n", encoding="utf-8")
-            return
-        text = self.path.read_text(encoding="utf-8")
-        if not text.endswith("\n"):  # stopped in mid-row
-            self.path.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
-        table = read_tsv(self.path)
-        if tuple(table.columns) != report.RUN_COLUMNS:
-            raise SynthSegError("usage", f"{self.path}: the table of another version: move it away and call again")
-        self.rows = [report.parse(row) for row in table.to_dict("records")]
-
-    def add(self, row):
-        line = "\t".join(as_text(row.get(name)) for name in report.RUN_COLUMNS)
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(line + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        self.rows.append(report.parse(dict(zip(report.RUN_COLUMNS, line.split("\t"), strict=True))))
-        return self.rows[-1]
-
-    def forget(self, key):
-        """Drop the rows of a key."""
-        self.rows[:] = [row for row in self.rows if row["key"] != key]
-        write_tsv(self.path, report.RUN_COLUMNS, self.rows)
-
-    def done(self, group, contestant, number, key):
-        """The row of a finished run, or None. The last one counts."""
-        asked = (key, group.model, group.size, group.task.threads, number, contestant.name, "ok")
-        names = ("key", "model", "size", "threads", "round", "contestant", "status")
-        return next((r for r in reversed(self.rows) if tuple(r[name] for name in names) == asked), None)
-
-
-class Expectation:
-    """Seconds and MiB that a run will take, from the nearest run measured so far, else a guess."""
-
-    def __init__(self, rows):
-        self.rows = rows
-
-    def __call__(self, group, contestant):
-        voxels, threads = padded_voxels(group.task), group.task.threads
-        like = [
-            row
-            for row in reversed(self.rows)  # the latest of those that are as near
-            if (row["model"], row["contestant"], row["status"]) == (group.model, contestant.name, "ok")
-        ]
-        if like:
-            near = min(like, key=lambda row: (abs(np.log(voxels / row["padded_voxels"])), row["threads"] != threads))
-            scale = voxels / near["padded_voxels"]
-            seconds = near["wall_s"] * scale * near["threads"] / threads
-            return seconds, near["peak_rss_mib"] * max(1.0, scale)
-        per_voxel, start = GUESSES[contestant.engine]
-        per_voxel *= models.load(group.task.model).card["network"]["features"] / 24
-        if contestant.precision == "bf16":
-            per_voxel /= 2
-        return start + per_voxel * voxels / threads, predicted_mib(group.task, contestant)
-
-
-def _in_header(voxel_mm):
-    """A voxel size as a header holds it, three times: a float32 a little above 0.6 mm makes a plane more."""
-    return (float(np.float32(voxel_mm)),) * 3
-
-
-def predicted_mib(task, contestant, voxel_mm=1.0, own_grid=False):
-    """What the memory model says of a run."""
-    size = memory.size_of(models.load(task.model).card, task.size, _in_header(voxel_mm), own_grid=own_grid)
-    if contestant.engine == UPSTREAM:
-        return UPSTREAM_MEMORY * memory.predict(size, REFERENCE)
-    return memory.predict(size, contestant.engine, contestant.precision, contestant.device)
-
-
-def padded_voxels(task):
-    return int(np.prod(memory.padded_shape(models.load(task.model).card, task.size, (1.0,) * 3)))
-
-
-class Benchmark:
-    """The plan, and its run from where the table of runs says that it stopped."""
-
-    def __init__(self, groups, runner, runs, key, facts, work, say):
-        self.groups, self.runner, self.runs, self.key, self.facts = groups, runner, runs, key, facts
-        self.work, self.say = Path(work), say
-        self.expect = Expectation(runs.rows)
-        self.left_out = {}  # (title of a group, contestant's name): why
-
-    def remaining(self):
-        """(group, contestant, round) of all runs that are still to be done."""
-        return [
-            (group, contestant, number)
-            for group in self.groups
-            for number in range(1, group.pairs + 1)
-            for contestant in group.contestants
-            if (group.title, contestant.name) not in self.left_out
-            and not self.runs.done(group, contestant, number, self.key)
-        ]
-
-    def left_s(self):
-        return sum(self.expect(group, contestant)[0] for group, contestant, _ in self.remaining())
-
-    def check(self, tasks):
-        """Run every contestant once on a small image, so that a long run does not end on a missing library.
-
-        tasks : {"upstream": Task, "others": Task}. What fails is left out, with the reason.
-        """
-        everyone = dict.fromkeys(c for group in self.groups for c in group.contestants)
-        for contestant in everyone:
-            task = tasks["upstream" if contestant.engine == UPSTREAM else "others"]
-            row = self.runner.run(contestant, task, self.work / "check")
-            if row["status"] == "ok":
-                self.say(f"check: {contestant.name} works ({row['wall_s']:.1f} s on a small image)")
-                continue
-            self.say(f"check: {contestant.name} is left out: {row['error']}")
-            for group in self.groups:
-                self.left_out[group.title, contestant.name] = row["error"]
-
-    def run(self):
-        for group in self.groups:
-            for number in range(1, group.pairs + 1):
-                self._round(group, number)
-
-    def _round(self, group, number):
-        folder = self.work / "rounds" / re.sub(r"\W+", "-", group.title) / f"{self.key}-{number}"
-        baseline = None
-        # What ran just before matters (README.md, "New pages"): every second round goes backwards after the first.
-        first, *others = group.contestants
-        for contestant in (first, *(others if number % 2 else others[::-1])):
-            work = folder / contestant.name.replace(" ", "-")
-            kept = (work / "dseg.nii.gz").is_file()
-            needed = baseline is None and contestant.engine in BASELINES
-            if self.runs.done(group, contestant, number, self.key) and (kept or not needed):
-                baseline = (contestant, work) if needed else baseline
-                continue
-            if not self._fits(group, contestant, number):
-                continue
-            row = self.runner.run(contestant, group.task, work)
-            row |= self._about(group, contestant, number)
-            if row["status"] == "ok":
-                if baseline:
-                    row |= compare(contestant, work, baseline[1], group.task)
-                    row["compared_with"] = baseline[0].name
-                elif needed:
-                    baseline = contestant, work
-            else:
-                self.left_out[group.title, contestant.name] = row["error"]
-            self._tell(group, number, self.runs.add(row))
-
-    def _fits(self, group, contestant, number):
-        if (group.title, contestant.name) in self.left_out:
-            return False
-        why = too_large(self.expect(group, contestant)[1])
-        if why is None:
-            return True
-        self.left_out[group.title, contestant.name] = why
-        self.runs.add(self._about(group, contestant, number) | {"status": "left out", "error": why})
-        self.say(f"{group.title}: {contestant.name} is left out: {why}")
-        return False
-
-    def _about(self, group, contestant, number):
-        return {
-            **self.facts,
-            "key": self.key,
-            "model": group.model,
-            "size": group.size,
-            "padded_voxels": padded_voxels(group.task),
-            "threads": group.task.threads,
-            "round": number,
-            "contestant": contestant.name,
-            "engine": contestant.engine,
-            "precision": contestant.precision,
-            "device": contestant.device,
-        }
-
-    def _tell(self, group, number, row):
-        if row["status"] == "ok":
-            what = f"{row['wall_s']:.1f} s, {row['peak_rss_mib'] / 1024:.2f} GiB"
-            if row["n_foreground"] is not None:
-                what += f", {row['n_different']} of {row['n_foreground']} voxels differ from the {row['compared_with']}"
-        else:
-            what = f"failed, left out from here on: {row['error']}"
-        if row["other_cpu_s"] and row["wall_s"] and row["other_cpu_s"] > report.DISTURBED * row["wall_s"]:
-            what += f" (others used {row['other_cpu_s']:.0f} s of the processors meanwhile)"
-        left = timedelta(seconds=round(self.left_s()))
-        self.say(f"{group.title}, round {number} of {group.pairs}: {row['contestant']}: {what} · about {left} left")
-
-
-def measure_memory(runner, contestants, tasks, path, say):
-    """Run each contestant once per entry of `tasks`: (Task, voxel_mm, own grid or not); append rows to `path`."""
-    path = Path(path)
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\t".join(MEMORY_COLUMNS) + "\n", encoding="utf-8")
-    have = {tuple(row.values())[:-1] for row in read_tsv(path).to_dict("records")}
-    for task, voxel_mm, own_grid in tasks:
-        model = models.load(task.model)
-        name = "synthseg1" if model.name == "synthseg1size" else model.name
-        shape = memory.padded_shape(model.card, task.size, _in_header(voxel_mm))
-        for contestant in contestants:
-            row = (contestant.engine, contestant.precision, contestant.device, name, *task.size, voxel_mm, *shape)
-            row = tuple(map(as_text, (*row, own_grid)))
-            if row in have or (own_grid and contestant.engine == REFERENCE):  # which has the network's grid alone
-                continue
-            about = f"{name}, {'x'.join(map(str, task.size))} voxels of {voxel_mm:g} mm, {contestant.name}"
-            if why := too_large(predicted_mib(task, contestant, voxel_mm, own_grid)):
-                say(f"{about}: left out: {why}")
-                continue
-            work = runner.cache.parent / "memory"
-            more = ["--native-grid", work / "native.nii.gz"] if own_grid else []
-            found = runner.run(contestant, task, work, more)
-            if found["status"] != "ok":
-                say(f"{about}: failed: {found['error']}")
-                continue
-            with path.open("a", encoding="utf-8") as stream:
-                stream.write("\t".join((*row, as_text(found["peak_rss_mib"]))) + "\n")
-            say(f"{about}: {found['peak_rss_mib']:.0f} MiB, {found['wall_s']:.1f} s")
-
-
-def too_large(needed):
-    """Why a run that needs so many MiB is left out; None where it fits."""
-    there = available_mib()
-    if there is None or needed <= MEMORY_SHARE * there:
-        return None
-    return f"needs about {needed / 1024:.0f} GiB, {there / 1024:.0f} GiB are free"
-
-
-def parser():
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
     p = argparse.ArgumentParser(prog="benchmarks/run.py", description=__doc__)
     p.add_argument("--sizes", nargs="+", type=_size, default=SIZES, metavar="XxYxZ", help="in voxels of 1 mm")
     p.add_argument("--threads", nargs="+", type=int, default=[2, 1], metavar="N")
@@ -346,18 +58,20 @@ def parser():
     return p
 
 
-def _size(text):
+def _size(text: str) -> inputs.Size:
     numbers = [int(n) for n in text.split("x")]
     if len(numbers) not in (1, 3) or min(numbers) < 16 or max(numbers) > 512:
         raise argparse.ArgumentTypeError(f"{text}: give one or three numbers from 16 to 512, as 192x256x192")
     return tuple(numbers * (3 // len(numbers)))
 
 
-def say(line):
+def say(line: str) -> None:
+    """Print a line at once."""
     print(line, flush=True)
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
+    """The command; return its exit status."""
     arguments = parser().parse_args(argv)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
@@ -368,12 +82,13 @@ def main(argv=None):
         return getattr(error, "exit_code", 2)
 
 
-def _stop(number, frame):
+def _stop(number: int, frame: object) -> None:
     print("benchmark: stopped: what is measured is kept, call again to go on", file=sys.stderr, flush=True)
     raise SystemExit(128 + number)  # as an exception it also ends the run that is measured
 
 
-def benchmark(arguments):
+def benchmark(arguments: argparse.Namespace) -> int:
+    """Measure what is asked for and not measured yet, and write the report. Raises SynthSegError."""
     machine = report.machine()
     name = arguments.name or report.machine_name(machine)
     runs = None if arguments.memory else Runs(arguments.results / f"{name}_runs.tsv")
@@ -385,13 +100,13 @@ def benchmark(arguments):
     pythons, missing = _interpreters(arguments)
     work = arguments.work
     say("making weights and images")
-    full, kind = _full_model(arguments, work)
-    compact = models.load(ROOT / "models" / "compact2mm")
-    heads = _images(arguments, work)
+    full, kind = inputs.full_model(arguments.weights, work)
+    compact = cards.load(ROOT / "models" / "compact2mm")
+    heads = inputs.make_images(arguments.image, _wanted(arguments), work)
     upstream = arguments.upstream and upstream_tree(arguments.upstream, full / "weights.h5", work / "upstream")
     runner = Runner(code, pythons, work / "cache", upstream, 60 * arguments.timeout_min)
 
-    def task(size, model, threads, voxel_mm=1.0):
+    def task(size: inputs.Size, model: str, threads: int, voxel_mm: float = 1.0) -> Task:
         file = full / "weights.h5" if model == "full" else compact.folder / compact.card["weights"]["file"]
         return Task(heads[size, voxel_mm], full if model == "full" else compact.folder, file, size, threads)
 
@@ -409,7 +124,7 @@ def benchmark(arguments):
         **machine,
         "code": code_of(code),
         "weights": f"{kind} {weights.sha256(full / 'weights.h5')[:12]}",
-        "image": f"{arguments.image.name if arguments.image else 'phantom'} {_image_key(arguments)}",
+        "image": f"{arguments.image.name if arguments.image else 'phantom'} {inputs.image_key(arguments.image)}",
         "versions": _versions(pythons),
     }
     key = report.key_of(facts)
@@ -429,7 +144,7 @@ def benchmark(arguments):
     return _report(runs, key, bench.left_out, arguments.results, name)
 
 
-def code_of(folder):
+def code_of(folder: Path | str) -> str:
     """12 digits for the code that a command runs. Left out are the cohort's, which it does not run, and memory.py,
     whose table is fitted to such measurements."""
     package = Path(folder) / "src" / "synthseg_native"
@@ -440,7 +155,22 @@ def code_of(folder):
     return found.hexdigest()[:12]
 
 
-def plan(arguments, task, small, full) -> list[Group]:
+def _wanted(arguments: argparse.Namespace) -> set[inputs.Grid]:
+    """Size and voxel size in mm of the images that are needed."""
+    wanted = {(SMALL, 1.0)}
+    if arguments.memory:
+        wanted |= {(size, voxel_mm) for size, voxel_mm, _ in MEMORY_SCANS}
+    elif not arguments.quick:
+        wanted |= {(size, 1.0) for size in arguments.sizes}
+    return wanted
+
+
+def plan(
+    arguments: argparse.Namespace,
+    task: Callable[[inputs.Size, str, int], Task],
+    small: Sequence[Contestant],
+    full: Sequence[Contestant],
+) -> list[Group]:
     """What is measured. task(size, model, threads) · small, full : contestants for compact2mm, for the full size."""
     first = arguments.threads[0]
     if arguments.quick:
@@ -455,7 +185,7 @@ def plan(arguments, task, small, full) -> list[Group]:
     return groups
 
 
-def _report(runs, key, left_out, results, name):
+def _report(runs: Runs, key: str, left_out: dict, results: Path, name: str) -> int:
     rows = [row for row in runs.rows if row["key"] == key]
     if not any(row["status"] == "ok" for row in rows):
         raise SynthSegError("internal", f"{runs.path}: nothing could be measured: see the lines above")
@@ -464,7 +194,7 @@ def _report(runs, key, left_out, results, name):
     return 0
 
 
-def _interpreters(arguments):
+def _interpreters(arguments: argparse.Namespace) -> tuple[dict[str, Path], dict[str, str]]:
     """{environment: interpreter}, and {contestant's name: why it has none}."""
     given = dict(text.split("=", 1) for text in arguments.python if "=" in text)
     if not all("=" in text for text in arguments.python):
@@ -486,10 +216,8 @@ def _interpreters(arguments):
     return pythons, missing
 
 
-def _versions(pythons):
+def _versions(pythons: dict[str, Path]) -> str:
     """What the interpreters run, as one line."""
-    import subprocess
-
     code = (
         "import platform, sys\nfrom importlib.metadata import version, PackageNotFoundError\nfound = []\n"
         "for name in ('tensorflow', 'openvino', 'torch', 'numpy', 'scipy'):\n"
@@ -502,63 +230,3 @@ def _versions(pythons):
         done = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True)
         told[name] = done.stdout.strip() or "unknown"
     return "; ".join(f"{name}: {text}" for name, text in told.items())
-
-
-def _full_model(arguments, work):
-    """The model folder of the full-size network, and what its weights are."""
-    given, kind = arguments.weights, "weights of the user"
-    if given is None and (folder := os.environ.get("SYNTHSEG_GOLDEN_FULL")):
-        given, kind = Path(folder) / "weights.h5", "stand-in weights of the golden case"
-    if given is not None and not given.is_file():
-        raise SynthSegError("usage", f"{given}: no such weights file: correct the path")
-    if given is None:
-        kind = "weights made by benchmarks/weights.py"
-    return weights.make_model(work / "model", ROOT / "models", given), kind
-
-
-def _images(arguments, work):
-    """{(size, voxel_mm): path} of the images that are needed, made where they are missing."""
-    wanted = {(SMALL, 1.0)}
-    if arguments.memory:
-        wanted |= {(size, voxel_mm) for size, voxel_mm, _ in MEMORY_SCANS}
-    elif not arguments.quick:
-        wanted |= {(size, 1.0) for size in arguments.sizes}
-    found = {}
-    for voxel_mm in sorted({voxel_mm for _, voxel_mm in wanted}):
-        sizes = sorted(size for size, mm in wanted if mm == voxel_mm)
-        folder = work / "images" / _image_key(arguments)
-        paths = {size: folder / f"{'x'.join(map(str, size))}_{voxel_mm:g}mm.nii.gz" for size in sizes}
-        missing = [size for size in sizes if not paths[size].is_file()]
-        made = _cut(arguments.image, missing) if arguments.image else images.make(missing, voxel_mm) if missing else ()
-        for size, image in made:
-            images.save(image, paths[size])
-        found |= {(size, voxel_mm): path for size, path in paths.items()}
-    return found
-
-
-def _image_key(arguments):
-    """12 digits for the image of the user, or for how the phantom is made."""
-    if arguments.image and not arguments.image.is_file():
-        raise SynthSegError("usage", f"{arguments.image}: no such image: correct the path")
-    return weights.sha256(arguments.image or images.__file__)[:12]
-
-
-def _cut(path, sizes):
-    """The user's image, cut or padded to each size."""
-    try:
-        image = nib.as_closest_canonical(nib.load(path))
-        data = np.asanyarray(image.dataobj)
-    except (OSError, nib.filebasedimages.ImageFileError) as error:
-        raise SynthSegError("usage", f"{path}: cannot be read ({error}): give a NIfTI image") from error
-    if data.ndim != 3 or np.abs(np.array(image.header.get_zooms()[:3]) - 1).max() > 0.05:
-        raise SynthSegError("usage", f"{path}: not a 3-D image with voxels of 1 mm: give one")
-    for size in sizes:
-        start = [(n - have) // 2 for n, have in zip(size, data.shape, strict=True)]
-        out = np.zeros(size, data.dtype)
-        sizes_and_starts = [*zip(start, size, data.shape, strict=True)]
-        here = tuple(slice(max(s, 0), max(s, 0) + min(n, have)) for s, n, have in sizes_and_starts)
-        there = tuple(slice(max(-s, 0), max(-s, 0) + min(n, have)) for s, n, have in sizes_and_starts)
-        out[here] = data[there]
-        affine = image.affine.copy()
-        affine[:3, 3] -= affine[:3, :3] @ start
-        yield size, nib.Nifti1Image(out, affine)

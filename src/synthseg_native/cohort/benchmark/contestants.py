@@ -1,10 +1,10 @@
 """Who is measured, by which command, and what came out of one run."""
 
 import contextlib
-import csv
 import os
 import resource
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from synthseg_native.cohort.paths import read_json
 from synthseg_native.cohort.runs import child
 from synthseg_native.cohort.runs.failures import failure
 from synthseg_native.cohort.runs.files import LOG
+from synthseg_native.cohort.runs.reference import read_volumes_csv
 from synthseg_native.compare import compare_label_maps
 from synthseg_native.errors import SynthSegError
 from synthseg_native.networks.cards import read_labels
@@ -48,18 +49,19 @@ class Contestant:
     device: str = "cpu"
 
     @classmethod
-    def parse(cls, text):
+    def parse(cls, text: str) -> "Contestant":
         """From ENGINE[:PRECISION[:DEVICE]]."""
         return cls(*text.split(":"))
 
     @property
-    def name(self):
+    def name(self) -> str:
+        """In tables: reference, upstream, or "engine precision", and the device where it is not the CPU."""
         if self.engine in (REFERENCE, UPSTREAM):
             return self.engine
         return " ".join([self.engine, self.precision] + [self.device] * (self.device != "cpu"))
 
     @property
-    def environment(self):
+    def environment(self) -> str:
         """The environment whose interpreter runs it."""
         return "tensorflow" if self.engine in (REFERENCE, UPSTREAM) else self.engine
 
@@ -71,11 +73,11 @@ class Task:
     image: Path
     model: Path
     weights: Path
-    size: tuple
+    size: tuple[int, int, int]
     threads: int
 
 
-def upstream_tree(checkout, weights, folder) -> Path:
+def upstream_tree(checkout: Path | str, weights: Path | str, folder: Path | str) -> Path:
     """A copy of what upstream's command needs, with these weights as its own; the checkout is not written to."""
     checkout, folder = Path(checkout), Path(folder)
     script = checkout / "scripts" / "commands" / "SynthSeg_predict.py"
@@ -96,11 +98,19 @@ class Runner:
     cache : folder for compiled models · timeout : seconds per run
     """
 
-    def __init__(self, code, pythons, cache, upstream=None, timeout=3600.0):
+    def __init__(
+        self,
+        code: Path | str,
+        pythons: Mapping[str, Path],
+        cache: Path | str,
+        upstream: Path | None = None,
+        timeout: float = 3600.0,
+    ):
         self.source, self.pythons, self.cache = Path(code) / "src", pythons, Path(cache)
         self.upstream, self.timeout = upstream, timeout
 
-    def command(self, contestant, task, work, more=()):
+    def command(self, contestant: Contestant, task: Task, work: Path, more: Sequence[object] = ()) -> list[object]:
+        """Its words. more : of an engine, at the end"""
         python = self.pythons[contestant.environment]
         given = ["--i", task.image, "--o", work / "dseg.nii.gz", "--threads", task.threads]
         if contestant.engine == UPSTREAM:
@@ -114,7 +124,7 @@ class Runner:
         given += ["--volumes-tsv", work / "volumes.tsv", "--margin", work / "margin.nii.gz"]
         return [python, "-m", "synthseg_native", *given, "--record", work / "record.json", *more]
 
-    def run(self, contestant, task, work, more=()) -> dict:
+    def run(self, contestant: Contestant, task: Task, work: Path | str, more: Sequence[object] = ()) -> dict:
         """Run it once, in the folder `work`, which is emptied; return what was measured.
 
         wall_s, peak_rss_mib : of measure.py · cpu_s : user and system, all processes · other_cpu_s : processor time
@@ -150,7 +160,7 @@ class Runner:
         return row
 
 
-def _unread(path):
+def _unread(path: Path) -> int:
     """Set the access time of a file back, so that the next read is noted (Linux and macOS note the first one after a
     change); return it."""
     changed = path.stat().st_mtime_ns
@@ -159,19 +169,21 @@ def _unread(path):
     return before
 
 
-def _first_read_s(path, before, started):
+def _first_read_s(path: Path, before: int, started: str | None) -> float | None:
+    """Seconds from the start to the first read since `_unread`, which returned `before`; None where none was noted."""
     accessed = path.stat().st_atime_ns
     if started is None or abs(accessed - before) < 1e9:
         return None
     return max(0.0, accessed / 1e9 - datetime.fromisoformat(started).timestamp())
 
 
-def _children_s():
+def _children_s() -> float:
+    """Processor seconds of all children that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
-def _processor_s():
+def _processor_s() -> float | None:
     """Seconds that the machine's processors have been busy, or were taken by the host of this virtual machine."""
     with contextlib.suppress(OSError):
         user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
@@ -189,7 +201,7 @@ def available_mib() -> float | None:
     return limit
 
 
-def compare(contestant, work, reference, task) -> dict:
+def compare(contestant: Contestant, work: Path, reference: Path, task: Task) -> dict:
     """How the label map in `work` differs from the one in the folder `reference`.
 
     Returns n_foreground, n_different, margin_max, n_margin_above, n_lost, n_contralateral, min_dice, min_dice_label,
@@ -236,18 +248,16 @@ def compare(contestant, work, reference, task) -> dict:
     }
 
 
-def _text(value):
+def _text(value: float | None) -> str:
     return "n/a" if value is None else f"{value:.5g}"
 
 
-def _soft_volumes(folder, table):
+def _soft_volumes(folder: Path, table: Path) -> Path | None:
     """Path of a volumes.tsv of this run; made from its CSV where there is none. None where it has neither."""
     path, given = folder / "volumes.tsv", folder / "volumes.csv"
     if path.is_file() or not given.is_file():
         return path if path.is_file() else None
-    with given.open(encoding="utf-8", newline="") as stream:
-        header, row = list(csv.reader(stream))[:2]
-    volumes, labels = dict(zip(header[1:], row[1:], strict=False)), read_labels(table)
+    volumes, labels = read_volumes_csv(given), read_labels(table)
     lines = ["index\tsoft_volume_mm3"]
     for index, name in zip(labels.index, labels.names, strict=True):
         lines.append(f"{index}\t{volumes.get(name, 'n/a')}")

@@ -4,6 +4,7 @@ The template is the one that the golden tests keep; skull, scalp and noise are `
 """
 
 import gzip
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -15,7 +16,9 @@ TEMPLATE = environments.ROOT / "tests" / "golden" / "t1_image.nii.gz"
 NOISE = 0.012  # white matter is about 0.9
 
 
-def make(sizes, voxel_mm=1.0, template=TEMPLATE):
+def make(
+    sizes: Iterable[tuple[int, int, int]], voxel_mm: float = 1.0, template: Path = TEMPLATE
+) -> Iterator[tuple[tuple[int, int, int], nib.Nifti1Image]]:
     """Yield (size, NIfTI image) for grids of (X, Y, Z) isotropic voxels, RAS, with the head in the middle; int16."""
     image = nib.load(template)
     phantom = phantoms.make_phantom(np.asarray(image.dataobj, np.float32) / 255, image.affine)
@@ -33,7 +36,7 @@ def make(sizes, voxel_mm=1.0, template=TEMPLATE):
         yield tuple(size), made
 
 
-def save(image, path):
+def save(image: nib.Nifti1Image, path: Path | str) -> None:
     """Write a .nii.gz whole or not at all, the same bytes on every call."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ The labels are roughly those of compact2mm: no use for research.
 
 import hashlib
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import h5py
@@ -26,13 +27,14 @@ import yaml
 from synthseg_native.networks import cards as models
 from synthseg_native.networks import layers as network
 
+Weights = dict[str, dict[str, np.ndarray]]  # {layer: {weight: float32 array}}
 SEED = 20261122
 ELU_MEAN_SQUARE = 0.645  # of a standard normal variable
 LEAK = 0.01
 BLUR = np.array([0.25, 0.5, 0.25], np.float32)
 
 
-def full_size(small, small_weights, full, seed=SEED) -> dict:
+def full_size(small: dict, small_weights: Weights, full: dict, seed: int = SEED) -> Weights:
     """{layer: {weight: float32 array}} of the network `full`, which computes about what `small` does, one level down.
 
     small, full : the ``network`` entries of two model cards. full must have one level and some features more, and the
@@ -62,13 +64,14 @@ def full_size(small, small_weights, full, seed=SEED) -> dict:
     return weights
 
 
-def _no_normalisation(channels):
+def _no_normalisation(channels: int) -> dict[str, np.ndarray]:
+    """A normalisation layer that changes nothing."""
     one = np.ones(channels, np.float32)
     variance = np.full(channels, 1 - network.NORMALISATION_EPSILON, np.float32)
     return {"gamma": one, "beta": 0 * one, "moving_mean": 0 * one, "moving_variance": variance}
 
 
-def _places(small, full):
+def _places(small: dict, full: dict) -> Iterator[tuple[str, str]]:
     """(layer of the full-size network, layer of the small one that it holds)."""
     for level in range(small["levels"]):
         for i in range(small["convolutions_per_level"]):
@@ -80,7 +83,7 @@ def _places(small, full):
         yield f"unet_bn_up_{up}", f"unet_bn_up_{up}"
 
 
-def _inputs(name, small, full, n):
+def _inputs(name: str, small: dict, full: dict, n: int) -> np.ndarray:
     """Which inputs of a layer are the small network's n inputs: the first, after a merge those of both parts."""
     _, _, arm, number, i = name.split("_")
     if arm != "uparm" or i != "0":
@@ -91,14 +94,16 @@ def _inputs(name, small, full, n):
     return np.r_[np.arange(skip), full_skip + np.arange(n - skip)]
 
 
-def _put(here, small, inputs):
+def _put(here: dict[str, np.ndarray], small: dict[str, np.ndarray], inputs: np.ndarray) -> None:
+    """Write a convolution of the small network into a larger one; its other inputs get little weight."""
     n = len(small["bias"])
     here["kernel"][..., :n] *= LEAK
     here["kernel"][..., inputs, :n] = small["kernel"]
     here["bias"][:n] = small["bias"]
 
 
-def _first_level(weights, small_weights):
+def _first_level(weights: Weights, small_weights: Weights) -> None:
+    """Level 0, and the first convolution of level 1, which takes the mean of its two values."""
     blur = BLUR[:, None, None] * BLUR[:, None] * BLUR
     first, second, third = (weights[f"unet_conv_{name}"] for name in ("downarm_0_0", "downarm_0_1", "downarm_1_0"))
     first["kernel"][..., 0] = 0
@@ -112,7 +117,7 @@ def _first_level(weights, small_weights):
     third["bias"][:n] += kernel.sum((0, 1, 2)) / 2
 
 
-def _last_level(weights, small_weights, small, full):
+def _last_level(weights: Weights, small_weights: Weights, small: dict, full: dict) -> None:
     """ELU gives -1 and more: plus one, the features pass through two more ELUs unchanged."""
     n, levels, features = small["features"], full["levels"], full["features"]
     weights[f"unet_bn_up_{levels - 3}"]["beta"][:n] = 1
@@ -138,7 +143,7 @@ def _last_level(weights, small_weights, small, full):
     likelihood["bias"][:] = small_weights["unet_likelihood"]["bias"]
 
 
-def write_h5(path, table, weights):
+def write_h5(path: Path | str, table: Sequence[network.Layer], weights: Weights) -> None:
     """Write weights as Keras does (``layer_names``, and per layer ``weight_names`` and the arrays)."""
     with h5py.File(path, "w") as file:
         layers = [layer for layer in table if layer.kind != "smooth"]  # upstream adds the smoothing later
@@ -153,7 +158,7 @@ def write_h5(path, table, weights):
                 group.create_dataset(name, data=array, dtype="float32", track_times=False)
 
 
-def make_model(folder, models_folder, weights=None) -> Path:
+def make_model(folder: Path | str, models_folder: Path | str, weights: Path | str | None = None) -> Path:
     """A model folder for SynthSeg 1.0's network: its card and labels, and `weights` or ones made here.
 
     folder : made where it is missing. models_folder : the project's models/. Returns the folder; the weights are in
@@ -181,6 +186,7 @@ def make_model(folder, models_folder, weights=None) -> Path:
     return folder
 
 
-def sha256(path) -> str:
+def sha256(path: Path | str) -> str:
+    """Of a file's content, in hexadecimal digits."""
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

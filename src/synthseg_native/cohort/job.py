@@ -1,0 +1,48 @@
+"""The plan as a job of a cluster sees it: its own scans, from their lines of the manifest."""
+
+import os
+from pathlib import Path
+
+from synthseg_native.cohort import manifest as manifests
+from synthseg_native.cohort.plan import Plan
+from synthseg_native.cohort.samples import Scan
+
+VARIABLE = "SYNTHSEG_NATIVE_MANIFEST"  # jobs inherit it from the call that planned them
+
+
+class JobPlan(Plan):
+    """A `Plan` of the scans that a job is about; neither the sheet nor any other scan's files are looked at.
+
+    config, root : as of Plan · manifest : what the call wrote · scans : composed names. Raises SynthSegError("usage").
+    """
+
+    def __init__(self, config: dict, root: Path, manifest: Path, scans: list[str]):
+        self._rows = {name: manifests.read_scan(manifest, name)[1] for name in scans}
+        super().__init__(config, root)
+
+    def _read_scans(self) -> dict[str, Scan]:
+        return {
+            name: Scan(entities=row.entities, image=row.image, ct=False, sheet=row.sheet, row=row.row)
+            for name, row in self._rows.items()
+        }
+
+    def _compared(self) -> list[str]:
+        return [name for name, row in self._rows.items() if row.compared]
+
+    def identity(self, engine: str, scan: str) -> dict:
+        """What the manifest says of a run."""
+        return self._rows[scan].runs[engine].identity
+
+
+def scans_of(targets: list[tuple[str, dict]], benchmarked: int, manifest: Path) -> list[str]:
+    """The scans that jobs are about. targets : (rule, wildcards) of each; the benchmark's are the first so many."""
+    named = [wildcards["scan"] for _, wildcards in targets if "scan" in wildcards]
+    if any(rule == "benchmark" for rule, _ in targets):
+        named += [scan.scan for scan in manifests.read(manifest).scans[:benchmarked]]
+    return list(dict.fromkeys(named))
+
+
+def manifest_of_call() -> Path | None:
+    """The manifest of the call that this process is a job of; None where it says none."""
+    path = os.environ.get(VARIABLE)
+    return Path(path) if path else None

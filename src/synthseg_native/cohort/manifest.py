@@ -1,0 +1,135 @@
+"""What one call of the workflow is to do: a line for the cohort, then a line per scan with all its runs.
+
+Written once per call, when it is planned, and named by its content. A job reads its scan's line and nothing else, so
+that a cluster's jobs do not plan the cohort anew; the summary reads all of it. A dry run writes none.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+from synthseg_native.cohort.paths import write_text
+from synthseg_native.errors import SynthSegError
+from synthseg_native.identity import keys
+
+SCHEMA = 1
+REFERENCE = "reference"  # the name of the reference where an engine's could stand
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of an engine, or of the reference, on one scan.
+
+    files : name ("dseg", "record", "compare", ...) -> path · failure : where the record of a failed run lies
+    identity : what the run's results depend on; results that say otherwise are stale
+    """
+
+    files: dict[str, str]
+    failure: str
+    identity: dict
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One row of the sheet. scan : its composed name · entities : BIDS entities · sheet : the user's further columns
+    row : the sheet's cells as they were · runs : engine -> `Run`, of all engines and, where it is compared, "reference"
+    """
+
+    scan: str
+    image: str
+    entities: dict[str, str]
+    sheet: dict[str, str]
+    row: dict[str, str]
+    runs: dict[str, Run] = field(default_factory=dict)
+
+    @property
+    def compared(self) -> bool:
+        """Whether it has a reference run."""
+        return REFERENCE in self.runs
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A call's runs. results : folder · model : name, dir, research_grade · reference : kind, runtime, or None
+    resolution : "1mm" or "2mm", of the network's grid · benchmark : whether one is asked for
+    """
+
+    results: str
+    engines: list[str]
+    model: dict
+    reference: dict | None
+    resolution: str
+    benchmark: bool
+    scans: list[Scan]
+
+    def text(self) -> str:
+        """JSON lines: the cohort's, then one per scan in the order of the sheet."""
+        head = {name: value for name, value in vars(self).items() if name != "scans"}
+        return "".join(_line(content) for content in ({"schema": SCHEMA, **head}, *map(asdict, self.scans)))
+
+    def write(self, folder: Path) -> Path:
+        """Write it into a folder, whole or not at all; returns its path.
+
+        Named by its content: another call cannot change the manifest of a run in progress.
+        """
+        path = self.path(folder)
+        if not path.is_file():
+            write_text(path, self.text())
+        return path
+
+    def path(self, folder: Path) -> Path:
+        """Where `write` puts it."""
+        return Path(folder, f"manifest-{keys.digest(self.text())}.jsonl")
+
+
+def read(path: Path) -> Manifest:
+    """Raises SynthSegError("usage") for a file that is not there, damaged or of another version."""
+    with _opened(path) as stream:
+        return Manifest(**_head(stream, path), scans=[_scan(line, path) for line in stream])
+
+
+def read_scan(path: Path, name: str) -> tuple[Manifest, Scan]:
+    """The cohort's line, without scans, and the line of one scan; no other line is parsed. Raises as `read`."""
+    mark = _line({"scan": name}).removesuffix("}\n") + ","  # how its line begins
+    with _opened(path) as stream:
+        found = Manifest(**_head(stream, path), scans=[])
+        line = next((line for line in stream if line.startswith(mark)), None)
+    if line is None:
+        raise SynthSegError("usage", f"{path}: no line for {name}: call the workflow again")
+    return found, _scan(line, path)
+
+
+def _line(content: dict) -> str:
+    return json.dumps(content, separators=(",", ":")) + "\n"
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    try:
+        with Path(path).open(encoding="utf-8") as stream:
+            yield stream
+    except OSError as error:
+        raise SynthSegError("usage", f"{path}: {error.strerror}: call the workflow again") from None
+
+
+def _parsed(line: str, path: Path):
+    try:
+        return json.loads(line)
+    except ValueError:
+        raise SynthSegError("usage", f"{path}: damaged: call the workflow again") from None
+
+
+def _head(stream: TextIO, path: Path) -> dict:
+    head = _parsed(next(stream, "null"), path)
+    if not isinstance(head, dict) or head.pop("schema", None) != SCHEMA:
+        raise SynthSegError("usage", f"{path}: of another version of synthseg-native: call the workflow again")
+    return head
+
+
+def _scan(line: str, path: Path) -> Scan:
+    content = _parsed(line, path)
+    runs = {engine: Run(**run) for engine, run in content["runs"].items()}
+    return Scan(**{**content, "runs": runs})

@@ -1,0 +1,24 @@
+"""From the results of every run to the tables of the cohort. docs/results.md describes the files.
+
+run_results: what each run left -> aggregate: typed rows -> tables, terminal: files and text.
+"""
+
+from pathlib import Path
+
+from synthseg_native.cohort.manifest import REFERENCE, Manifest
+from synthseg_native.cohort.paths import write_json
+from synthseg_native.cohort.summary import aggregate, homogeneity, tables
+from synthseg_native.networks.cards import read_labels
+
+
+def summarise(manifest: Manifest) -> None:
+    """Write every table and BIDS description of the cohort into its results folder, each whole or not at all."""
+    results = Path(manifest.results)
+    labels = read_labels(Path(manifest.model["dir"]) / "labels.tsv")
+    runs = aggregate.run_results(manifest)
+    rows = aggregate.summary_rows(manifest, runs, labels)
+    tables.write_volumes(manifest, runs, labels)
+    for engine in [*manifest.engines, *([REFERENCE] if manifest.reference else [])]:
+        tables.describe_derivative(engine, manifest, runs, labels)
+    write_json(results / "homogeneity.json", homogeneity.of_runs(runs))
+    tables.write_summary(manifest, rows)
