@@ -22,6 +22,7 @@ def main(argv=None) -> int:
     parser.add_argument("--record", required=True, help="its run record")
     parser.add_argument("--labels", required=True, help="the model's labels.tsv")
     parser.add_argument("--title", required=True, help="what stands above the picture")
+    parser.add_argument("--made-by", default="", help="digest of what draws it, kept in the file")
     parser.add_argument("--out", required=True, type=Path, help="the PNG to write")
     arguments = parser.parse_args(argv)
     try:
@@ -51,6 +52,7 @@ def draw(arguments):
             labels_table,
             title=arguments.title,
             lines=picture.lines(qc, labels_table, found),
+            made_by=arguments.made_by,
         )
 
 

@@ -31,7 +31,7 @@ rule picture:
         image=IMAGE,
         labels=LABELS,
         title=lambda wildcards: PLAN.title(wildcards.engine, wildcards.scan),
-        step=lambda wildcards: step_code("picture.py"),
+        made_by=lambda wildcards: step_code("picture.py"),
     message:
         "Draw {wildcards.scan} ({wildcards.engine})"
     shell:
@@ -44,6 +44,7 @@ rule picture:
             --record {input.record:q} \
             --labels {params.labels:q} \
             --title {params.title:q} \
+            --made-by {params.made_by:q} \
             --out {output.picture:q} \
             2>&1 | tee {log:q} >&2
         """

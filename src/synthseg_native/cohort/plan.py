@@ -204,10 +204,12 @@ class Plan:
     # --- identity ----------------------------------------------------------------------------------------------------
 
     def step_key(self, script: str) -> str:
-        """What a step that runs no network depends on beside its inputs and thresholds: its code, what is shown."""
+        """What a step that runs no network depends on beside its inputs: its code, what is shown, thresholds."""
         stage = next(stage for stage in stages.STAGES.values() if script in stage.scripts)
-        shown = [stages.display_digest(self.model)] if "display" in stage.settings else []
-        return keys.digest(stages.codes([stage.name], package=self.package)[stage.name], *shown)
+        known = {"display": stages.display_digest(self.model), "thresholds": self.config["equivalence"]}
+        settings = {name: known[name] for name in stage.settings if name in known}
+        code = stages.codes([stage.name], package=self.package)[stage.name]
+        return keys.digest(code, keys.settings_json(**settings))
 
     def identity(self, engine: str, scan: str) -> dict:
         """What makes the results of a run ("reference" is one), as `identity.current` compares it.

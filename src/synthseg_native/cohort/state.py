@@ -4,10 +4,12 @@ What is current the results themselves say (`identity.current`). Snakemake's own
 another folder, or gone.
 """
 
+import csv
 from pathlib import Path
 
-from synthseg_native.cohort.paths import write_text
+from synthseg_native.cohort.paths import read_json, write_text
 from synthseg_native.identity import current
+from synthseg_native.results import picture
 
 FOLDER = ".state"
 NAMED = 3  # scans that a line names before it counts the others
@@ -42,8 +44,35 @@ def to_make(plan) -> set[str]:
         if state.word != current.CURRENT and not plan.is_kept(*pair) and not plan.is_lasting(*pair)
     }
     wanted = [*plan.wanted_runs(), *plan.wanted_once(), *plan.aggregates().values()]
-    found |= {path for path in wanted if not Path(path).exists()}
-    return found | ({plan.aggregates()["summary"]} if failed_mark(plan.state).exists() else set())
+    found |= {path for path in wanted if not Path(path).exists()} | _drawn_or_compared_otherwise(plan)
+    summary = plan.aggregates()["summary"]
+    return found | ({summary} if failed_mark(plan.state).exists() or not _says_what_is(plan, summary) else set())
+
+
+def _says_what_is(plan, summary: str) -> bool:
+    """Whether a summary has a row for every native run, and the word of each that stays as it is."""
+    try:
+        with Path(summary).open(encoding="utf-8", newline="") as file:
+            said = [row["status"] for row in csv.DictReader(file, delimiter="\t")]
+    except (OSError, KeyError, csv.Error):
+        return False
+    states = [plan.states[engine, scan] for scan in plan.scans for engine in plan.engines]
+    words = {current.CURRENT: {"ok"}, current.EDITED: {current.EDITED}}
+    return len(said) == len(states) and all(
+        word in words.get(state.word, {word}) for word, state in zip(said, states, strict=True)
+    )
+
+
+def _drawn_or_compared_otherwise(plan) -> set[str]:
+    """Pictures and comparisons that say of themselves that other code, limits or thresholds made them."""
+    drawing, comparing = plan.step_key("picture.py"), plan.step_key("compare.py")
+    pairs = [pair for pair in plan.states if pair[0] != "reference"]
+    pictures = [plan.path("picture", *pair) for pair in pairs if not (plan.is_kept(*pair) or plan.is_lasting(*pair))]
+    compared = set(plan.compared)
+    comparisons = [plan.path("compare", *pair) for pair in pairs if pair[1] in compared and plan.is_comparable(*pair)]
+    return {path for path in pictures if picture.made_by_of(path) != drawing} | {
+        path for path in comparisons if (read_json(path) or {}).get("made_by") != comparing
+    }
 
 
 def lines(plan) -> list[str]:

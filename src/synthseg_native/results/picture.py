@@ -6,6 +6,7 @@ what is drawn is resampled.
 
 import logging
 import textwrap
+from pathlib import Path
 
 import numpy as np
 
@@ -27,6 +28,7 @@ FINE, THICK = 3, 5  # outlines are found on a grid this much finer than the pixe
 GREYS = 64  # levels; more of them store noise
 OUTSIDE = 0.09  # grey of what the scan does not cover, so that the edge of its field of view shows
 ODD = "! "  # opens a line that says what is odd
+MADE_BY = "synthseg-native"  # keyword of the text in the file that says what drew it
 TINTS = {"title": "#ffffff", "text": "#c8c8c8", "odd": "#ffc04d", "side": "#7fd4ff"}
 
 
@@ -45,11 +47,12 @@ def lines(qc, labels_table, volumes) -> list[str]:
     return [" · ".join(parts), *([ODD + remark for remark in qc["remarks"]] or ["nothing odd"])]
 
 
-def draw(path, image, image_affine, labels, labels_affine, labels_table, *, title, lines):
+def draw(path, image, image_affine, labels, labels_affine, labels_table, *, title, lines, made_by=""):
     """Write a PNG of 1600 x 1100 pixels; the same input gives the same bytes.
 
     image (X, Y, Z) real, labels (x, y, z) whole numbers, each with its affine (4, 4); the grids may differ.
     labels_table : `cards.Labels`, for the colours · title : any text · lines : see `lines`, drawn below the picture
+    made_by : a word that says what drew it, for `made_by_of`
     An empty label map, an image of one value and a small field of view are drawn, and named.
     """
     notes = []
@@ -76,7 +79,7 @@ def draw(path, image, image_affine, labels, labels_affine, labels_table, *, titl
         color, cover = _outlines(panel.labels, labels_table)
         canvas[panel.rows, panel.columns] = grey[..., None] * (1 - cover) + color
     subtitle = f"{VIEW} · grey from {low:.4g} to {high:.4g} · FreeSurfer's colours"
-    _write(path, canvas, panels, title, subtitle, [ODD + note for note in notes] + list(lines))
+    _write(path, canvas, panels, title, subtitle, [ODD + note for note in notes] + list(lines), made_by)
 
 
 # Where the slices lie --------------------------------------------------------------------------------------------
@@ -208,7 +211,7 @@ def _pooled(fine):
 # The page --------------------------------------------------------------------------------------------------------
 
 
-def _write(path, canvas, panels, title, subtitle, lines):
+def _write(path, canvas, panels, title, subtitle, lines, made_by):
     """Put the text on the canvas (HEIGHT, WIDTH, 3) and write it, without a date and without the software's name."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # its font cache is nobody's business
     from matplotlib import get_data_path
@@ -218,6 +221,7 @@ def _write(path, canvas, panels, title, subtitle, lines):
     from matplotlib.ft2font import FT2Font
     from matplotlib.patheffects import withStroke
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
     font = f"{get_data_path()}/fonts/ttf/DejaVuSansMono.ttf"
     known = FT2Font(font).get_charmap()
@@ -249,4 +253,19 @@ def _write(path, canvas, panels, title, subtitle, lines):
     for number, (text, odd) in enumerate(wrapped):
         write(LEFT, HEIGHT - BOTTOM + 30 + 21 * number, text, 10, "odd" if odd else "text")
     page.draw()
-    Image.fromarray(np.asarray(page.buffer_rgba())[..., :3]).save(path, format="PNG")
+    about = PngInfo()
+    if made_by:
+        about.add_text(MADE_BY, made_by)
+    Image.fromarray(np.asarray(page.buffer_rgba())[..., :3]).save(path, format="PNG", pnginfo=about)
+
+
+def made_by_of(path) -> str | None:
+    """The word that a picture was drawn with; None without one, or where there is no picture."""
+    try:
+        with Path(path).open("rb") as file:
+            start = file.read(1024)
+    except OSError:
+        return None
+    _, found, rest = start.partition(f"tEXt{MADE_BY}".encode() + b"\0")
+    length = int.from_bytes(start[start.find(b"tEXt") - 4 :][:4], "big") - len(MADE_BY) - 1
+    return rest[:length].decode("latin-1") if found else None
