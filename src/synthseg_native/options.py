@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import TYPE_CHECKING
 
 from synthseg_native.errors import SynthSegError
@@ -20,7 +21,7 @@ NOT_YET = {
 MAX_CROP = 512  # larger than any head, and as small as the network then works on
 
 
-def read(arguments) -> tuple[jobs.Call, segment.Segmenter]:
+def read(arguments: argparse.Namespace) -> tuple[jobs.Call, segment.Segmenter]:
     """What the call is to do and what does it. arguments: what the command's parser made of its words.
 
     All wrong use is found here, before anything is run: SynthSegError("usage"), and "bad_input" where there is no scan.

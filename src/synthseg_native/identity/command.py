@@ -1,18 +1,25 @@
 """The identity of what the command makes of one scan."""
 
+from __future__ import annotations
+
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 from synthseg_native.identity import current, stages
 from synthseg_native.results.outputs import image_extension
+
+if TYPE_CHECKING:
+    from synthseg_native.jobs import Job
+    from synthseg_native.pipeline.segment import Segmenter
 
 # What computes, beside this package: any of them may change the last bit of a result.
 PACKAGES = ("numpy", "scipy", "nibabel", "h5py")
 ENGINE_PACKAGES = {"tensorflow": ("tensorflow",), "openvino": ("openvino", "llvmlite"), "torch": ("torch",)}
 
 
-def wanted(segmenter, job, content: str | None) -> dict:
+def wanted(segmenter: Segmenter, job: Job, content: str | None) -> dict:
     """What `segment.Segmenter` would make of a `jobs.Job` now; see `current`.
 
     content: SHA-256 of the scan's file. Options that do not touch the results asked for are left out.

@@ -39,7 +39,7 @@ class State:
         return f"{self.word}: {', '.join(self.why)}" if self.why else self.word
 
 
-def identity(names: Iterable[str], package: Path = stages.PACKAGE, **settings) -> dict:
+def identity(names: Iterable[str], package: Path = stages.PACKAGE, **settings: object) -> dict:
     """What the stages named make of these settings, by the source in `package`."""
     return {"form": stages.FORM, **settings, "code": stages.codes(names, settings.get("engine", ""), package)}
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from synthseg_native import engines
 from synthseg_native.identity import keys
 from synthseg_native.identity.code import code_digest
+from synthseg_native.networks.cards import Model
 
 PACKAGE = Path(__file__).resolve().parents[1]
 FORM = 2  # of an identity: a record without it was made before records noted all that made them
@@ -179,7 +180,7 @@ def counted(names: Iterable[str], engine: str = "") -> tuple[str, ...]:
     return tuple(found)
 
 
-def model_digest(model) -> str:
+def model_digest(model: Model) -> str:
     """What of a model (`cards.Model`) decides about labels: network, input, posterior, and of the label table values,
     sides and classes. Titles, accuracy, colours and the names that are shown do not."""
     computed_from = {name: model.card[name] for name in ("network", "input", "posterior")}
@@ -188,7 +189,7 @@ def model_digest(model) -> str:
     return keys.digest(keys.settings_json(**computed_from, **table))
 
 
-def display_digest(model) -> str:
+def display_digest(model: Model) -> str:
     """What of a model is shown: names, sides and colours of its label table."""
     labels = model.labels
     return keys.digest(labels.names, labels.freesurfer_names, labels.hemispheres, labels.colors, labels.index.tolist())

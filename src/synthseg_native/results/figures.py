@@ -3,7 +3,11 @@
 No limit stands here: another limit, or another sentence, is no reason to run a network again.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
+
+from synthseg_native.networks.cards import Labels
 
 # Faces of the volume that the network saw, which has its axes in RAS order: (axis, first or last plane) -> name.
 FACES = {
@@ -11,7 +15,7 @@ FACES = {
 }  # fmt: skip
 
 
-def measure(labels_table, labels, segmentation, voxel_mm) -> dict:
+def measure(labels_table: Labels, labels: np.ndarray, segmentation: object, voxel_mm: Sequence[float]) -> dict:
     """The figures, ready for JSON.
 
     labels_table : `cards.Labels` · labels (X, Y, Z) : label values of what the network saw, RAS, without padding
