@@ -3,10 +3,13 @@
 RUN = sh scripts/launch.sh run
 DEV = $(RUN) dev --
 LOCKS = workflow tensorflow openvino torch training demo dev docs
-# Tests in the order in which two processes are busy about equally long; TESTS= and JOBS= change what runs and how many.
-TESTS = tests/workflow tests/golden tests/container tests/unit
+# Two processes, a file at a time each, in the order that tests/conftest.py sets; TESTS= and JOBS= change which tests and
+# how many at once.
+TESTS = tests
 JOBS = 2
 PARALLEL = -n $(JOBS) --dist loadfile --no-loadscope-reorder
+# Compiled files are kept, the tests' too: without them every process of pytest writes its assertions anew, for 8 s.
+PYTEST = env -u PYTHONDONTWRITEBYTECODE $(DEV) -m pytest $(PARALLEL)
 # What goes to pytest as well, e.g. make test ARGS="-k golden"
 ARGS =
 
@@ -15,18 +18,18 @@ ARGS =
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' Makefile | awk -F '\t' '{ printf "make %-16s %s\n", $$1, $$2 }'
 
-demo: ## make the demo cohort, segment it, compare with the reference: results/summary.tsv
-	@./snakemake --cores 1 results/summary.tsv --configfile config/demo.yaml
+demo: ## the demonstration: make phantoms, segment them, compare with the reference: results/summary.tsv
+	@./snakemake --cores 1 results/summary.tsv
 
 demo-docker: ## the same with the reference in its Docker container
 	@./snakemake --cores 1 results/summary.tsv --configfile config/demo-docker.yaml
 
 test: ## run all tests
 	@sh scripts/launch.sh ensure dev tensorflow openvino demo
-	@$(DEV) -m pytest $(PARALLEL) $(TESTS) $(ARGS)
+	@$(PYTEST) $(TESTS) $(ARGS)
 
 test-fast: ## run the tests that take seconds and need no Docker
-	@$(DEV) -m pytest $(PARALLEL) -m "not slow and not docker" $(TESTS) $(ARGS)
+	@$(PYTEST) -m "not slow and not docker" $(TESTS) $(ARGS)
 
 benchmark: ## time and memory of engines and reference on this machine (what and how: make benchmark ARGS=--help)
 	@sh scripts/launch.sh ensure dev tensorflow openvino

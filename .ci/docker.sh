@@ -4,13 +4,15 @@
 # Starts a daemon where none answers (no iptables, no bridge: it also works inside a container); its process is written
 # to /run/synthseg-native-dockerd.pid, its log to /var/log/synthseg-native-dockerd.log. `.ci/docker.sh stop` ends it.
 # The base image is the usual one where a registry can be reached; elsewhere one is made with debootstrap, from the
-# mirror that apt uses on this machine.
+# mirror that apt uses on this machine, and kept as a file for the next time (.ci/cache.sh says where).
 set -euo pipefail
 
 pid=/run/synthseg-native-dockerd.pid
 log=/var/log/synthseg-native-dockerd.log
 usual=python:3.11-slim-bookworm
 made=synthseg-native-base:bookworm
+kept=${SYNTHSEG_CI_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/synthseg-native-ci}
+kept=$kept/base-$(sha256sum "$0" | cut -c 1-12).tar
 
 say() { echo "docker: $*" >&2; }
 
@@ -52,6 +54,9 @@ mirror() { # the first address that apt has for Debian itself; nothing where the
 
 make_base() {
     local folder proxy
+    if [ -s "$kept" ] && docker import "$kept" $made >/dev/null 2>&1; then
+        return
+    fi
     folder=$(mktemp -d)
     eval "$(apt-config shell proxy Acquire::http::Proxy)"
     say "no registry answers: making $made with debootstrap"
@@ -63,7 +68,11 @@ make_base() {
         exit 1
     }
     rm -rf "$folder"/root/var/cache/apt/archives/*.deb
-    tar -C "$folder/root" -c . | docker import - $made >/dev/null
+    tar -C "$folder/root" -cf "$folder/base.tar" .
+    docker import "$folder/base.tar" $made >/dev/null
+    mkdir -p "${kept%/*}"
+    rm -f "${kept%/*}"/base-*.tar # of earlier versions of this file
+    mv "$folder/base.tar" "$kept.part" && mv "$kept.part" "$kept"
     rm -rf "$folder"
 }
 

@@ -32,9 +32,9 @@ def sizes_of(rows) -> list:
     """The `memory.Size` of each measurement (a dict of text, as run.py writes them)."""
     found = []
     for row in rows:
-        card = models.load(ROOT / "models" / row["model"]).card
+        network = models.load(ROOT / "models" / row["model"]).network
         shape, voxel_mm = [int(row[f"input_{axis}"]) for axis in "xyz"], float(row["voxel_mm"])
-        size = memory.size_of(card, shape, (voxel_mm,) * 3, own_grid=row["native_grid"] == "true")
+        size = memory.size_of(network, shape, (voxel_mm,) * 3, own_grid=row["native_grid"] == "true")
         found.append(replace(size, padded=tuple(int(row[f"padded_{axis}"]) for axis in "xyz")))
     return found
 

@@ -32,8 +32,7 @@ READ_ONLY = {
 
 def main(argv):
     if len(argv) > 1 and argv[0] == "ensure":
-        for name in argv[1:]:
-            environments.ensure(name)
+        environments.ensure_all(argv[1:])
     elif len(argv) > 3 and argv[0] == "run" and argv[2] == "--":
         run(argv[1], argv[3:])
     elif argv[:1] == ["segment"]:
@@ -52,10 +51,14 @@ def run(name, arguments):
 
 def segment(arguments):
     """Become the command synthseg-native, in the environment of the engine that it is to use."""
+    from synthseg_native import cli
     from synthseg_native.cohort import ranking
     from synthseg_native.errors import SynthSegError
     from synthseg_native.networks import weights
 
+    if not arguments:
+        sys.exit(cli.main([]))
+    cli.parser().parse_args(arguments)  # --help and wrong use end here: no environment is made for them
     try:
         engine, arguments = ranking.for_command(arguments, weights.default_cache() / "verified")
     except SynthSegError as error:
@@ -134,6 +137,6 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except (environments.SetupError, OSError) as error:
-        sys.exit(f"synthseg-native: {error}")
+        sys.exit("\n".join(f"synthseg-native: {line}" for line in str(error).splitlines()))
     except KeyboardInterrupt:
         sys.exit(130)

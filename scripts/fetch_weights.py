@@ -4,10 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-import yaml
-
 from synthseg_native.errors import SynthSegError
-from synthseg_native.networks import weights
+from synthseg_native.networks import cards, weights
 
 
 def main(argv=None):
@@ -19,10 +17,10 @@ def main(argv=None):
         card_path = options.model / "card.yaml"
         if not card_path.is_file():
             raise SynthSegError("usage", f"{card_path}: no such model card: name a folder of models/")
-        card = yaml.safe_load(card_path.read_text())
-        if not card["weights"].get("urls"):
+        expected = cards.load(options.model).weights
+        if not expected.urls:
             raise SynthSegError("usage", f"{card_path}: has no download address: the weights lie beside the card")
-        weights.fetch(card, options.out)
+        weights.fetch(expected, options.out)
     except SynthSegError as error:
         print(f"fetch_weights: {error}", file=sys.stderr)
         return error.exit_code

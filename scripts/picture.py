@@ -10,7 +10,8 @@ import numpy as np
 
 from synthseg_native.errors import SynthSegError
 from synthseg_native.networks import cards
-from synthseg_native.results import outputs, picture, quality, volumes
+from synthseg_native.results import picture, quality, volumes
+from synthseg_native.results.staged import Staged
 from synthseg_native.scan import reading
 
 
@@ -30,6 +31,7 @@ def main(argv=None) -> int:
     except SynthSegError as error:
         print(f"picture: {error}", file=sys.stderr)
         return error.exit_code
+    print(f"picture: {arguments.out}")
     return 0
 
 
@@ -42,9 +44,8 @@ def draw(arguments):
     image = reading.read(
         arguments.image, reading.ACCEPTABLE
     )  # whether it may be taken was decided when it was segmented
-    with outputs.Staged() as staged:
-        picture.draw(
-            staged.path(arguments.out),
+    with Staged() as staged:
+        drawn = picture.draw(
             image.data,
             image.affine,
             labels,
@@ -54,6 +55,7 @@ def draw(arguments):
             lines=picture.lines(qc, labels_table, found),
             made_by=arguments.made_by,
         )
+        staged.path(arguments.out).write_bytes(drawn)
 
 
 def assessed(path, labels_table):

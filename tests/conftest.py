@@ -6,12 +6,23 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+# Files in the order in which the processes of `make test` take them: what takes longest first, so that they end
+# together, and the project that all of tests/workflow shares is made by one while another is busy elsewhere.
+ORDER = ("tests/workflow/test_caching.py", "tests/golden/", "tests/workflow/", "tests/container/", "")
 
 
 def _python(name: str) -> str:
     from synthseg_native.cohort import environments
 
     return os.environ.get(f"SYNTHSEG_{name.upper()}_PYTHON") or str(environments.ensure(name))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        path = item.path.relative_to(ROOT).as_posix()
+        return next(number for number, start in enumerate(ORDER) if path.startswith(start))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

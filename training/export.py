@@ -22,7 +22,7 @@ def export(checkpoint, config, folder):
     Raises SynthSegError("usage") where there is no checkpoint or it is of another network.
     """
     base = cards.load(config["model"])
-    network = Network(**(base.card["network"] | config.get("network", {})))
+    network = Network(**(base.network.shape() | config.get("network", {})))
     state = read_checkpoint(checkpoint)
     take(network, state["average"], checkpoint)
     folder = Path(folder)
@@ -32,10 +32,16 @@ def export(checkpoint, config, folder):
     if (folder / "labels.tsv").resolve() != (base.folder / "labels.tsv").resolve():
         shutil.copy(base.folder / "labels.tsv", folder / "labels.tsv")
     content = weights.read_bytes()
+    entry = base.card["networks"][0]
     card = base.card | {
         "name": config["name"],
-        "weights": {"file": weights.name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()},
-        "network": base.card["network"] | config.get("network", {}),
+        "networks": [
+            entry
+            | {
+                "weights": {"file": weights.name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()},
+                "layers": entry["layers"] | config.get("network", {}),
+            }
+        ],
         "trained": {
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "iterations": state["iteration"],

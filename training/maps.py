@@ -65,8 +65,8 @@ def listed():
 def fetch(folder=FOLDER, log=None):
     """Fetch the maps that are missing or damaged in the folder. Raises SynthSegError where one cannot be had."""
     for _, name, size, sha256, address in listed():
-        file = {"size": size, "sha256": sha256, "urls": [address]}
-        weights.fetch({"weights": file}, Path(folder) / name, log=log)
+        file = weights.WeightsFile(name, size, sha256, urls=(address,))
+        weights.fetch(file, Path(folder) / name, log=log)
 
 
 def read(path, number) -> LabelMap:

@@ -65,7 +65,7 @@ class Network(nn.Module):
 
     def __init__(self, *, levels, features, labels, **more):
         super().__init__()
-        self.table = layer_table(levels=levels, features=features, labels=labels, smoothing_sigma=0, **more)
+        self.table = layer_table(levels=levels, features=features, labels=labels, **more)
         self.layers = nn.ModuleDict()
         for layer in self.table:
             if layer.kind == "conv":
@@ -90,7 +90,8 @@ class Network(nn.Module):
                 return inputs[0]
             if layer.kind in ("conv", "norm"):
                 out = self.layers[layer.name](inputs[0])
-                out = functional.elu(out, inplace=True) if layer.activation == "elu" else out
+                if layer.activation != "none":
+                    out = {"elu": functional.elu, "relu": functional.relu}[layer.activation](out, inplace=True)
             elif layer.kind == "pool":
                 out = functional.max_pool3d(inputs[0], 2)
             elif layer.kind == "up":
@@ -98,6 +99,7 @@ class Network(nn.Module):
             else:
                 out = torch.cat(inputs, dim=1)
             done[layer.name] = out
+        return out
 
     def weights(self) -> dict:
         """{layer name: {Keras' weight name: float32 array in Keras' layout}}, as network.read_weights gives them."""

@@ -63,7 +63,7 @@ class Trainer:
         self.iteration, self.seconds, self.free = 0, 0.0, self.settings["free_moments"]
 
     def _new_network(self):
-        network = Network(**(self.model.card["network"] | self.config.get("network", {})))
+        network = Network(**(self.model.network.shape() | self.config.get("network", {})))
         return network.to(self.device, memory_format=self.layout)
 
     def start_from(self, path):

@@ -89,9 +89,9 @@ def parser() -> argparse.ArgumentParser:
     add = p.add_argument_group("what runs it").add_argument
     add("--threads", type=int, default=1, metavar="N", help="CPU threads (default 1)")
     add("--cpu", action="store_true", help="the same as --device cpu")
-    add("--device", metavar="NAME", help="cpu or gpu (default cpu; with --engine torch or auto what works here)")
-    add("--engine", default="tensorflow", metavar="NAME", help="what runs the network: tensorflow (default), openvino, "
-        "torch (GPUs), or auto: the best one that works on this machine")  # fmt: skip
+    add("--device", metavar="NAME", help="cpu or gpu (default: what works here; without the launcher cpu)")
+    add("--engine", default="auto", metavar="NAME", help="what runs the network: auto (default: the best one that "
+        "works on this machine), tensorflow, openvino, or torch (GPUs)")  # fmt: skip
     add("--precision", default="float32", metavar="NAME", help="numbers of the network: float32 (default), or bf16, "
         "which openvino and torch have: labels nearly the same")  # fmt: skip
     add("--recompute", action="store_true", help="do all scans again, also those whose results are current")
@@ -208,7 +208,9 @@ def _edited(job, state):
 
 def _segment_one(job, segmenter, tables, bar, argv):
     """Segment a scan and publish all its results together; what went wrong as a SynthSegError, or None."""
-    from synthseg_native.results import outputs, quality
+    from synthseg_native.results import quality
+    from synthseg_native.results.sidecar import save_json
+    from synthseg_native.results.staged import Staged
 
     notes = record.new("native", ["synthseg-native", *argv])
     segmenter.describe(notes)
@@ -218,7 +220,7 @@ def _segment_one(job, segmenter, tables, bar, argv):
         bar.show(job.image.name, phase, share)
 
     try:
-        with _as_synthseg_error(job.image), outputs.Staged() as staged:
+        with _as_synthseg_error(job.image), Staged() as staged:
             places = tables.places(staged)
             volumes = segmenter.run(job, staged, notes, clock, progress, bar.in_thread)
             tables.write(places, {id(job): volumes})
@@ -226,7 +228,7 @@ def _segment_one(job, segmenter, tables, bar, argv):
             notes["seconds"] = clock.report()
             tables.note_memory(notes)
             if "record" in job.outputs:
-                outputs.save_json(staged.path(job.outputs["record"]), notes)
+                save_json(staged.path(job.outputs["record"]), notes)
     except SynthSegError as failure:
         notes["seconds"] = clock.report()
         return _fail(notes, failure, job.outputs.get("record"))
@@ -242,12 +244,13 @@ def _segment_one(job, segmenter, tables, bar, argv):
 
 def _fail(notes, failure, path):
     """Note a failure in the run record, written to `path` where there is one; returns the failure."""
-    from synthseg_native.results import outputs
+    from synthseg_native.results.sidecar import save_json
+    from synthseg_native.results.staged import Staged
 
     record.fail(notes, failure)
     if path:
-        with suppress(SynthSegError), outputs.Staged() as staged:  # the first failure is what the user must hear of
-            outputs.save_json(staged.path(path), notes)
+        with suppress(SynthSegError), Staged() as staged:  # the first failure is what the user must hear of
+            save_json(staged.path(path), notes)
     return failure
 
 
@@ -301,22 +304,22 @@ class Tables:
 
     def write(self, places, more):
         """Write the tables of all scans that are done, `more` among them."""
-        from synthseg_native.results import outputs
+        from synthseg_native.results import tables
 
         known = self.volumes | more
         done = [(job, known[id(job)]) for job in self.call.jobs if id(job) in known]
         if "vol" in places:
-            outputs.save_volumes_csv(places["vol"], self.labels, [volumes["csv"] for _, volumes in done])
+            tables.save_volumes_csv(places["vol"], self.labels, [volumes["csv"] for _, volumes in done])
         if "volumes_tsv" in places:
             rows = {str(job.image): volumes["tsv"] for job, volumes in done}
-            outputs.save_volumes_tsv(places["volumes_tsv"], done[0][1]["tsv"] if self.call.single else rows)
+            tables.save_volumes_tsv(places["volumes_tsv"], done[0][1]["tsv"] if self.call.single else rows)
 
     def write_alone(self, path):
         """Where no scan was segmented: a table may be new all the same. Returns what went wrong, or None."""
-        from synthseg_native.results import outputs
+        from synthseg_native.results.staged import Staged
 
         try:
-            with _as_synthseg_error(path), outputs.Staged() as staged:
+            with _as_synthseg_error(path), Staged() as staged:
                 self.write(self.places(staged), {})
         except SynthSegError as failure:
             return failure

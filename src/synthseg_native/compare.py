@@ -13,7 +13,7 @@ from scipy import ndimage
 from synthseg_native.errors import SynthSegError
 from synthseg_native.networks.cards import read_labels
 from synthseg_native.results import volumes
-from synthseg_native.results.outputs import labels_sha256
+from synthseg_native.results.hashes import labels_sha256
 
 DEFAULT_THRESHOLDS = {
     "max_fraction_different": 1e-5,  # of the union of both foregrounds

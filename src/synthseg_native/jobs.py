@@ -11,7 +11,7 @@ from pathlib import Path
 
 from synthseg_native.errors import SynthSegError
 from synthseg_native.identity import current, stages
-from synthseg_native.results.outputs import IMAGE_EXTENSIONS, image_extension
+from synthseg_native.scan.formats import IMAGE_EXTENSIONS, image_extension
 from synthseg_native.scan.reading import sha256_of
 
 # Results of one scan: option -> (what is put behind the image's name, extension where it is not the image's).

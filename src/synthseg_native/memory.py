@@ -17,8 +17,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from synthseg_native.errors import SynthSegError
+
+if TYPE_CHECKING:
+    from synthseg_native.networks.cards import Network
 
 MIB = 2**20
 TOLERANCE = 0.2  # a larger miss is told, and a job asks for so much more than the prediction
@@ -74,36 +78,37 @@ class Size:
 
 
 def size_of(
-    card: dict,
+    network: "Network",
     shape: Sequence[int],
     voxel_mm: Sequence[float],
     crop: Sequence[int] | None = None,
     own_grid: bool = True,
 ) -> Size:
-    """The size of a run. card : of the model (dict) · shape, voxel_mm : (3,) of the scan, in the order of its axes
+    """The size of a run. network : a `cards.Network` · shape, voxel_mm : (3,) of the scan, in the order of its axes
 
     crop : (3,) voxels, or None
     """
-    from synthseg_native.networks import layers as network
+    from synthseg_native.networks.layers import count_parameters
 
-    asked = card["network"]
-    parameters = network.count_parameters(network.layer_table(**asked))
-    padded, voxels = padded_shape(card, shape, voxel_mm, crop), math.prod(map(int, shape))
-    return Size(padded, voxels, asked["features"], asked["labels"], own_grid, parameters)
+    padded, voxels = padded_shape(network, shape, voxel_mm, crop), math.prod(map(int, shape))
+    features, labels = network.layers["features"], network.outputs.channels
+    return Size(padded, voxels, features, labels, own_grid, count_parameters(network.table()))
 
 
 def padded_shape(
-    card: dict, shape: Sequence[int], voxel_mm: Sequence[float], crop: Sequence[int] | None = None
+    network: "Network", shape: Sequence[int], voxel_mm: Sequence[float], crop: Sequence[int] | None = None
 ) -> tuple[int, ...]:
-    """The shape (3,) that the network gets: resampled to the model's resolution, cropped, padded to its multiple.
+    """The shape (3,) that the network gets: resampled to its resolution, cropped, padded to its multiple.
 
-    >>> card = {"input": {"resolution_mm": 1, "pad_multiple": 32, "min_size": 128}}
-    >>> padded_shape(card, shape=(181, 217, 40), voxel_mm=(1, 1, 5))
+    >>> from types import SimpleNamespace
+    >>> network = SimpleNamespace(grid=SimpleNamespace(resolution_mm=1, pad_multiple=32, min_size=128))
+    >>> padded_shape(network, shape=(181, 217, 40), voxel_mm=(1, 1, 5))
     (192, 224, 224)
-    >>> padded_shape(card, shape=(181, 217, 40), voxel_mm=(1, 1, 5), crop=(96, 100, 96))
+    >>> padded_shape(network, shape=(181, 217, 40), voxel_mm=(1, 1, 5), crop=(96, 100, 96))
     (96, 128, 96)
     """
-    target, multiple, smallest = (card["input"][name] for name in ("resolution_mm", "pad_multiple", "min_size"))
+    grid = network.grid
+    target, multiple, smallest = grid.resolution_mm, grid.pad_multiple, grid.min_size
     if any(abs(size - target) > 0.05 for size in voxel_mm):
         shape = [math.ceil(n * size / target - 1e-6) for n, size in zip(shape, voxel_mm, strict=True)]
     if crop:  # a smaller image is padded to it
@@ -161,24 +166,24 @@ def check(
     engine: str,
     precision: str = "float32",
     device: str = "cpu",
-    card: dict | None = None,
+    network: "Network | None" = None,
     limit: float | None = None,
 ) -> int:
     """The prediction in MiB; SynthSegError("oom"), which names what would fit, where this machine has less.
 
-    name : of the scan, for the message · card : of the model, where a crop may help · limit : MiB, this machine's
+    name : of the scan, for the message · network : `cards.Network`, where a crop may help · limit : MiB, this machine's
     """
     wanted = predict(size, engine, precision, device)
     limit = limit_mib() if limit is None else limit
     if limit is None or wanted <= limit:
         return wanted
-    fits = " or ".join(_fitting(size, engine, precision, device, card, limit)) or "a machine with more memory"
+    fits = " or ".join(_fitting(size, engine, precision, device, network, limit)) or "a machine with more memory"
     raise SynthSegError(
         "oom", f"{name}: would take {_gb(wanted)} of memory, and there are {_gb(limit)}: what fits: {fits}"
     )
 
 
-def _fitting(size, engine, precision, device, card, limit):
+def _fitting(size, engine, precision, device, network, limit):
     """What would fit into the limit, each with its prediction: another engine or precision, a crop."""
     others = [key for key in TABLE if key[0] != REFERENCE and key != (engine, precision, device)]
     # A GPU is not named: nobody knows here whether there is one.
@@ -187,8 +192,8 @@ def _fitting(size, engine, precision, device, card, limit):
         if (less := predict(size, other, number, place)) <= limit:
             what = [f"--engine {other}"] * (other != engine) + [f"--precision {number}"] * (number != precision)
             yield f"{' '.join(what)} ({_gb(less)})"
-    if card:
-        multiple = card["input"]["pad_multiple"]
+    if network:
+        multiple = network.grid.pad_multiple
         for crop in range(max(size.padded) - multiple, 0, -multiple):
             smaller = replace(size, padded=(crop,) * 3)
             if (less := predict(smaller, engine, precision, device)) <= limit:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING
 
 from synthseg_native.errors import SynthSegError
@@ -31,6 +32,8 @@ def read(arguments: argparse.Namespace) -> tuple[jobs.Call, segment.Segmenter]:
     from synthseg_native.scan import reading
 
     _check(arguments, segment.INTERPOLATIONS)
+    if arguments.engine == "auto":
+        arguments.engine = _engine_here()
     accept = tuple(sorted({name.strip() for name in arguments.accept.split(",")} - {""}))
     reading.check_accept(accept)
     call = jobs.plan(vars(arguments))
@@ -60,8 +63,6 @@ def _check(arguments, interpolations):
     for name in ("i", "o"):
         if not getattr(arguments, name):
             raise _usage(f"--{name}: missing: see synthseg-native --help")
-    if arguments.engine == "auto":
-        raise _usage("--engine auto: only the launcher ./synthseg-native can choose: name an engine")
     if arguments.threads < 1:
         raise _usage(f"--threads {arguments.threads}: too few: give 1 or more")
     if arguments.v1 and arguments.model not in (None, "synthseg1"):
@@ -81,3 +82,14 @@ def _check(arguments, interpolations):
 
 def _usage(text: str) -> SynthSegError:
     return SynthSegError("usage", text)
+
+
+def _engine_here() -> str:
+    """The engine whose runtime this environment has: the launcher chooses the environment, and names the engine."""
+    from importlib.util import find_spec
+
+    for name in ("openvino", "tensorflow", "torch"):
+        if find_spec(name):
+            print(f"engine auto: {name}, whose runtime is in this environment", file=sys.stderr)
+            return name
+    return "tensorflow"  # which then says what to install

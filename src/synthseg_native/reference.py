@@ -24,12 +24,12 @@ import yaml
 
 
 def load_model(folder: str | Path) -> tuple[dict, list[dict[str, str]]]:
-    """Return the card (dict) and the rows of the label table (list of dict, in channel order)."""
+    """Return the card's network (dict) and the rows of its label table (list of dict, in channel order)."""
     with Path(folder, "card.yaml").open(encoding="utf-8") as file:
-        card = yaml.safe_load(file)
-    with Path(folder, "labels.tsv").open(encoding="utf-8", newline="") as file:
+        (network,) = yaml.safe_load(file)["networks"]
+    with Path(folder, network["outputs"]["table"]).open(encoding="utf-8", newline="") as file:
         labels = list(csv.DictReader(file, delimiter="\t"))
-    return card, labels
+    return network, labels
 
 
 # Reading, resampling, orientation ------------------------------------------------------------------------------------
@@ -176,8 +176,11 @@ def smooth(posteriors: Any, sigma: float) -> Any:
     return tf.concat(channels, axis=-1)
 
 
-def build_network(network: dict, sigma: float) -> Any:
-    """The U-Net with upstream's layer names, as a Keras model: (1, X, Y, Z, 1) -> smoothed posteriors."""
+def build_network(network: dict, channels: int, sigma: float) -> Any:
+    """The U-Net with upstream's layer names, as a Keras model: (1, X, Y, Z, 1) -> smoothed posteriors.
+
+    network : ``layers`` of a card · channels : of the result · sigma : of the smoothing
+    """
     from tensorflow.keras import Model, layers
 
     levels, features = network["levels"], network["features"]
@@ -206,7 +209,7 @@ def build_network(network: dict, sigma: float) -> Any:
         for j in range(convolutions):
             x = convolve(x, f"unet_conv_uparm_{number}_{j}", features * 2**level)
         x = normalise(x, f"unet_bn_up_{i}")
-    x = layers.Conv3D(network["labels"], 1, name="unet_likelihood")(x)
+    x = layers.Conv3D(channels, 1, name="unet_likelihood")(x)
     x = layers.Softmax(axis=-1, name="unet_prediction")(x)
     x = layers.Lambda(smooth, arguments={"sigma": sigma}, name="smoothing")(x)
     return Model(image, x)
@@ -295,11 +298,11 @@ def save_volumes(path: str | Path, subject: str, names: list[str], volumes: np.n
 
 def segment(arguments: argparse.Namespace) -> None:
     """One image in, one label map out, and what else the command line asks for. ValueError for what is no 3-D image."""
-    card, labels = load_model(arguments.model)
-    resolution = card["input"]["resolution_mm"]
-    multiple = card["input"]["pad_multiple"]
-    min_size = [card["input"]["min_size"]] * 3
-    weights = arguments.weights or Path(arguments.model, card["weights"]["file"])
+    network, labels = load_model(arguments.model)
+    resolution = network["grid"]["resolution_mm"]
+    multiple = network["grid"]["pad_multiple"]
+    min_size = [network["grid"]["min_size"]] * 3
+    weights = arguments.weights or Path(arguments.model, network["weights"]["file"])
     values = np.array([int(row["index"]) for row in labels], dtype=np.int32)
     flip = np.array([int(row["flip_channel"]) for row in labels])
     topology = np.array([int(row["topology_class"]) for row in labels])
@@ -326,17 +329,19 @@ def segment(arguments: argparse.Namespace) -> None:
         data = data[cropped]
     volume, box = pad(data, multiple, min_size)
 
+    os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"  # on every processor: alone TensorFlow takes them with AVX-512 only
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
 
     tf.config.set_visible_devices([], "GPU")
     tf.config.threading.set_intra_op_parallelism_threads(arguments.threads)
     tf.config.threading.set_inter_op_parallelism_threads(arguments.threads)
-    model = build_network(card["network"], card["posterior"]["smoothing_sigma"])
+    outputs = network["outputs"]
+    model = build_network(network["layers"], outputs["channels"], outputs["smoothing_sigma"])
     model.load_weights(str(weights), by_name=True)
 
     posteriors = predict(model, volume, None if arguments.fast else flip)
-    posteriors = postprocess(posteriors, box, topology, card["posterior"]["threshold"], arguments.fast)
+    posteriors = postprocess(posteriors, box, topology, outputs["threshold"], arguments.fast)
 
     segmentation = np.zeros(ras_shape, dtype=np.int32)
     segmentation[cropped] = values[np.argmax(posteriors, axis=-1)]

@@ -11,7 +11,8 @@ from golden_runs import GOLDEN, Runs, read_labels, read_volumes, this_cpu
 
 @pytest.fixture(scope="session")
 def runs(root, tensorflow_python, tmp_path_factory):
-    return Runs(root, tensorflow_python, tmp_path_factory.mktemp("runs"))
+    with Runs(root, tensorflow_python, tmp_path_factory.mktemp("runs")) as runs:
+        yield runs
 
 
 @pytest.fixture(scope="session")

@@ -39,46 +39,83 @@ def this_cpu():
     return cpu
 
 
-class Runs:
-    """Engine and reference as commands, run by the interpreter that has TensorFlow."""
+# Runs many command lines of a module one after the other, each given as JSON: what a library takes to start is paid
+# once. Answers with the exit status and what was said.
+MANY = """
+import contextlib, importlib, io, json, os, sys
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # what else is printed
+main = importlib.import_module(sys.argv[1]).main
+for line in sys.stdin:
+    sys.argv[1:], said = json.loads(line), io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            status = main()
+        except SystemExit as error:
+            status = error.code
+    print(json.dumps([status, said.getvalue()]), file=answers, flush=True)
+"""
 
-    def __init__(self, root, python, folder):
-        self.root, self.python, self.folder = root, python, folder
-        self.done = {}
+
+class Runs:
+    """Engine and reference as commands, run by the interpreter that has the engine (of the reference: TensorFlow)."""
+
+    def __init__(self, root, python, folder, engine="tensorflow"):
+        self.root, self.python, self.folder, self.name = root, python, folder, engine
+        self.done, self.processes = {}, {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in self.processes.values():
+            process.communicate(timeout=60)
 
     def command(self, start, image, out, model=None, flags=()):
-        """Run once for each (start, image, out); returns the folder with dseg.nii.gz, volumes.csv and more."""
+        """Run once for each (start, image, out); returns the folder with dseg.nii.gz, volumes.csv and more.
+
+        start : the module to run, all runs of which share a process, or words for a process of its own ("-c", program)
+        """
         key = (*start, image, out)
         if key in self.done:
             return self.done[key]
         folder = self.folder / out
         folder.mkdir()
         image_path = GOLDEN / f"{image}_image.nii.gz"
-        command = [
-            self.python,
-            *start,
-            "--i",
-            image_path,
-            "--o",
-            folder / "dseg.nii.gz",
-            "--vol",
-            folder / "volumes.csv",
-        ]
-        command += ["--model", model or MODEL, "--threads", str(THREADS), *flags]
-        environment = {**os.environ, "PYTHONPATH": str(self.root / "src")}
-        done = subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        words = ["--i", image_path, "--o", folder / "dseg.nii.gz", "--vol", folder / "volumes.csv"]
+        words += ["--model", model or MODEL, "--threads", THREADS, *flags]
+        status, said = self._run(start, [str(word) for word in words])
+        assert not status, said
         self.done[key] = folder
         return folder
 
-    def engine(self, image, model=None, name="default", start=("-m", "synthseg_native"), flags=()):
+    def _run(self, start, words):
+        """Exit status and what was said."""
+        environment = {**os.environ, "PYTHONPATH": str(self.root / "src")}
+        if start[0] == "-c":
+            command = [self.python, *start, *words]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True)
+            return done.returncode, done.stderr
+        (module,) = start
+        if module not in self.processes:
+            with (self.folder / f"{module}.log").open("w") as log:
+                self.processes[module] = subprocess.Popen(
+                    [self.python, "-c", MANY, module], env=environment, text=True,
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+                )  # fmt: skip
+        process = self.processes[module]
+        print(json.dumps(words), file=process.stdin, flush=True)
+        answer = process.stdout.readline()
+        assert answer, (self.folder / f"{module}.log").read_text()
+        return json.loads(answer)
+
+    def engine(self, image, model=None, name="default", start=("synthseg_native.cli",), flags=()):
         out = f"engine_{image}_{name}"
         more = {"margin": "margin.nii.gz", "volumes-tsv": "volumes.tsv", "record": "run.json"}
-        return self.command(start, image, out, model, [*flags, *self._further(out, more)])
+        return self.command(start, image, out, model, ["--engine", self.name, *flags, *self._further(out, more)])
 
     def reference(self, image, mode="default", flags=(), model=None):
-        script = self.root / "src" / "synthseg_native" / "reference.py"
-        return self.command((script,), image, f"reference_{image}_{mode}", model, flags)
+        return self.command(("synthseg_native.reference",), image, f"reference_{image}_{mode}", model, flags)
 
     def pair(self, image, mode="default", flags=()):
         """Folders of engine and reference, each with resampled.nii.gz and posteriors.nii besides."""

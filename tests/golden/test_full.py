@@ -21,7 +21,8 @@ def model(root, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     shutil.copy(root / "models" / "synthseg1" / "labels.tsv", folder)
     card = yaml.safe_load((root / "models" / "synthseg1" / "card.yaml").read_text())
-    card.update(name="golden", research_grade=False, weights={"file": "weights.h5"})
+    card.update(name="golden", research_grade=False)
+    card["networks"][0]["weights"] = {"file": "weights.h5"}
     (folder / "card.yaml").write_text(yaml.safe_dump(card))
     (folder / "weights.h5").symlink_to(Path(FULL).resolve() / "weights.h5")
     return folder
@@ -53,8 +54,8 @@ def test_engine_equals_upstream_at_full_size(runs, check, model):
 
 @pytest.mark.parametrize("engine", ["openvino", "torch"])
 def test_other_engines_equal_upstream_at_full_size(request, root, model, tmp_path, engine):
-    flags = ["--engine", engine]
-    folder = Runs(root, request.getfixturevalue(f"{engine}_python"), tmp_path).engine("t1", model, engine, flags=flags)
+    with Runs(root, request.getfixturevalue(f"{engine}_python"), tmp_path, engine) as runs:
+        folder = runs.engine("t1", model, engine)
     files = folder / "dseg.nii.gz", Path(FULL) / "t1_dseg.nii.gz", model / "labels.tsv", folder / "margin.nii.gz"
     result = compare_label_maps(*files)
     print(f"{engine}: {result['n_voxels_different']} of {result['n_voxels_foreground']} foreground voxels differ")

@@ -11,7 +11,7 @@ from golden_runs import GOLDEN, MODEL, THREADS, read_labels, read_volumes
 from test_golden import CASES
 
 from synthseg_native.compare import compare_label_maps
-from synthseg_native.results import outputs
+from synthseg_native.results.hashes import labels_sha256
 
 pytestmark = pytest.mark.slow
 ENGINES = ("openvino", "torch")
@@ -104,4 +104,4 @@ def test_record_says_what_ran(run, engine):
     record = json.loads((folder / "run.json").read_text())
     assert (record["engine"]["name"], record["precision"], record["device"]) == (engine, "bf16", "cpu")
     assert record["engine"]["version"]
-    assert record["output"]["labels_sha256"] == outputs.labels_sha256(read_labels(folder / "dseg.nii.gz")[0])
+    assert record["output"]["labels_sha256"] == labels_sha256(read_labels(folder / "dseg.nii.gz")[0])

@@ -13,12 +13,13 @@ from synthseg_native import engines, memory
 def stand_in(monkeypatch):
     calls = []
 
-    def build(table, weights, shape, **options):
-        calls.append({"shape": shape, **options})
+    def build(table, weights, **options):
+        calls.append(options)
         return Brightness()
 
-    monkeypatch.setattr(engines, "load", lambda *_: SimpleNamespace(build=build))
+    monkeypatch.setattr(engines, "load", lambda *_: SimpleNamespace(build=build, check=lambda table: None))
     monkeypatch.setattr(Brightness, "passes", 0)
+    monkeypatch.setattr(Brightness, "shapes", ())
     monkeypatch.setattr(memory, "own_peak_mib", lambda: None)  # the tests' own, which nobody predicted
     return calls
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 
+# Of the settings, smoothing is none of the table's: it is asked of the engine, 0.5 where it is not said.
 CASES = {
     "like SynthSeg": ({"levels": 3, "features": 6, "labels": 5}, (48, 24, 20)),
     "one level": ({"levels": 1, "features": 4, "labels": 3}, (7, 6, 5)),
@@ -11,8 +12,17 @@ CASES = {
     "deep, flat": ({"levels": 4, "features": 3, "labels": 4}, (16, 40, 24)),
     "three convolutions": ({"levels": 3, "features": 3, "labels": 4, "convolutions_per_level": 3}, (40, 8, 12)),
     "one convolution": ({"levels": 2, "features": 3, "labels": 4, "convolutions_per_level": 1}, (20, 8, 12)),
-    "not smoothed": ({"levels": 2, "features": 5, "labels": 4, "smoothing_sigma": 0}, (32, 8, 8)),
-    "smoothed widely": ({"levels": 2, "features": 5, "labels": 4, "smoothing_sigma": 1.6}, (28, 8, 14)),
+    "not smoothed": ({"levels": 2, "features": 5, "labels": 4, "smoothing": 0}, (32, 8, 8)),
+    "smoothed widely": ({"levels": 2, "features": 5, "labels": 4, "smoothing": 1.6}, (28, 8, 14)),
+}
+
+# What is not SynthSeg's, for the engines that can.
+MORE = {
+    "relu": ({"levels": 3, "features": 4, "labels": 4, "activation": "relu"}, (32, 8, 12)),
+    "no activation": ({"levels": 2, "features": 4, "labels": 3, "activation": "none"}, (20, 8, 12)),
+    "no softmax": ({"levels": 2, "features": 4, "labels": 3, "end": "linear", "smoothing": 0}, (20, 8, 12)),
+    "no softmax, smoothed": ({"levels": 2, "features": 4, "labels": 3, "end": "linear"}, (20, 8, 12)),
+    "two inputs": ({"levels": 2, "features": 4, "labels": 3, "inputs": ["image", "other"]}, (20, 8, 12)),
 }
 
 

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from synthseg_native.engines.capabilities import Capabilities
+
 # A head of 40 mm: brighter means a higher channel, so that the stand-in is the same for every orientation.
 SHAPE = (40, 44, 48)
 
@@ -18,21 +20,21 @@ def affine():
 
 
 class Brightness:
-    """An engine that segments by intensity; counts its passes."""
+    """An engine that segments by intensity, of smooth posteriors; counts its passes, notes the shapes it sees."""
 
     name, version, device, device_reason = "stand-in", "1", "cpu", "asked for"
+    can = Capabilities()
     labels = 32
 
-    passes = 0
-
-    def reshape(self, shape):
-        pass
+    passes, shapes = 0, ()
 
     def release(self):
         pass
 
-    def posteriors(self, volume):
+    def run(self, inputs, smoothing=0.0):
+        volume = inputs["image"]
         type(self).passes += 1
+        type(self).shapes = (*self.shapes, volume.shape)
         centres = np.linspace(0, 1, self.labels, dtype=np.float32)
         score = np.exp(-((volume[..., None] - centres) ** 2) * 4000)
         yield 0, score / score.sum(axis=-1, keepdims=True)

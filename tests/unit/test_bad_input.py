@@ -128,12 +128,21 @@ SHEET_AND_CONFIG = {
     "key with a newline": (config({"a\nb": 1}), "config: a\\nb: unknown key; "),
     "number too small": (config({"threads": 0}), "config: threads: 0 is less than the minimum of 1"),
     "number as text": (config({"threads": "two"}), "config: threads: 'two' is not of type 'integer'"),
-    "truth value as text": (config({"demo": "yes"}), "config: demo: 'yes' is not of type 'boolean'"),
+    "truth value as text": (
+        config({"allow_small_model": "yes"}),
+        "config: allow_small_model: 'yes' is not of type 'boolean'",
+    ),
     "value that is none": (config({"reference": {"runtime": "lxc"}}), "config: reference.runtime: 'lxc' is not one of"),
     "text for a section": (config({"reference": "docker"}), "config: reference: 'docker' is not of type 'object'"),
     "nothing for a section": (config({"benchmark": None}), "config: benchmark: None is not of type 'object'"),
     "no engine": (config({"engines": []}), "config: engines: "),
     "engine that there is not": (config({"engines": ["abacus"]}), "config: engines.0: 'abacus' is not one of"),
+    "crop larger than any head": (
+        config({"crop": 600}),
+        "config: crop: 600 is not valid under any of the given schemas",
+    ),
+    "crop of which one is": (config({"crop": [64, 600, 64]}), "config: crop.1: 600 is greater than the maximum of 512"),
+    "section that is a list": (config({"demonstration": [1]}), "config: demonstration: [1] is not of type 'object'"),
     "results outside": (config({"results": "/abs"}), "config: results: "),
     "no pattern": (config({"reference": {"kind": "existing"}}), "config: reference.pattern: not set: say where"),
     "upstream without container": (
@@ -336,20 +345,22 @@ import resource, sys
 from types import SimpleNamespace
 import nibabel, numpy as np, scipy.interpolate, scipy.ndimage
 from synthseg_native import cli, engines, memory
+from synthseg_native.engines.capabilities import Capabilities
 
 memory.own_peak_mib = lambda: None  # which nobody predicted
 
 class StandIn:
     name, version, device, device_reason = "stand-in", "1", "cpu", "asked for"
+    can = Capabilities()
 
     def release(self):
         pass
 
-    def posteriors(self, volume):
-        score = np.exp(-((volume[..., None] - np.linspace(0, 1, 32, dtype=np.float32)) ** 2) * 4000)
+    def run(self, inputs, smoothing):
+        score = np.exp(-((inputs["image"][..., None] - np.linspace(0, 1, 32, dtype=np.float32)) ** 2) * 4000)
         yield 0, score / score.sum(axis=-1, keepdims=True)
 
-engines.load = lambda *_: SimpleNamespace(build=lambda *_, **__: StandIn())
+engines.load = lambda *_: SimpleNamespace(build=lambda *_, **__: StandIn(), check=len)
 kind, limit = sys.argv[1], int(sys.argv[2])
 if kind == "memory":
     limit += int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
@@ -514,7 +525,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES, ids=": ".join)
+# Those of the machine each start an interpreter with limits of its own.
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=pytest.mark.slow if case[0] == "machine" else ()) for case in CASES],
+    ids=": ".join,
+)
 def test_bad_input_ends_in_one_line_and_leaves_nothing_half_done(case, world, capfd, monkeypatch):
     how, expected, make, said = CASES[case]
     status, err, before = how(make, world, capfd, monkeypatch)
@@ -527,6 +543,7 @@ def test_bad_input_ends_in_one_line_and_leaves_nothing_half_done(case, world, ca
     assert world.contents() == before
 
 
+@pytest.mark.slow
 def test_where_the_machine_is_well_the_same_command_segments(world):
     done = world.run_limited(head(world.folder))
     assert (done.returncode, done.stderr) == (0, "")

@@ -257,6 +257,7 @@ def start_script(tmp_path):
         child.communicate()
 
 
+@pytest.mark.slow
 def test_script_writes_both_tables(tmp_path, start_script):
     out, _ = start_script(sleep=0).communicate(timeout=60)
     assert out.splitlines()[-1] == f"benchmark: {FIRST} tensorflow, run 2 of 2: 2.0 s"
@@ -269,6 +270,7 @@ def test_script_writes_both_tables(tmp_path, start_script):
     assert len(read_tsv(tmp_path / "runs")) == 9
 
 
+@pytest.mark.slow
 def test_script_that_is_stopped_leaves_nothing(tmp_path, start_script):
     child, deadline = start_script(sleep=60), time.monotonic() + 60
     while not list(tmp_path.glob("work/run-*/started")):

@@ -38,7 +38,7 @@ def logits(table, weights, image):
             for i in range(x.shape[3]):
                 for o in range(layer.channels):
                     y[..., o] += ndimage.correlate(x[..., i], w["kernel"][..., i, o], mode="constant")
-            y = np.where(y > 0, y, np.expm1(np.minimum(y, 0))) if layer.activation else y
+            y = np.where(y > 0, y, np.expm1(np.minimum(y, 0))) if layer.activation == "elu" else y
         elif layer.kind == "norm":
             deviation = np.sqrt(w["moving_variance"] + layers.NORMALISATION_EPSILON)
             y = w["gamma"] * (x - w["moving_mean"]) / deviation + w["beta"]
@@ -63,6 +63,7 @@ def both(monkeypatch):
     return (small_table, small), (full_table, full)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
 def test_full_size_gives_the_small_networks_logits(both, value):
     small, full = both
@@ -72,6 +73,7 @@ def test_full_size_gives_the_small_networks_logits(both, value):
     assert np.allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_full_size_follows_the_small_network_in_space(both):
     small, full = both
     x, y, z = np.meshgrid(*[np.arange(56) / 56] * 3, indexing="ij")
@@ -103,20 +105,20 @@ def test_networks_that_do_not_fit_are_refused(wrong):
 def test_file_has_upstreams_layout(tmp_path):
     folder = weights.make_model(tmp_path / "model", ROOT / "models")
     made = cards.load(folder)
-    table = layers.table_of(made)
+    table = made.network.table()
     assert (made.name, made.research_grade, made.resolution) == ("synthseg1size", False, 1.0)
-    assert made.card["network"] == cards.load(ROOT / "models" / "synthseg1").card["network"]
+    assert made.network.layers == cards.load(ROOT / "models" / "synthseg1").network.layers
     read = layers.read_weights(folder / "weights.h5", table)
     small = cards.load(ROOT / "models" / "compact2mm")
-    small_weights = layers.read_weights(small.folder / "compact2mm.h5", layers.table_of(small))
+    small_weights = layers.read_weights(small.folder / "compact2mm.h5", small.network.table())
     deep = small_weights["unet_conv_downarm_3_1"]["kernel"]
     assert np.array_equal(read["unet_conv_downarm_4_1"]["kernel"][..., : deep.shape[3], : deep.shape[4]], deep)
     with h5py.File(folder / "weights.h5") as file:
         names = list(file.attrs["layer_names"])
-        assert names == [layer.name for layer in table if layer.kind != "smooth"]
-        for layer in table[:-1]:
+        assert names == ["unet_input", *(layer.name for layer in table[1:])]
+        for layer in table[1:]:
             stored = list(file[layer.name].attrs["weight_names"])
-            assert stored == [f"{layer.name}/{name}:0" for name in layer.weights or ()]
+            assert stored == [f"{layer.name}/{name}:0" for name in layer.weights]
             assert all(file[layer.name][name].dtype == np.float32 for name in stored)
     again = weights.make_model(tmp_path / "again", ROOT / "models")
     assert weights.sha256(folder / "weights.h5") == weights.sha256(again / "weights.h5")

@@ -4,6 +4,7 @@ import argparse
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -15,7 +16,8 @@ from stand_in import SHAPE, Brightness, affine, head
 from synthseg_native import cli, memory
 from synthseg_native.errors import EXIT_CODES, SynthSegError
 from synthseg_native.pipeline import segment
-from synthseg_native.results import outputs, record
+from synthseg_native.results import record, tables
+from synthseg_native.results.hashes import labels_sha256
 
 
 @pytest.fixture
@@ -43,7 +45,8 @@ def test_a_run_writes_everything(stand_in, scan, call, capsys):
     np.testing.assert_allclose(labels.affine[:3, :3], np.diag([2, 2, 2]))
     assert nib.load(folder / "margin.nii.gz").shape == labels.shape
     assert len(np.unique(labels.dataobj)) > 5
-    assert stand_in == [{"shape": (64, 64, 64), "device": "cpu", "threads": 2, "precision": "float32"}]
+    assert stand_in == [{"device": "cpu", "threads": 2, "precision": "float32"}]
+    assert set(Brightness.shapes) == {(64, 64, 64)}
     out, err = capsys.readouterr()
     assert "compact2mm (not for research)" in out
     assert err == ""
@@ -51,7 +54,7 @@ def test_a_run_writes_everything(stand_in, scan, call, capsys):
     notes = json.loads((folder / "run.json").read_text())
     assert notes["status"] == "ok"
     assert notes["error"] is None
-    assert notes["output"]["labels_sha256"] == outputs.labels_sha256(np.asarray(labels.dataobj))
+    assert notes["output"]["labels_sha256"] == labels_sha256(np.asarray(labels.dataobj))
     assert notes["output"]["shape"] == [20, 22, 24]
     assert notes["output"]["voxel_mm"] == [2, 2, 2]
     assert notes["input"]["name"] == "scan.nii.gz"
@@ -180,7 +183,6 @@ def test_bad_input_is_one_line_and_status_3(call, capsys, tmp_path):
         (["--threads", "0"], "--threads 0"),
         (["--engine", "abacus"], "abacus: no such engine"),
         (["--precision", "bf16"], "precision bf16: the tensorflow engine has float32: ask for that"),
-        (["--engine", "auto"], "--engine auto: only the launcher ./synthseg-native can choose"),
         (["--model", "synthseg9"], "synthseg9: no such model"),
         (["--weights", "nowhere.h5"], "nowhere.h5"),
         (["--v1"], "--v1 and --model"),
@@ -255,7 +257,7 @@ def test_faults_of_machine_and_program(monkeypatch, stand_in, scan, call, capsys
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(Brightness, "posteriors", fail)
+    monkeypatch.setattr(Brightness, "run", fail)
     found, err, notes = failed(call, capsys, scan)
     assert found == status
     assert notes["error"]["code"] == code
@@ -302,9 +304,21 @@ def test_old_results_survive_a_failed_run(stand_in, scan, call, monkeypatch):
     def fail(*_):
         raise MemoryError
 
-    monkeypatch.setattr(outputs, "save_volumes_tsv", fail)
+    monkeypatch.setattr(tables, "save_volumes_tsv", fail)
     assert call(scan, "--recompute")[0] == 4
     assert (folder / "dseg.nii.gz").read_bytes() == before
+
+
+def test_a_network_that_the_engine_cannot_compute_is_wrong_use(root, scan, tmp_path, capsys):
+    model = tmp_path / "mine"
+    shutil.copytree(root / "models" / "compact2mm", model)
+    card = model / "card.yaml"
+    card.write_text(card.read_text().replace("activation: elu", "activation: relu"))
+    arguments = ["--i", scan, "--o", tmp_path / "o.nii", "--model", model, "--engine", "openvino"]
+    assert cli.main([str(argument) for argument in arguments]) == 2
+    said = capsys.readouterr().err
+    assert "activation relu of unet_conv_downarm_0_0" in said and "openvino" in said and "--engine tensorflow" in said
+    assert said.count("\n") == 1 and not (tmp_path / "o.nii").exists()
 
 
 @pytest.mark.slow

@@ -19,7 +19,8 @@ from synthseg_native import cli, engines
 from synthseg_native.errors import SynthSegError
 from synthseg_native.identity import stages
 from synthseg_native.networks import weights
-from synthseg_native.results import outputs
+from synthseg_native.results import images
+from synthseg_native.results.hashes import labels_sha256
 
 
 @pytest.fixture
@@ -236,6 +237,7 @@ def test_weights_that_cannot_be_fetched_are_tried_once(stand_in, run, cohort, tm
     assert len(calls) == 1
 
 
+@pytest.mark.slow
 def test_a_terminal_that_shows_ascii_alone(root, scan, tmp_path):
     odd = tmp_path / os.fsdecode(b"\xc3\xb6 \xff\n")
     odd.mkdir()
@@ -265,22 +267,22 @@ def test_label_maps_are_in_mm_whatever_the_scan_says(stand_in, run, tmp_path):
 
 def test_the_gravest_failure_gives_the_status(stand_in, run, cohort, tmp_path, monkeypatch, capsys):
     (cohort / "aa.nii.gz").touch()
-    segment = Brightness.posteriors
+    segment = Brightness.run
 
-    def fail_once(self, volume):
+    def fail_once(self, inputs, smoothing):
         if self.passes == 2:
             type(self).passes += 1
             raise MemoryError("24 GB")
-        return segment(self, volume)
+        return segment(self, inputs, smoothing)
 
-    monkeypatch.setattr(Brightness, "posteriors", fail_once)
+    monkeypatch.setattr(Brightness, "run", fail_once)
     assert run("--i", cohort, "--o", tmp_path / "out") == 4  # a: well, aa: bad input, b: out of memory
     assert "1 segmented, 2 failed" in capsys.readouterr().out
     assert run("--i", cohort, "--o", tmp_path / "out") == 3  # the call that repairs
 
 
 def test_a_full_disk_ends_the_call_and_keeps_what_is_done(stand_in, run, cohort, tmp_path, monkeypatch, capsys):
-    save = outputs.save_labels
+    save = images.save_labels
     calls = []
 
     def full(path, *rest):
@@ -290,7 +292,7 @@ def test_a_full_disk_ends_the_call_and_keeps_what_is_done(stand_in, run, cohort,
         save(path, *rest)
 
     shutil.copy(cohort / "a.nii.gz", cohort / "c.nii.gz")
-    monkeypatch.setattr(outputs, "save_labels", full)
+    monkeypatch.setattr(images, "save_labels", full)
     assert run("--i", cohort, "--o", tmp_path / "out", "--vol", tmp_path / "v.csv") == 4
     said = capsys.readouterr()
     assert said.err.count("\n") == 1
@@ -342,7 +344,7 @@ def test_both_grids(stand_in, run, thick, tmp_path, interpolation):
     assert network.header.get_zooms() == (2, 2, 2)
     record = json.loads((tmp_path / "r.json").read_text())["output"]["native_grid"]
     assert record["voxel_mm"] == [1, 1, 5]
-    assert record["labels_sha256"] == outputs.labels_sha256(labels(tmp_path / "own.nii.gz"))
+    assert record["labels_sha256"] == labels_sha256(labels(tmp_path / "own.nii.gz"))
     missing = set(np.unique(labels(tmp_path / "o.nii.gz"))) - set(np.unique(labels(tmp_path / "own.nii.gz")))
     assert record["labels_missing"] == sorted(missing)
     if interpolation == "posterior":
@@ -368,7 +370,7 @@ def test_a_crop_is_background_outside_and_the_same_inside_on_every_grid(stand_in
     assert run("--i", scan, "--o", tmp_path / "o.nii", "--crop", "10", "16", "200", *more) == 0
     network, own = labels(tmp_path / "o.nii"), labels(tmp_path / "own.nii")
     assert (network.shape, own.shape) == ((20, 22, 24), (40, 44, 48))
-    assert stand_in[0]["shape"] == (16, 16, 208)  # rounded up to 16, which is the smallest padded size as well
+    assert Brightness.shapes[0] == (16, 16, 208)  # rounded up to 16, which is the smallest padded size as well
     inside = np.zeros(network.shape, bool)
     inside[2:18, 3:19, :] = True
     assert network[inside].any()
@@ -427,21 +429,22 @@ def test_a_shape_that_cannot_be_built_does_not_spoil_the_next_scan(run, cohort, 
     nib.save(nib.Nifti1Image(np.pad(head(), [(0, 0), (0, 0), (0, 130)]), affine()), cohort / "aa.nii.gz")
 
     class Small(Brightness):
-        def reshape(self, shape):
-            shapes.append(shape[2])
-            if shape[2] > 64:
+        def run(self, inputs, smoothing=0.0):
+            shapes.append(inputs["image"].shape[2])
+            if shapes[-1] > 64:
                 raise MemoryError("24 GB")
+            return super().run(inputs, smoothing)
 
-    def build(table, weights, shape, **options):
-        engine = Small()
-        engine.reshape(shape)
-        return engine
+    shapes, built = [], []
 
-    shapes = []
-    monkeypatch.setattr(engines, "load", lambda *_: SimpleNamespace(build=build))
+    def build(table, weights, **options):
+        built.append(options)
+        return Small()
+
+    monkeypatch.setattr(engines, "load", lambda *_: SimpleNamespace(build=build, check=len))
     assert run("--i", cohort, "--o", tmp_path / "out") == 4
     assert sorted(path.name for path in (tmp_path / "out").glob("*.gz")) == ["a_synthseg.nii.gz", "b_synthseg.nii.gz"]
-    assert shapes == [64, 96, 64]  # the one engine, and back again after the failure
+    assert (shapes, len(built)) == ([64, 64, 96, 64, 64], 1)  # the one engine, and back again after the failure
 
 
 @pytest.mark.parametrize("folder", ["with space", 'it\'s "quoted"', "häß_日本", "new\nline", "-dash", "a*[b]?{c}$d`e`"])
@@ -468,7 +471,7 @@ import stand_in
 
 memory.own_peak_mib = lambda: None
 
-engines.load = lambda *_: SimpleNamespace(build=lambda *a, **k: stand_in.Brightness())
+engines.load = lambda *_: SimpleNamespace(build=lambda *a, **k: stand_in.Brightness(), check=len)
 sys.exit(cli.main(sys.argv[1:]))
 """
 
@@ -484,17 +487,18 @@ import stand_in
 memory.own_peak_mib = lambda: None
 
 class Slow(stand_in.Brightness):
-    def posteriors(self, volume):
+    def run(self, inputs, smoothing=0.0):
         if self.passes >= 2:
             print("busy", flush=True)
             time.sleep(60)
-        yield from super().posteriors(volume)
+        yield from super().run(inputs, smoothing)
 
-engines.load = lambda *_: SimpleNamespace(build=lambda *a, **k: Slow())
+engines.load = lambda *_: SimpleNamespace(build=lambda *a, **k: Slow(), check=len)
 sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_at_once_and_keeps_what_is_done(root, cohort, tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-c", SLOW, root / "tests" / "unit", "--i", cohort, "--o", out, "--vol", out / "v.csv"]

@@ -306,6 +306,7 @@ def test_script_writes_the_comparison(tmp_path, head):
     assert result["thresholds"]["max_margin"] == 0.002 and result["scan"] == "sub-01/anat/sub-01_T1w"
 
 
+@pytest.mark.slow
 def test_script_fails_on_a_missing_file_and_writes_nothing(tmp_path, head):
     gone = {"reference": "no such file", "native": "no such file", "reference_record": "no run record"}
     for name, says in gone.items():

@@ -1,12 +1,18 @@
 """The configuration against its schema: defaults, docs in step. Its mistakes: test_bad_input.py."""
 
 import re
+import shutil
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
-from synthseg_native import engines
+from rule_patterns import with_patterns
+from synthseg_native import engines, options
 from synthseg_native.cohort import config as configuration
+from synthseg_native.cohort import demo, deploy, ranking
+from synthseg_native.cohort.plan import Plan
 from synthseg_native.errors import SynthSegError
 
 
@@ -27,8 +33,7 @@ def test_defaults_fill_nested_keys(schema):
 
 
 def test_engines_are_a_list_or_auto(schema):
-    assert complete(schema)["engines"] == ["tensorflow"], "the default names an engine"
-    assert complete(schema, engines="auto")["engines"] == "auto"
+    assert complete(schema)["engines"] == "auto"
     assert complete(schema, engines=["openvino", "torch"])["engines"] == ["openvino", "torch"]
     assert list(engines.NAMES) == schema["properties"]["engines"]["anyOf"][1]["items"]["enum"]
     assert list(engines.PRECISIONS) == schema["properties"]["precision"]["enum"]
@@ -41,9 +46,103 @@ def test_own_data_are_not_compared_by_default(schema):
     assert complete(schema)["reference"]["runtime"] == "none"
 
 
-def test_the_model_has_no_default(schema, root):
-    assert yaml.safe_load((root / "config/config.yaml").read_text())["model"] is None
+def test_the_model_has_no_default(schema):
     assert schema["properties"]["model"]["default"] is None
+
+
+def test_a_crop_is_no_larger_than_the_command_takes(schema):
+    ways = schema["properties"]["crop"]["anyOf"]
+    assert [ways[1]["maximum"], ways[2]["items"]["maximum"]] == [options.MAX_CROP] * 2
+
+
+# The demonstration ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shipped(root, tmp_path, monkeypatch):
+    """A function that completes the shipped configuration with these changes, as Snakemake merges --config."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(root / "config", tmp_path / "config")
+    schema = configuration.read_schema(root / "workflow/schemas/config.schema.yaml")
+
+    def completed(**changes):
+        config = yaml.safe_load(Path("config/config.yaml").read_text())
+        return configuration.complete(demo.settings(config | changes), schema)
+
+    return completed
+
+
+def test_the_shipped_configuration_is_the_demonstration(shipped):
+    config = shipped()
+    assert (config["model"], config["allow_small_model"], config["engines"]) == ("compact2mm", True, "auto")
+    assert config["reference"]["runtime"] == "local" and config["benchmark"]["scans"] == 1
+    assert config["benchmark"]["repeats"] >= 2, "a standard deviation needs two"
+    first = [line.split(":")[0] for line in Path("config/config.yaml").read_text().splitlines() if line[:1] not in "# "]
+    assert first[:2] == ["samples", "model"]
+
+
+@pytest.mark.parametrize("way", ["--config", "edited"])
+def test_two_lines_make_it_a_cohort_of_ones_own(shipped, schema, way):
+    Path("mine.tsv").write_text("participant_id\timage\n01\tscan.nii\n")
+    if way == "edited":
+        file = Path("config/config.yaml")
+        text = file.read_text().replace("samples: config/demo_samples.tsv", "samples: mine.tsv")
+        file.write_text(text.replace("model: compact2mm", "model: synthseg2"))
+    config = shipped(**({} if way == "edited" else {"samples": "mine.tsv", "model": "synthseg2"}))
+    assert config == configuration.complete({"samples": "mine.tsv", "model": "synthseg2"}, schema)
+    assert not config["allow_small_model"]
+    assert config["reference"]["runtime"] == "none" and config["benchmark"]["scans"] == 0
+
+
+def test_what_is_set_by_hand_goes_before_the_section(shipped):
+    config = shipped(threads=1, reference={"runtime": "docker"})
+    assert config["threads"] == 1 and config["allow_small_model"]
+    assert config["reference"]["runtime"] == "docker" and config["reference"]["kind"] == "own"
+
+
+def test_the_demonstrations_sheet_is_known_by_its_images(shipped):
+    assert demo.is_sheet("config/demo_samples.tsv")
+    text = Path("config/demo_samples.tsv").read_text()
+    Path("config/two.tsv").write_text("".join(text.splitlines(keepends=True)[:3]))
+    assert demo.is_sheet("config/two.tsv")
+    # Own images under the same name, the phantoms of another folder, no images, no sheet at all.
+    Path("config/demo_samples.tsv").write_text(text + "sub-04\tT1w\t../mine/sub-04.nii\n")
+    assert not demo.is_sheet("config/demo_samples.tsv")
+    Path("elsewhere").mkdir()
+    Path("elsewhere/a.tsv").write_text(text.replace("../demo", "demo"))
+    for sheet in ("elsewhere/a.tsv", "config/samples.tsv", "nowhere.tsv", "config", "a\0b", None, ["a"], 3):
+        assert not demo.is_sheet(sheet), sheet
+
+
+def test_an_edited_sheet_of_the_demonstration_allows_no_small_model(shipped, root):
+    with Path("config/demo_samples.tsv").open("a") as file:
+        file.write("sub-04\tT1w\t../mine/sub-04.nii\n")
+    config = yaml.safe_load(Path("config/config.yaml").read_text())
+    with pytest.raises(SynthSegError, match="compact2mm is not research grade: set model: synthseg1 or synthseg2, or"):
+        Plan(config, root)
+    with pytest.raises(SynthSegError, match="compact2mm is not research grade"):
+        Plan(config | {"allow_small_model": False}, root)
+
+
+def test_the_demonstration_says_so_at_both_ends(shipped, root, capfd, monkeypatch):
+    monkeypatch.delenv("SYNTHSEG_NATIVE_CODE", raising=False)
+    monkeypatch.setattr(ranking, "of_results", lambda *asked, beside: print(*beside, file=sys.stderr) or "openvino")
+    config = yaml.safe_load(Path("config/config.yaml").read_text())
+    plan = Plan(config, root)
+    first, beside = capfd.readouterr().err.splitlines()
+    assert first.startswith("this is the demonstration: ") and demo.WHAT_TO_CHANGE in first
+    assert beside == "tensorflow demo", "made along with the engine's"
+    deploy.finish(with_patterns(plan), root, success=True)
+    assert capfd.readouterr().err == f"this was the demonstration; {demo.WHAT_TO_CHANGE}\n"
+    # The jobs of a cluster read the same Snakefile, and a dry run is none: neither says it again.
+    Plan(config, root, dry_run=True)
+    monkeypatch.setenv("SYNTHSEG_NATIVE_CODE", "/the/runs")
+    Plan(config, root)
+    assert capfd.readouterr().err == "tensorflow demo\n" * 2
+    Path("mine.tsv").write_text("participant_id\timage\n01\tscan.nii\n")
+    plan = Plan({"samples": "mine.tsv", "model": "synthseg1", "engines": ["openvino"]}, root)
+    deploy.finish(with_patterns(plan), root, success=True)
+    assert capfd.readouterr().err == "" and plan.demo_images == []
 
 
 @pytest.mark.parametrize(
@@ -60,9 +159,11 @@ def test_references_that_can_work(schema, reference, runtime, monkeypatch):
     assert (done["runtime"], done["base_image"]) == (runtime, "here:1")
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "demo.yaml", "demo-docker.yaml"])
+@pytest.mark.parametrize("name", ["config.yaml", "demo-docker.yaml"])
 def test_shipped_configurations_are_valid(schema, root, name):
-    configuration.complete(yaml.safe_load((root / "config" / name).read_text()), schema, name)
+    config = yaml.safe_load((root / "config" / name).read_text())
+    configuration.complete(config, schema, name)
+    configuration.complete({"samples": "s.tsv", "model": "synthseg1"} | config.get(demo.SECTION, {}), schema, name)
 
 
 def test_readme_lists_every_key(schema, root):

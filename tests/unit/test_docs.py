@@ -60,7 +60,7 @@ def commands(page):
     lines += INLINE.findall(prose(page))
     for line in lines:
         with contextlib.suppress(ValueError):  # half a quotation is prose, or another language
-            for part in " ".join(line.split()).split("; "):
+            for part in " ".join(line.removeprefix("$ ").split()).split("; "):
                 words = shlex.split(part, comments=True)
                 while words and re.fullmatch(r"[A-Z_0-9]+=\S*", words[0]):  # variables before the command
                     words.pop(0)
@@ -100,6 +100,20 @@ def test_files_that_are_named_exist(page):
     names = {name for name in INLINE.findall(prose(page)) if named.fullmatch(name)}
     made = ("training/out/", "training/data/")  # by commands of the page
     assert [name for name in sorted(names) if not name.startswith(made) and not (ROOT / name).exists()] == []
+
+
+def test_pages_that_code_names_exist():
+    code = [ROOT / name for name in ("Makefile", "Snakefile", "pyproject.toml", ".ci/run")]
+    for folder in ("src", "scripts", "workflow", "config", "profiles", "tests", "models"):
+        code += [path for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".smk", ".yaml", ".rst", "")]
+    named = {
+        (name, path.relative_to(ROOT).as_posix())
+        for path in code
+        if path.is_file() and path.name != Path(__file__).name
+        for name in re.findall(r"\b(?:docs|config|models|benchmarks)/[\w-]+\.md\b", path.read_text(encoding="utf-8"))
+    }
+    assert len({name for name, _ in named}) > 5, "the code is read wrongly"
+    assert [f"{path}: {name}" for name, path in sorted(named) if not (ROOT / name).is_file()] == []
 
 
 # --- commands --------------------------------------------------------------------------------------------------------
@@ -261,6 +275,18 @@ def test_the_excerpt_of_the_summary_is_what_its_command_cuts():
     rows = text_of("docs/results.md").partition("| **`summary.tsv`**")[2].partition("`sheet_<name>`")[0]
     columns = re.findall(r"^\| \| `(\w+)`", rows, re.M)
     assert re.search(r"^participant_id .*", text, re.M)[0].split() == [columns[number - 1] for number in wanted]
+
+
+def test_readme_quotes_the_benchmark():
+    """Its one number, wall time and peak of a whole command, is in the table of what was measured."""
+    rows = re.findall(r"^\|.*\[intel-xeon-emerald-rapids.*$", text_of("benchmarks/results/README.md"), re.M)
+    measured = {}
+    for row in rows:
+        *_, threads, engine, wall, _, peak, _ = (cell.strip() for cell in row.strip("|").split("|"))
+        measured[engine, threads] = float(wall), float(peak)
+    (ours, our_peak), (theirs, their_peak) = measured["openvino float32", "2"], measured["upstream", "2"]
+    claim = f"**{ours} s and {our_peak} GB** a scan, where SynthSeg's own code takes {theirs:.0f} s and {their_peak} GB"
+    assert claim in " ".join(text_of("README.md").split())
 
 
 def test_readme_fits_on_a_screen():

@@ -8,13 +8,14 @@ import platform
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from synthseg_native.cohort import environments
+from synthseg_native.cohort import environments, installers, interpreters
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_lock_hash_is_of_what_is_installed(root):
 def test_environment_depends_on_the_processor_too(root, monkeypatch):
     (root / "envs" / "demo.txt").write_text("a==1\n")
     here = environments.env_dir("demo"), environments.lock_hash("demo")
-    monkeypatch.setattr(environments.platform, "machine", lambda: "riscv64")
+    monkeypatch.setattr(environments, "machine", lambda: "riscv64")
     assert environments.env_dir("demo") != here[0]
     assert environments.lock_hash("demo") == here[1]
 
@@ -205,8 +206,19 @@ def test_python_without_venv_says_what_to_install(root, path):
 
 def test_the_real_interpreter_passes_the_check():
     version = sys.version_info[:2]
-    assert environments._problem(sys.executable, version, version) is None
-    assert environments._problem(sys.executable, (3, 6), (3, 7)) == "is Python {}.{}".format(*version)
+    assert interpreters._problem(sys.executable, version, version) is None
+    assert interpreters._problem(sys.executable, (3, 6), (3, 7)) == "is Python {}.{}".format(*version)
+
+
+def test_uv_is_that_of_the_path_or_that_of_the_environment_dev(root, path):
+    assert environments._uv() is None
+    (root / "envs" / "dev.txt").write_text("")
+    of_dev = environments.env_dir("dev") / "bin" / "uv"
+    of_dev.parent.mkdir(parents=True)
+    program(of_dev, "exit 0")
+    assert environments._uv() == str(of_dev)
+    program(path / "uv", "exit 0")
+    assert environments._uv() == str(path / "uv")
 
 
 # Making them
@@ -233,13 +245,28 @@ def make_wheel(folder):
     return hashlib.sha256(wheel.read_bytes()).hexdigest()
 
 
+@pytest.fixture(scope="session")
+def empty_environment(tmp_path_factory):
+    """A virtual environment with pip and nothing else: pip takes seconds to come into one."""
+    folder = tmp_path_factory.mktemp("venv") / "empty"
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    return folder
+
+
 @pytest.fixture
-def tiny(root, monkeypatch):
-    """A lock of one local package, and a pip that sees nothing else."""
+def tiny(root, empty_environment, monkeypatch):
+    """A lock of one local package, and a pip and a uv that see nothing else; uv is not found unless a test says so."""
     digest = make_wheel(root / "wheels")
     lock = root / "envs" / "tiny.txt"
     lock.write_text(f"tiny==1.0 --hash=sha256:{digest}\n")
-    for variable in [v for v in os.environ if v.startswith("PIP_")]:
+
+    def venv(name, base, folder, stream, *options):
+        shutil.copytree(empty_environment, folder, symlinks=True)
+
+    monkeypatch.setattr(environments, "_venv", venv)
+    monkeypatch.setattr(environments, "_uv", lambda: None)
+    monkeypatch.setenv("UV_CACHE_DIR", str(root / "uv cache"))
+    for variable in [v for v in os.environ if v.startswith(("PIP_", "UV_")) and v != "UV_CACHE_DIR"]:
         monkeypatch.delenv(variable)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -251,8 +278,18 @@ def folders(root):
     return sorted(p.name for p in (root / ".envs").iterdir() if p.is_dir())
 
 
-@pytest.mark.slow
-def test_ensure_makes_it_once_and_its_scripts_run(root, tiny):
+UV = Path(sys.executable).with_name("uv")
+
+
+@pytest.fixture(params=["pip", "uv"])
+def tool(request, monkeypatch):
+    if request.param == "uv":
+        assert UV.exists(), "the environment dev has it"
+        monkeypatch.setattr(environments, "_uv", lambda: str(UV))
+    return request.param
+
+
+def test_ensure_makes_it_once_and_its_scripts_run(root, tiny, tool):
     killed = root / ".envs" / "tiny-0123456789ab.tmp-1" / "bin"
     killed.mkdir(parents=True)
     broken = environments.env_dir("tiny") / "bin"  # Python was upgraded under it
@@ -262,22 +299,34 @@ def test_ensure_makes_it_once_and_its_scripts_run(root, tiny):
     python = environments.ensure("tiny", lines.append)
     assert python == environments.python("tiny")
     assert folders(root) == [environments.env_dir("tiny").name]  # the leftover of a killed build has gone
-    assert [line.split(" (")[0].split(" in ")[0] for line in lines] == [
-        "making the tiny environment",
-        "made the tiny environment",
-    ]
+    assert lines[0] == f"making the tiny environment (some MB, once, with {tool}) ..."
+    assert len(lines) == 2 and lines[1].startswith("made the tiny environment in ")
     # Its scripts know where they lie now, not where they were made.
     assert subprocess.check_output([python.parent / "tiny"], text=True) == "tiny runs\n"
     assert environments.ensure("tiny", lines.append) == python
     assert len(lines) == 2
 
 
-@pytest.mark.slow
-def test_two_processes_make_it_once(root, tiny):
+def test_an_environment_is_made_with_pythons_own_venv(root):
+    folder = root / "made"
+    with (root / "log").open("wb") as log:
+        environments._venv("tiny", sys.executable, folder, log, "--without-pip")
+    assert subprocess.run([folder / "bin/python", "-c", "import pip"], capture_output=True).returncode == 1
+
+
+def test_two_processes_make_it_once(root):
+    (root / "envs" / "tiny.txt").write_text("")
     code = f"""
+import time
 from pathlib import Path
 from synthseg_native.cohort import environments as e
 e.ROOT = Path({str(root)!r}); e.LOCKS = e.ROOT / "envs"; e.ENVS = e.ROOT / ".envs"
+e._works = Path.exists
+def fill(name, base, uv, folder, stream, log):
+    (folder / "bin").mkdir(parents=True)
+    time.sleep(2)
+    (folder / "bin" / "python").touch()
+e._fill = fill
 print(e.ensure("tiny"))
 """
     env = os.environ | {"PYTHONPATH": str(Path(environments.__file__).parents[2])}
@@ -291,28 +340,173 @@ print(e.ensure("tiny"))
     assert said.count("waiting for another process") == 1
 
 
-@pytest.mark.slow
-def test_a_wrong_hash_is_refused_and_nothing_is_left(root, tiny):
+def test_a_wrong_hash_is_refused_and_nothing_is_left(root, tiny, tool):
     tiny.write_text(f"tiny==1.0 --hash=sha256:{'0' * 64}\n")
+    lines = []
     with pytest.raises(environments.SetupError) as caught:
-        environments.ensure("tiny", lambda line: None)
+        environments.ensure("tiny", lines.append)
     assert "\n" not in str(caught.value)
     assert str(caught.value).endswith(f"(all of it: {Path('.envs') / 'tiny.log'})")
-    assert "HASHES" in (root / ".envs" / "tiny.log").read_text()
+    log = (root / ".envs" / "tiny.log").read_text()
+    assert "HASHES" in log and ("Hash mismatch" in log) == (tool == "uv")
     assert folders(root) == []
+    assert [line.endswith(": now with pip") for line in lines[1:]] == [True] * (tool == "uv")
 
 
-@pytest.mark.slow
+def test_a_uv_that_cannot_is_followed_by_pip(root, tiny, monkeypatch):
+    program(root / "uv", "echo 'error: no such command' >&2; exit 2")
+    monkeypatch.setattr(environments, "_uv", lambda: str(root / "uv"))
+    lines = []
+    python = environments.ensure("tiny", lines.append)
+    assert subprocess.check_output([python.parent / "tiny"], text=True) == "tiny runs\n"
+    assert lines[1] == (
+        "the tiny environment could not be made: no such command (all of it: .envs/tiny.log): now with pip"
+    )
+
+
+def test_uv_is_held_to_the_rules_of_pip(tmp_path):
+    lock, python = tmp_path / "a.txt", tmp_path / "python"
+    env = {"PIP_INDEX_URL": "https://a/simple", "PIP_EXTRA_INDEX_URL": "https://b https://c", "PIP_FIND_LINKS": "/d"}
+    commands = [installers.pip_command(python, lock), installers.uv_command("uv", python, lock, env)]
+    for command in commands:
+        words = " ".join(map(str, command))
+        assert "--require-hashes" in command and command[-1:] != ["--no-index"]
+        assert f"--only-binary :all: --no-binary {installers.SOURCE_ONLY} -r {lock}" in words
+    assert words.endswith(
+        "--index-url https://a/simple --extra-index-url https://b --extra-index-url https://c "
+        "--index-strategy unsafe-best-match --find-links /d"
+    )
+    assert installers.uv_command("uv", python, lock, {"PIP_NO_INDEX": "1"})[-1] == "--no-index"
+
+
 def test_no_network_is_one_clear_line(root, tiny, monkeypatch):
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.delenv("PIP_FIND_LINKS")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # nobody listens there
     monkeypatch.setenv("PIP_RETRIES", "1")
+    monkeypatch.setenv("UV_HTTP_RETRIES", "0")
     for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(variable, raising=False)
+    lines = []
     with pytest.raises(environments.SetupError, match="the package index cannot be reached: check the network"):
-        environments.ensure("tiny", lambda line: None)
+        environments.ensure("tiny", lines.append)
     assert folders(root) == []
+    assert all("cannot be reached" in line for line in lines[1:]), "uv says it too"
+
+
+# Several at once
+
+
+@pytest.fixture
+def making(root, monkeypatch):
+    """Locks a, b, c and d, and a stand-in for what fills their environments: a function that a test gives."""
+    for name in "abcd":
+        (root / "envs" / f"{name}.txt").write_text(name)
+    monkeypatch.setattr(environments, "_works", lambda python: python.exists())
+
+    def with_this(fill):
+        def filled(name, base, uv, folder, stream, log):
+            (folder / "bin").mkdir(parents=True)
+            fill(name)
+            (folder / "bin" / "python").touch()
+
+        monkeypatch.setattr(environments, "_fill", filled)
+
+    return with_this
+
+
+def test_missing_environments_are_made_side_by_side(root, making):
+    together = threading.Barrier(4, timeout=30)
+    making(lambda name: together.wait())
+    environments.ensure_all("abcdab", lambda line: None)
+    assert folders(root) == sorted(environments.env_dir(name).name for name in "abcd")
+
+
+def test_no_more_at_once_than_are_allowed(making, monkeypatch):
+    monkeypatch.setattr(environments, "SIDE_BY_SIDE", 2)
+    busy, most = [], []
+
+    def fill(name):
+        busy.append(name)
+        most.append(len(busy))
+        time.sleep(0.05)
+        busy.remove(name)
+
+    making(fill)
+    environments.ensure_all("abcd", lambda line: None)
+    assert max(most) <= 2 and len(most) == 4  # that they are made side by side, the test above says
+
+
+def test_one_that_fails_leaves_the_others_whole(root, making):
+    failed = threading.Event()
+
+    def fill(name):
+        if name in "bd":
+            failed.set()
+            raise environments.SetupError(f"{name}: no")
+        assert failed.wait(30)
+
+    making(fill)
+    with pytest.raises(environments.SetupError) as caught:
+        environments.ensure_all("abcd", lambda line: None)
+    assert str(caught.value).splitlines() == ["b: no", "d: no"], "a line each"
+    assert folders(root) == sorted(environments.env_dir(name).name for name in "ac")
+
+
+def test_what_is_there_is_not_made_again(making):
+    making(lambda name: None)
+    lines = []
+    environments.ensure_all("ab", lines.append)
+    environments.ensure_all("ab", lines.append)
+    assert len(lines) == 4
+
+
+PIP_FETCHING = """Collecting numpy==2 (from -r a.txt (line 1))
+  Downloading numpy-2-cp311.whl (16.8 MB)
+"""
+UV_FETCHING = """Resolved 22 packages in 1.00s
+Downloading scipy (33.7MiB)
+Downloading numpy (16.1MiB)
+Downloading torch (1.5GiB)
+ Downloaded numpy
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "output", "expected"),
+    [
+        ("openvino", "", "making openvino: fetched 2 of about 200 MB"),
+        ("openvino", PIP_FETCHING, "making openvino: fetched 2 of about 200 MB"),
+        (
+            "openvino",
+            PIP_FETCHING + "Installing collected packages: numpy\n",
+            "making openvino: unpacked 3 of about 730 MB",
+        ),
+        ("torch", PIP_FETCHING, "making torch: fetched 2 MB"),
+        ("torch", UV_FETCHING, "making torch: fetched 17 of 1663 MB"),
+        ("demo", "Resolved 22 packages in 1.00s\n", "making demo: unpacked 3 of about 430 MB"),  # all was in uv's cache
+        ("demo", UV_FETCHING + "Prepared 22 packages in 14.42s\n", "making demo: unpacked 3 of about 430 MB"),
+    ],
+)
+def test_how_far_an_environment_is(tmp_path, name, output, expected):
+    for file, size in {"tmp/pip-unpack/a.whl": 2_000_000, "lib/b/tmp/c.so": 3_000_000}.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_bytes(bytes(size))
+    assert installers.progress(name, output, tmp_path) == expected
+
+
+def test_it_is_told_every_few_seconds(root, monkeypatch):
+    monkeypatch.setattr(environments, "TELL_S", 0.05)
+    lines = []
+    with (root / "log").open("wb") as stream:
+        stream.write(UV_FETCHING.encode())  # of the call before
+        environments._call(["sh", "-c", "sleep 0.4"], "demo", root, stream, lines.append)
+        assert lines and set(lines) == {"making demo: fetched 0 of about 90 MB"}
+        program = ["sh", "-c", "echo 'ERROR: of the call before' >&2; exit 1"]
+        with pytest.raises(environments.SetupError):
+            environments._call(program, "demo", root, stream)
+        with pytest.raises(environments.SetupError, match=r"could not be made: it \(all of it"):
+            environments._call(["sh", "-c", "echo it; exit 1"], "demo", root, stream)
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_line(root):
@@ -337,7 +531,8 @@ def test_foreign_packages_stay_out(monkeypatch):
 def code(root):
     cohort = root / "src" / "synthseg_native" / "cohort"
     cohort.mkdir(parents=True)
-    shutil.copy(environments.__file__, cohort)
+    for module in (environments, installers, interpreters):
+        shutil.copy(module.__file__, cohort)
     (root / "scripts").mkdir()
     (root / "scripts" / "step.py").write_text("print(1)\n")
     return root

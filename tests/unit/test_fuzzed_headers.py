@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from synthseg_native.errors import SynthSegError
-from synthseg_native.results import outputs
+from synthseg_native.results import images
 from synthseg_native.scan.reading import ACCEPTABLE, read
 
 MUTATIONS = 10_000
@@ -123,7 +123,7 @@ def fuzz(count, folder):
         assert np.isfinite(found.data).all()
         json.dumps(found.description, allow_nan=False)
         if treatment % 4 == 1:
-            outputs.save_labels(folder / "labels.nii", np.zeros(found.data.shape), found.affine, found.header)
+            images.save_labels(folder / "labels.nii", np.zeros(found.data.shape), found.affine, found.header)
 
     @settings(
         max_examples=count // PER_DRAW,

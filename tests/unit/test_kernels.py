@@ -7,7 +7,8 @@ import subprocess
 import numpy as np
 import pytest
 
-from synthseg_native.engines.kernels import operations
+from synthseg_native.engines.kernels import layout as layouts
+from synthseg_native.engines.kernels import winograd as winograds
 
 # Runs in the OpenVINO environment. A kernel of its own applies a function to a row of numbers.
 PROGRAM = """
@@ -15,7 +16,7 @@ import json, sys
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
-from synthseg_native.engines.kernels import language as vector
+from synthseg_native.engines.kernels import language
 
 written = []
 
@@ -27,14 +28,14 @@ def write(program, name, function):
             code.store(getattr(code, function)(code.load(given, i.index)), result, i.index)
 
 def library_of(machine):
-    library = vector.Library(machine)
+    library = language.Library(machine)
     for function in ("exp", "elu"):
         library.add(f"row_{function}", write, function)
     return library
 
-vector.inspect.getsourcefile = lambda function: vector.__file__  # this program has no file
+language.inspect.getsourcefile = lambda function: language.__file__  # this program has no file
 
-here, found = vector.this_machine(), {"lanes": {}}
+here, found = language.this_machine(), {"lanes": {}}
 rows = np.float32([-1e30, -100, -87.5, -87, -20, -1, -0.34, -1e-3, -1e-7, -0.0, 0, 1e-7, 0.5, 3, 80, 1e30] * 4)
 for lanes in (16, 8, 4):
     found["lanes"][lanes] = {}
@@ -108,7 +109,7 @@ def test_compiled_kernels_are_kept_for_the_next_process(found):
 
 @pytest.mark.parametrize("sources", [[False], [False, True], [True]])
 def test_winograd_transforms_give_the_convolution(sources):
-    rng, winograd = np.random.default_rng(0), operations.Winograd(sources)
+    rng, winograd = np.random.default_rng(0), winograds.Winograd(sources)
     sums, expected = np.zeros((6, 6)), np.zeros((4, 4))
     for number, upsampled in enumerate(sources):
         tile, kernel = rng.standard_normal((4, 4) if upsampled else (6, 6)), rng.standard_normal((3, 3))
@@ -122,7 +123,7 @@ def test_winograd_transforms_give_the_convolution(sources):
 
 
 def test_the_products_of_an_upsampled_image_that_are_always_0_are_left_out():
-    winograd = operations.Winograd([False, True])
+    winograd = winograds.Winograd([False, True])
     assert [winograd.products(source) for source in (0, 1)] == [36, 25]
     assert winograd.common == 25
     assert sorted(winograd.pairs) == [(i, j) for i in range(6) for j in range(6)]
@@ -133,8 +134,8 @@ def test_the_products_of_an_upsampled_image_that_are_always_0_are_left_out():
 @pytest.mark.parametrize("halo", [0, 1, 2])
 def test_rows_have_room_for_whole_registers(lanes, halo):
     for z in range(1, 70):
-        layout = operations.Layout((6, z), 3, lanes, halo)
-        step = operations.VECTORS * lanes
+        layout = layouts.Layout((6, z), 3, lanes, halo)
+        step = layouts.VECTORS * lanes
         assert layout.row >= halo + -(-z // step) * step  # what is written
         assert layout.row % lanes == 0
     planes = np.arange(2 * np.prod(layout.plane)).reshape(2, *layout.plane)
@@ -145,7 +146,7 @@ def test_rows_have_room_for_whole_registers(lanes, halo):
 
 def test_zeros_begin_a_line_after_the_halo():
     for ahead in (0, 1, 2):
-        array = operations.zeros((3, 5, 32), ahead)
+        array = layouts.zeros((3, 5, 32), ahead)
         assert (array.ctypes.data + 4 * ahead) % 64 == 0
         assert array.shape == (3, 5, 32)
         assert not array.any()

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from synthseg_native.cohort import environments
+from synthseg_native.cohort import environments, handover, ranking
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LAUNCHING = ("scripts/environment.py", "scripts/launch.sh")
 # What the launcher imports before there is an environment.
-STANDARD_LIBRARY_ONLY = ("cohort/environments", "cohort/paths", "cohort/ranking", "engines/__init__", "errors")
-STANDARD_LIBRARY_ONLY += ("results/record", "verification/verify", "networks/weights", "shared_disk")
+STANDARD_LIBRARY_ONLY = ("cli", "cohort/environments", "cohort/installers", "cohort/interpreters", "cohort/paths")
+STANDARD_LIBRARY_ONLY += ("cohort/ranking", "engines/__init__", "errors", "networks/weights", "results/record")
+STANDARD_LIBRARY_ONLY += ("shared_disk", "verification/verify")
 MAIN = "import os, sys; print(os.getcwd(), os.environ['ENVIRONMENT'], sys.argv[1:])"
 SNAKEFILE = """
 configfile: "config.yaml"
@@ -160,32 +161,72 @@ def test_which_workflow_runs_and_where(project, tmp_path, monkeypatch, cwd, argu
 
 
 def test_engine_runs_in_the_folder_of_the_caller(project, tmp_path):
-    command = [project / "synthseg-native", "--i", "my scan.nii.gz"]
+    command = [project / "synthseg-native", "--i", "my scan.nii.gz", "--engine", "openvino"]
     out = subprocess.check_output(command, cwd=tmp_path, text=True, env=os.environ | {"PYTHONPATH": "/elsewhere"})
-    assert out == f"{tmp_path} tensorflow ['--i', 'my scan.nii.gz']\n"
+    assert out == f"{tmp_path} openvino ['--i', 'my scan.nii.gz', '--engine', 'openvino']\n"
+
+
+@pytest.fixture
+def segment(project, monkeypatch):
+    """A function that calls the launcher in this process and says what it becomes: (environment, arguments)."""
+    monkeypatch.syspath_prepend(REPOSITORY / "scripts")
+    import environment
+
+    became = []
+    monkeypatch.setattr(environment.environments, "ensure", lambda name, log=None: name)
+    monkeypatch.setattr(environment, "execute", lambda command, env: became.append((command[0], command[3:])))
+
+    def call(*words):
+        environment.segment(list(words))
+        return became[-1]
+
+    return call
 
 
 @pytest.mark.parametrize("words", [["--engine", "openvino"], ["--engine", "abacus", "--engine=openvino"]])
-def test_an_engine_runs_in_its_own_environment(project, words):
-    out = subprocess.check_output([project / "synthseg-native", "--i", "a.nii", *words], cwd=project, text=True)
-    assert out == f"{project} openvino {['--i', 'a.nii', *words]}\n"
+def test_an_engine_runs_in_its_own_environment(segment, words):
+    assert segment("--i", "a.nii", *words) == ("openvino", ["--i", "a.nii", *words])
+
+
+def test_without_an_engine_the_machine_s_best_one_runs(segment, monkeypatch):
+    asked = []
+
+    def verified(engine, folder, log):
+        asked.append(engine)
+        return {"precisions": ["float32"], "decision": {"device": "cpu", "reason": "well"}}
+
+    monkeypatch.setattr(ranking, "verified", verified)
+    monkeypatch.setattr(ranking, "RANKING", {})  # of a platform that nobody has measured
+    engine = ranking.DEFAULT[0][0]
+    assert segment("--i", "a.nii") == (engine, ["--i", "a.nii", "--engine", engine, "--device", "cpu"])
+    assert asked == [engine]
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "code", "says"),
     [
-        (["--engine", "abacus"], "--engine abacus: no such engine: use auto or one of tensorflow, openvino, torch"),
+        (["--engine", "abacus"], 2, "--engine abacus: no such engine: use auto or one of tensorflow, openvino, torch"),
         (
             ["--engine", "torch"],
+            2,
             "--engine torch: no NVIDIA or Apple GPU is seen on this machine: use another engine, or --device cpu",
         ),
+        (["--thread", "2"], 2, "unrecognized arguments: --thread 2: see synthseg-native --help"),
+        (["--threads", "two"], 2, "argument --threads: invalid int value: 'two': see synthseg-native --help"),
+        ([], 2, "usage: synthseg-native --i SCAN"),
+        (["--version"], 0, ""),
+        (["--i", "a.nii", "--help"], 0, ""),
     ],
 )
-def test_an_engine_that_cannot_run_here_is_one_line(project, words, says):
-    if words[1] == "torch" and environments.gpu():
+def test_wrong_use_and_help_need_no_environment(segment, monkeypatch, capsys, words, code, says):
+    if words[:2] == ["--engine", "torch"] and environments.gpu():
         pytest.skip("this machine has a GPU")
-    done = subprocess.run([project / "synthseg-native", *words], cwd=project, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"synthseg-native: {says}\n")
+    monkeypatch.setattr(environments, "ensure", lambda *_: pytest.fail("an environment was made"))
+    with pytest.raises(SystemExit) as caught:
+        segment(*words)
+    out, err = capsys.readouterr()
+    assert caught.value.code == code and says in err and (out != "") == (code == 0)
+    assert not says or not words or err == f"synthseg-native: {says}\n"
 
 
 @pytest.mark.parametrize("answer", ["exit 1", "echo 'pyenv: python3: command not found' >&2; exit 127"])
@@ -225,6 +266,70 @@ def test_a_python_that_the_locks_fit_comes_first(project, tmp_path, versions, ch
         (tools / name).chmod(0o755)
     code, out, err = finish(start(project, "--version", env={"PATH": str(tools)}))
     assert (code, out, err) == (0, f"{chosen} environment.py snakemake\n", "")
+
+
+def test_several_environments_are_made_in_one_call(project, monkeypatch):
+    monkeypatch.syspath_prepend(REPOSITORY / "scripts")
+    import environment
+
+    made = []
+    monkeypatch.setattr(environment.environments, "ensure_all", made.extend)
+    environment.main(["ensure", "dev", "demo"])
+    assert made == ["dev", "demo"]
+
+
+# A Snakemake of the user's own: what its Python lacks
+
+
+@pytest.fixture
+def take_over(project, monkeypatch):
+    """A function that says what becomes of a call: the arguments of the launcher and the folder they are given in."""
+    became = []
+    monkeypatch.setattr(os, "execv", lambda program, words: became.append((words, os.getcwd())))  # noqa: PTH109
+    monkeypatch.setattr(handover.importlib.util, "find_spec", lambda name: None if name == "nibabel" else name)
+    monkeypatch.chdir(project)
+
+    def call(*arguments, snakefile=project / "Snakefile"):
+        became.clear()
+        handover.take_over(snakefile, ["/usr/bin/snakemake", *arguments])
+        return became[-1] if became else None
+
+    return call
+
+
+def test_a_snakemake_that_lacks_a_package_hands_over(project, take_over, capsys):
+    words = ["--cores", "1", "results/summary.tsv"]
+    assert take_over(*words) == (["sh", f"{project}/scripts/launch.sh", "snakemake", *words], str(project))
+    said = "going on with the Snakemake of this project's own, as ./snakemake does"
+    assert capsys.readouterr().err == f"this Snakemake's Python lacks nibabel: {said}\n"
+
+
+def test_a_snakemake_that_has_all_goes_on(take_over, monkeypatch):
+    monkeypatch.setattr(handover.importlib.util, "find_spec", lambda name: name)
+    assert take_over("--cores", "1") is None
+
+
+@pytest.mark.parametrize("words", [["--directory", "study"], ["--directory=study"], ["-d", "study"]])
+def test_the_call_is_repeated_where_it_was_made(project, take_over, monkeypatch, words):
+    """Snakemake has gone to its --directory before it reads the workflow."""
+    (project / "study").mkdir()
+    monkeypatch.setenv("PWD", str(project))
+    monkeypatch.chdir(project / "study")
+    assert take_over(*words)[1] == str(project)
+    monkeypatch.setenv("PWD", "/")  # of a program that called from another folder than its shell's
+    with pytest.raises(SystemExit, match=r"lacks nibabel: install that beside it, or use .*/snakemake"):
+        take_over(*words)
+
+
+def test_another_workflow_that_imports_this_one_is_told(take_over, tmp_path):
+    with pytest.raises(SystemExit, match="synthseg-native: this Snakemake's Python lacks nibabel: install that beside"):
+        take_over("--cores", "1", snakefile=tmp_path / "Snakefile")
+
+
+def test_a_program_that_is_not_the_command_is_told(project, monkeypatch):
+    monkeypatch.setattr(handover.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="lacks nibabel, numpy, pandas, scipy, matplotlib: install"):
+        handover.take_over(project / "Snakefile", ["my_script.py"])
 
 
 def test_old_interpreters_can_read_the_script_that_refuses_them():

@@ -19,7 +19,8 @@ SETTINGS = {"levels": 3, "features": 3, "labels": 4}
 PROGRAM = """
 import sys
 import numpy as np
-from synthseg_native import network, reference
+from synthseg_native import reference
+from synthseg_native.networks import layers
 from synthseg_native.engines import tensorflow
 
 arrays = dict(np.load(sys.argv[1]))
@@ -29,12 +30,25 @@ for key, value in arrays.items():
     layer, name = key.split("/")
     weights.setdefault(layer, {})[name] = value
 settings = {"levels": 3, "features": 3, "labels": 4}
-table = network.layer_table(**settings)
-engine = tensorflow.build(table, weights, volume.shape, threads=2)
-slabs = dict(engine.posteriors(volume))
-starts = sorted(slabs)
+table = layers.layer_table(**settings)
+engine = tensorflow.build(table, weights, threads=2)
+slabs = dict(engine.run({"image": volume}, 0.5))
+starts = list(slabs)
+join = lambda slabs: np.concatenate([slab for _, slab in slabs])
+others = {}
+for name, more in {"relu": {"activation": "relu"}, "linear": {"end": "linear"}, "none": {"activation": "none"}}.items():
+    built = tensorflow.build(layers.layer_table(**settings, **more), weights, threads=2)
+    others[name] = join(built.run({"image": volume}))
+raw = join(engine.run({"image": volume}))
+two = layers.layer_table(**settings, inputs=("image", "other"))
+kernel = weights["unet_conv_downarm_0_0"]["kernel"]
+double = {**weights, "unet_conv_downarm_0_0": {**weights["unet_conv_downarm_0_0"], "kernel": kernel.repeat(2, axis=3)}}
+others["two"] = join(tensorflow.build(two, double, threads=2).run({"image": volume, "other": volume[::-1]}))
+other = volume[:16, ::-1]
+others["reshaped"] = join(engine.run({"image": other}, 0.5))
 
-model = reference.build_network({**settings, "convolutions_per_level": 2, "kernel": 3, "activation": "elu"}, 0.5)
+unet = {"levels": 3, "features": 3, "convolutions_per_level": 2, "kernel": 3, "activation": "elu"}
+model = reference.build_network(unet, 4, 0.5)
 for layer in model.layers:
     if layer.weights:
         layer.set_weights([weights[layer.name][w.name.split("/")[-1].split(":")[0]] for w in layer.weights])
@@ -42,19 +56,20 @@ names = [layer.name for layer in model.layers]
 flip = np.array([0, 2, 1, 3])
 np.savez(sys.argv[2], engine=np.concatenate([slabs[s] for s in starts]), starts=starts, names=names,
          reference=reference.predict(model, volume, None), flipped=reference.predict(model, volume, flip),
-         mirrored=np.concatenate([s for _, s in sorted(engine.posteriors(volume[::-1]), key=lambda s: s[0])]),
+         mirrored=join(engine.run({"image": volume[::-1]}, 0.5)), raw=raw, **others,
          place=[engine.name, engine.version, engine.device])
 """
 
 
-def plain(table, weights, volume):
-    """The layer table in float64, by the book."""
+def plain(table, weights, volume, sigma=0.5):
+    """The layer table in float64, by the book, smoothed. volume : (X, Y, Z), or several by name"""
+    given = volume if isinstance(volume, dict) else {"image": volume}
     outputs = {}
     for layer in table:
         x = [outputs[name] for name in layer.inputs]
         w = {k: v.astype(float) for k, v in weights.get(layer.name, {}).items()}
         if layer.kind == "input":
-            y = volume[..., None].astype(float)
+            y = given[layer.name][..., None].astype(float)
         elif layer.kind == "conv":
             y = np.stack(
                 [
@@ -64,8 +79,10 @@ def plain(table, weights, volume):
                 ],
                 axis=-1,
             )
-            if layer.activation:
+            if layer.activation == "elu":
                 y = np.where(y > 0, y, np.expm1(np.minimum(y, 0)))
+            elif layer.activation == "relu":
+                y = np.maximum(y, 0)
         elif layer.kind == "norm":
             y = (x[0] - w["moving_mean"]) / np.sqrt(w["moving_variance"] + 1e-3) * w["gamma"] + w["beta"]
         elif layer.kind == "pool":
@@ -78,12 +95,12 @@ def plain(table, weights, volume):
         elif layer.kind == "softmax":
             y = np.exp(x[0] - x[0].max(axis=-1, keepdims=True))
             y /= y.sum(axis=-1, keepdims=True)
-        elif layer.kind == "smooth":
-            line = np.exp(-0.5 * np.arange(-1, 2) ** 2 / layer.sigma**2)
-            kernel = line[:, None, None] * line[:, None] * line / line.sum() ** 3
-            y = np.stack([correlate(x[0][..., c], kernel, mode="constant") for c in range(layer.channels)], axis=-1)
         outputs[layer.name] = y
-    return outputs[table[-1].name]
+    if not sigma:
+        return y
+    line = np.exp(-0.5 * np.arange(-1, 2) ** 2 / sigma**2)
+    kernel = line[:, None, None] * line[:, None] * line / line.sum() ** 3
+    return np.stack([correlate(y[..., c], kernel, mode="constant") for c in range(y.shape[-1])], axis=-1)
 
 
 @pytest.fixture(scope="module")
@@ -111,13 +128,47 @@ def run(root, tensorflow_python, tmp_path_factory):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return SimpleNamespace(
-        stderr=done.stderr, expected=plain(table, weights, volume), table=table, **np.load(folder / "out.npz")
-    )
+        stderr=done.stderr, expected=plain(table, weights, volume), table=table, weights=weights, volume=volume,
+        **np.load(folder / "out.npz"),
+    )  # fmt: skip
 
 
 def test_engine_computes_the_table(run):
     np.testing.assert_allclose(run.engine, run.expected, atol=2e-6)
     assert run.engine.dtype == np.float32
+
+
+def test_without_smoothing_and_with_another_shape(run):
+    np.testing.assert_allclose(run.raw, plain(run.table, run.weights, run.volume, 0), atol=2e-6)
+    assert np.abs(run.raw - run.engine).max() > 0.01
+    np.testing.assert_allclose(run.reshaped, plain(run.table, run.weights, run.volume[:16, ::-1]), atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("found", "more"),
+    [("relu", {"activation": "relu"}), ("none", {"activation": "none"}), ("linear", {"end": "linear"})],
+)
+def test_other_activations_and_ends(run, found, more):
+    expected = plain(layers.layer_table(**SETTINGS, **more), run.weights, run.volume, 0)
+    np.testing.assert_allclose(getattr(run, found), expected, atol=5e-6 * max(1, np.abs(expected).max()))
+    assert np.abs(expected - run.raw).max() > 0.01
+
+
+def test_two_inputs(run):
+    first = run.weights["unet_conv_downarm_0_0"]
+    weights = {**run.weights, "unet_conv_downarm_0_0": {**first, "kernel": first["kernel"].repeat(2, axis=3)}}
+    table = layers.layer_table(**SETTINGS, inputs=("image", "other"))
+    expected = plain(table, weights, {"image": run.volume, "other": run.volume[::-1]}, 0)
+    np.testing.assert_allclose(run.two, expected, atol=2e-6)
+
+
+def test_a_layer_that_nobody_has_is_refused():
+    table = [*layers.layer_table(**SETTINGS), layers.Layer("mean", "mean", 4)]
+    for name in engines.NAMES:
+        words = f"^layer mean of kind mean .*: the {name} engine cannot compute it: no engine has it"
+        with pytest.raises(SynthSegError, match=words) as caught:
+            engines.load(name).build(table, {})
+        assert caught.value.exit_code == 2
 
 
 def test_reference_computes_the_table(run):
@@ -146,7 +197,7 @@ def test_smoothing_loses_weight_at_the_border_only(run):
 
 def test_reference_uses_the_names_of_the_table(run):
     # Keras adds no weighted layer of its own, and weights are found by these names.
-    assert {layer.name for layer in run.table} <= set(run.names.tolist())
+    assert {layer.name for layer in run.table if layer.kind != "input"} <= set(run.names.tolist())
 
 
 def test_what_ran_is_known_and_nothing_is_printed(run):

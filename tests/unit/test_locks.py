@@ -12,13 +12,13 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from synthseg_native.cohort import environments
+from synthseg_native.cohort import installers, interpreters
 
 ENVS = Path(__file__).resolve().parents[2] / "envs"
 NAMES = sorted(path.stem for path in ENVS.glob("*.in"))
 PLATFORMS = ["x86_64-manylinux_2_28", "aarch64-manylinux_2_28", "aarch64-apple-darwin"]
 # The oldest and the newest Python that environments.py accepts for each.
-PYTHONS = {name: ["{}.{}".format(*version) for version in environments.PYTHONS_DEFAULT] for name in NAMES}
+PYTHONS = {name: ["{}.{}".format(*version) for version in interpreters.PYTHONS_DEFAULT] for name in NAMES}
 PYTHONS["tensorflow"] = ["3.11"]
 # OpenVINO's wheel for Linux arm64 asks for a younger system: glibc 2.35, as Ubuntu 22.04 has.
 YOUNGER = {("openvino", "aarch64-manylinux_2_28"): "aarch64-manylinux_2_35"}
@@ -52,7 +52,7 @@ def problems(lock, platform, python, folder):
     out = folder / f"pylock.{platform}.toml"
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--format", "pylock.toml", "--output-file", out]
     command += ["--python-platform", platform, "--python-version", python]
-    command += ["--only-binary", ":all:", "--no-binary", environments.SOURCE_ONLY, lock]
+    command += ["--only-binary", ":all:", "--no-binary", installers.SOURCE_ONLY, lock]
     environment = dict(os.environ)
     if lock.stem in MACOS:
         environment["MACOSX_DEPLOYMENT_TARGET"] = MACOS[lock.stem]

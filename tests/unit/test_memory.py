@@ -20,7 +20,7 @@ CONTESTANTS = [("tensorflow", "float32"), ("openvino", "float32"), ("openvino", 
 
 @pytest.fixture(scope="module")
 def cards(root):
-    return {name: model.load(root / "models" / name).card for name in ("synthseg1", "compact2mm")}
+    return {name: model.load(root / "models" / name).network for name in ("synthseg1", "compact2mm")}
 
 
 def test_every_engine_and_the_reference_have_a_row():
@@ -73,25 +73,25 @@ def test_the_prediction_is_that_of_the_formula():
 )
 def test_the_padded_shape_is_known_from_the_header(cards, name, shape, voxel_mm, crop, expected):
     assert memory.padded_shape(cards[name], shape, voxel_mm, crop) == expected
-    assert all(n % 2 ** (cards[name]["network"]["levels"] - 1) == 0 for n in expected)
+    assert all(n % 2 ** (cards[name].layers["levels"] - 1) == 0 for n in expected)
 
 
 def test_the_padded_shape_is_the_one_of_the_pipeline(cards, tmp_path):
     """What image.prepare makes, for shapes, voxels and axes of all kinds."""
     rng = np.random.default_rng(3)
-    card = cards["compact2mm"]
+    network = cards["compact2mm"]
     for _ in range(12):
         shape, voxel_mm = rng.integers(20, 90, 3), rng.uniform(0.7, 4, 3).round(3)
         affine = np.diag([*voxel_mm, 1.0])[[*rng.permutation(3).tolist(), 3]]
         data = rng.integers(0, 99, shape, dtype=np.uint8)
         nib.save(nib.Nifti1Image(data, affine), tmp_path / "scan.nii")
         found = reading.read(tmp_path / "scan.nii", reading.ACCEPTABLE)
-        gridded = grid.regrid(found, card["input"]["resolution_mm"])
+        gridded = grid.regrid(found, network.grid.resolution_mm)
         prepared = grid.prepare(
             gridded.data, gridded.affine, pad_multiple=16, min_size=64, ct=False, crop=None, autocrop=False
         )
         # In the order of the world's axes there, of the scan's here.
-        assert sorted(memory.padded_shape(card, shape, voxel_mm)) == sorted(prepared.volume.shape)
+        assert sorted(memory.padded_shape(network, shape, voxel_mm)) == sorted(prepared.volume.shape)
 
 
 def test_a_run_that_cannot_fit_names_what_would(cards):
@@ -99,7 +99,7 @@ def test_a_run_that_cannot_fit_names_what_would(cards):
     limit = max(need[key] for key in need if key[0] == "openvino") + 10
     assert limit < need["tensorflow", "float32"]
     with pytest.raises(SynthSegError) as caught:
-        memory.check("scan.nii", SIZE, "tensorflow", card=cards["synthseg1"], limit=limit)
+        memory.check("scan.nii", SIZE, "tensorflow", network=cards["synthseg1"], limit=limit)
     said = caught.value.message
     assert caught.value.code == "oom" and "\n" not in said
     assert said.startswith("scan.nii: would take ") and "--engine openvino (" in said
@@ -111,9 +111,9 @@ def test_a_run_that_cannot_fit_names_what_would(cards):
 
 def test_where_nothing_fits_a_larger_machine_is_named(cards):
     with pytest.raises(SynthSegError, match=r"there are 0\.1 GB: what fits: a machine with more memory"):
-        memory.check("scan.nii", SIZE, "openvino", "bf16", card=cards["synthseg1"], limit=100)
+        memory.check("scan.nii", SIZE, "openvino", "bf16", network=cards["synthseg1"], limit=100)
     with pytest.raises(SynthSegError, match="what fits: --crop"):  # the reference has no other engine
-        memory.check("scan.nii", SIZE, memory.REFERENCE, card=cards["synthseg1"], limit=4000)
+        memory.check("scan.nii", SIZE, memory.REFERENCE, network=cards["synthseg1"], limit=4000)
 
 
 def test_a_run_that_fits_gives_its_prediction():
@@ -178,7 +178,7 @@ def test_it_needs_no_package_at_import(root):
 
 
 def test_the_layer_table_has_the_features_that_the_size_names(cards):
-    table = layers.layer_table(**cards["synthseg1"]["network"])
+    table = cards["synthseg1"].table()
     size = memory.size_of(cards["synthseg1"], (181, 217, 181), (1, 1, 1))
     assert (size.features, size.labels) == (table[1].channels, table[-1].channels)
     assert size.parameters == layers.count_parameters(table)
@@ -193,7 +193,7 @@ def test_the_fit_finds_what_made_the_measurements(root, monkeypatch, tmp_path, c
     made_from = memory.Coefficients(base=310, weights=5, read=30, network=4.2, posterior=1.5, mask=10, own=60)
     lines = ["\t".join(MEMORY_COLUMNS)]
     for name in ("synthseg1", "compact2mm"):
-        card = model.load(root / "models" / name).card
+        card = model.load(root / "models" / name).network
         for shape, voxel_mm, own_grid in MEMORY_SCANS:
             padded = memory.padded_shape(card, shape, (voxel_mm,) * 3)
             peak = memory.peak(made_from, memory.size_of(card, shape, (voxel_mm,) * 3, own_grid=own_grid))

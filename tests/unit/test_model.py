@@ -1,5 +1,6 @@
 """Label tables and model cards."""
 
+import json
 import shutil
 
 import numpy as np
@@ -80,14 +81,47 @@ def test_models_are_found_by_name(root, tmp_path, monkeypatch, folder):
 @pytest.mark.parametrize(
     ("file", "old", "new", "words"),
     [
-        ("card.yaml", "min_size", "smallest", "lacks the field 'min_size'"),
-        ("card.yaml", "labels: 32", "labels: 33", "33 labels, but 32 rows"),
-        ("card.yaml", "pad_multiple: 16", "pad_multiple: 12", "no multiple of 8"),
-        ("card.yaml", "input: {", "input: {{", "not a usable model card"),
-        ("card.yaml", "memory_mb", "memory", "lacks the field 'memory_mb'"),
-        ("card.yaml", "memory_mb: 3000", "memory_mb: 0", "memory_mb 0 is no positive number"),
-        ("card.yaml", "memory_mb: 3000", "memory_mb: much", "not a usable model card"),
-        ("card.yaml", "memory_mb: 3000", "memory_mb: .inf", "not a usable model card"),
+        ("card.yaml", "min_size", "smallest", r"lacks the field networks\[0\].grid.min_size"),
+        ("card.yaml", "channels: 32", "channels: 33", "33 channels, but 32 rows in labels.tsv"),
+        ("card.yaml", "pad_multiple: 16", "pad_multiple: 12", r"grid.pad_multiple 12 is no multiple of 8"),
+        ("card.yaml", "grid: {", "grid: {{", "not a usable model card"),
+        ("card.yaml", "name: compact2mm", "- name", "not a usable model card"),
+        ("card.yaml", "memory_mb", "memory", "lacks the field memory_mb"),
+        ("card.yaml", "memory_mb: 3000", "memory_mb: 0", "memory_mb 0 is not 1 or more: correct it"),
+        ("card.yaml", "memory_mb: 3000", "memory_mb: much", "memory_mb much is not a whole number"),
+        ("card.yaml", "memory_mb: 3000", "memory_mb: .inf", "memory_mb inf is not a whole number"),
+        ("card.yaml", "memory_mb: 3000", "memory_mb: true", "memory_mb True is not a whole number"),
+        ("card.yaml", "research_grade: false", "research_grade: no way", "research_grade no way is not true or false"),
+        ("card.yaml", "name: compact2mm", "name: 2", "name 2 is not text"),
+        ("card.yaml", "levels: 4", "levels: four", r"networks\[0\].layers.levels four is not a whole number"),
+        ("card.yaml", "kernel: 3", "kernel: 4", r"networks\[0\].layers.kernel 4 is even"),
+        (
+            "card.yaml",
+            "activation: elu",
+            "activation: gelu",
+            "layers.activation gelu is not known: use one of elu, relu",
+        ),
+        ("card.yaml", "features: 16", "feature: 16", "lacks the field .*layers.features"),
+        ("card.yaml", "kernel: 3", "kernel: 3, kernels: 3", "layers.kernels is not known: did you mean kernel"),
+        ("card.yaml", "resolution_mm: 2.0", "resolution_mm: 0", "grid.resolution_mm 0 is not above 0"),
+        ("card.yaml", "resolution_mm: 2.0", "resolution_mm: .nan", "grid.resolution_mm nan is no finite number"),
+        (
+            "card.yaml",
+            "inputs: [image]",
+            "inputs: [image, groups]",
+            "inputs .*: give .image.: this version has no other",
+        ),
+        ("card.yaml", "inputs: [image]", "inputs: image", "inputs image is not a list"),
+        ("card.yaml", "end: softmax", "end: sigmoid", "outputs.end sigmoid is not known: use one of softmax, linear"),
+        ("card.yaml", "end: softmax", "end: linear", "outputs.end linear: give softmax"),
+        ("card.yaml", "smoothing_sigma: 0.5", "smoothing_sigma: -1", "outputs.smoothing_sigma -1 is not 0 or more"),
+        ("card.yaml", "table: labels.tsv", "table: [labels.tsv]", "outputs.table .* is not text"),
+        ("card.yaml", "weights: {file", "weights: {path", "lacks the field .*weights.file"),
+        ("card.yaml", "sha256: ", "sha: ", "weights.sha is not known: did you mean sha256"),
+        ("card.yaml", "networks:", "networks: []\nold:", "0 networks: list one"),
+        ("card.yaml", "networks:", "networks: [segmentation]\nold:", r"networks\[0\] is no mapping"),
+        ("card.yaml", "networks:", "network:", "it has the old form .*: see models/README.md for networks"),
+        ("card.yaml", "networks:", "nets:", "lacks the field networks"),
         ("labels.tsv", "flip_channel", "flip", "not a usable label table"),
         ("labels.tsv", "1\t2\tleft", "1\t3\tleft", "occurs twice"),
         ("labels.tsv", "1\t2\tleft", "7\t2\tleft", "must count from 0"),
@@ -109,14 +143,53 @@ def test_a_missing_label_table_is_refused(folder):
         cards.load(folder)
 
 
-def test_cards_are_plain_yaml(root):
-    for name in NAMES:
-        card = yaml.safe_load((root / "models" / name / "card.yaml").read_text())
-        assert set(card["network"]) == {
-            "levels",
-            "features",
-            "convolutions_per_level",
-            "kernel",
-            "activation",
-            "labels",
-        }
+def test_a_card_of_many_networks_is_refused(folder):
+    card = yaml.safe_load((folder / "card.yaml").read_text())
+    card["networks"] *= 3
+    (folder / "card.yaml").write_text(yaml.safe_dump(card))
+    with pytest.raises(SynthSegError, match=r"card\.yaml: .* 3 networks: list one"):
+        cards.load(folder)
+
+
+def test_what_a_network_is_computed_from(root, folder):
+    """Title, addresses, accuracy and memory do not count; what decides about numbers does, and is JSON."""
+    found = cards.load(folder).computed_from()
+    assert found == json.loads(json.dumps(found))
+    assert found == {
+        "networks": [
+            {
+                "name": "segmentation",
+                "layers": {
+                    "levels": 4,
+                    "features": 16,
+                    "convolutions_per_level": 2,
+                    "kernel": 3,
+                    "activation": "elu",
+                },
+                "inputs": ["image"],
+                "grid": {"resolution_mm": 2.0, "pad_multiple": 16, "min_size": 64},
+                "outputs": {
+                    "channels": 32,
+                    "table": "labels.tsv",
+                    "end": "softmax",
+                    "smoothing_sigma": 0.5,
+                    "threshold": 0.25,
+                },
+            }
+        ]
+    }
+    for old, new in (("title: Small", "title: Smaller"), ("memory_mb: 3000", "memory_mb: 1"), ("0.829", "0.9")):
+        edit(folder / "card.yaml", old, new)
+    assert cards.load(folder).computed_from() == found
+    edit(folder / "card.yaml", "threshold: 0.25", "threshold: 0.3")
+    assert cards.load(folder).computed_from() != found
+
+
+def test_the_network_of_a_card_is_typed(root):
+    model = cards.load(root / "models" / "synthseg1")
+    assert model.network is model.networks[0] and model.weights is model.network.weights
+    assert model.weights.file == "synthseg_1.0.h5" and len(model.weights.urls) == 2
+    assert model.labels_file == root / "models" / "synthseg1" / "labels.tsv"
+    assert [layer.name for layer in model.network.table()][:2] == ["image", "unet_conv_downarm_0_0"]
+    compact = cards.load(root / "models" / "compact2mm").weights
+    assert (compact.urls, compact.git_blob, compact.size) == ((), None, 5919960)

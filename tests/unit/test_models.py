@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from synthseg_native.networks import weights
+from synthseg_native.networks import cards, weights
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 NAMES = sorted(path.parent.name for path in MODELS.glob("*/card.yaml"))
@@ -34,6 +34,11 @@ def load(name):
     return card, rows
 
 
+def network_of(card):
+    (network,) = card["networks"]
+    return network
+
+
 def test_the_shipped_models():
     assert NAMES == ["compact2mm", "synthseg1", "synthseg2"]
 
@@ -41,7 +46,7 @@ def test_the_shipped_models():
 @pytest.mark.parametrize("name", NAMES)
 def test_labels(name):
     card, rows = load(name)
-    assert [int(row["channel"]) for row in rows] == list(range(card["network"]["labels"]))
+    assert [int(row["channel"]) for row in rows] == list(range(network_of(card)["outputs"]["channels"]))
     values = [int(row["index"]) for row in rows]
     assert values == sorted(set(values)) and values[0] == 0
     assert (24 in values) == (name == "synthseg2")
@@ -99,22 +104,25 @@ def test_card(name):
     card, _ = load(name)
     assert card["name"] == name
     assert card["research_grade"] is (name != "compact2mm")
-    assert set(card["network"]) == {"levels", "features", "convolutions_per_level", "kernel", "activation", "labels"}
+    network = network_of(card)
+    assert set(network["layers"]) == {"levels", "features", "convolutions_per_level", "kernel", "activation"}
     # A grid of a multiple of 2^(levels - 1) can be halved on every level.
-    assert card["input"]["pad_multiple"] % 2 ** (card["network"]["levels"] - 1) == 0
-    assert card["input"]["min_size"] % card["input"]["pad_multiple"] == 0
-    assert card["posterior"] == {"smoothing_sigma": 0.5, "threshold": 0.25}
-    assert re.fullmatch("[0-9a-f]{64}", card["weights"]["sha256"])
+    assert network["grid"]["pad_multiple"] % 2 ** (network["layers"]["levels"] - 1) == 0
+    assert network["grid"]["min_size"] % network["grid"]["pad_multiple"] == 0
+    assert network["inputs"] == ["image"]
+    outputs = network["outputs"]
+    assert (outputs["smoothing_sigma"], outputs["threshold"], outputs["end"]) == (0.5, 0.25, "softmax")
+    assert re.fullmatch("[0-9a-f]{64}", network["weights"]["sha256"])
 
 
 def test_the_small_model_is_whole():
-    card, _ = load("compact2mm")
-    assert weights.mismatch(MODELS / "compact2mm" / card["weights"]["file"], card["weights"]) is None
+    expected = cards.load(MODELS / "compact2mm").weights
+    assert weights.mismatch(MODELS / "compact2mm" / expected.file, expected) is None
 
 
 def parameters(card):
     """Number of weights in a network of the card's shape: convolutions with bias, four vectors per normalisation."""
-    network = card["network"]
+    network = network_of(card)["layers"]
     levels, kernel = network["levels"], network["kernel"] ** 3
     width = [network["features"] * 2**level for level in range(levels)]
     total, channels = 0, 1
@@ -129,7 +137,7 @@ def parameters(card):
     for outputs in reversed(width[:-1]):
         total += level(channels + outputs, outputs)
         channels = outputs
-    return total + channels * network["labels"] + network["labels"]
+    return total + (channels + 1) * network_of(card)["outputs"]["channels"]
 
 
 @pytest.mark.parametrize(("name", "count"), [("synthseg1", 13242824), ("synthseg2", 13242849)])
@@ -137,16 +145,18 @@ def test_official_cards(name, count):
     card, _ = load(name)
     assert parameters(card) == count
     # Float32 weights and little else: the size on the card fits the network on the card.
-    assert 0 < card["weights"]["size"] - 4 * count < 310_000
-    assert card["input"] == {"resolution_mm": 1.0, "pad_multiple": 32, "min_size": 128}
-    assert len(set(card["weights"]["urls"])) == 2
-    assert all(url.startswith("https://") for url in card["weights"]["urls"])
-    assert ("git_blob" in card["weights"]) == (name == "synthseg1")
+    network, file = network_of(card), network_of(card)["weights"]
+    assert 0 < file["size"] - 4 * count < 310_000
+    assert network["grid"] == {"resolution_mm": 1.0, "pad_multiple": 32, "min_size": 128}
+    assert len(set(file["urls"])) == 2
+    assert all(url.startswith("https://") for url in file["urls"])
+    assert ("git_blob" in file) == (name == "synthseg1")
 
 
 def test_the_annex_address_is_the_one_of_the_hash():
     """git-annex files a key under the first six hex digits of its MD5."""
     card, _ = load("synthseg2")
-    key = f"SHA256E-s{card['weights']['size']}--{card['weights']['sha256']}.0.h5"
+    file = network_of(card)["weights"]
+    key = f"SHA256E-s{file['size']}--{file['sha256']}.0.h5"
     digest = hashlib.md5(key.encode()).hexdigest()
-    assert card["weights"]["urls"][0].endswith(f"/annex/objects/{digest[:3]}/{digest[3:6]}/{key}/{key}")
+    assert file["urls"][0].endswith(f"/annex/objects/{digest[:3]}/{digest[3:6]}/{key}/{key}")

@@ -28,9 +28,9 @@ def test_layers_of_synthseg_1():
     assert layers["unet_conv_downarm_4_1"].weights["kernel"] == (3, 3, 3, 384, 384)
     assert layers["unet_conv_uparm_8_0"].weights["kernel"] == (3, 3, 3, 72, 24)
     assert layers["unet_likelihood"].weights == {"kernel": (1, 1, 1, 24, 32), "bias": (32,)}
-    assert layers["unet_likelihood"].activation == ""
+    assert layers["unet_likelihood"].activation == "none"
     assert "unet_maxpool_4" not in layers
-    assert [layer.kind for layer in table[-2:]] == ["softmax", "smooth"]
+    assert [layer.kind for layer in table[-2:]] == ["conv", "softmax"]
 
 
 def test_every_layer_reads_from_earlier_ones():
@@ -40,13 +40,35 @@ def test_every_layer_reads_from_earlier_ones():
         known.add(layer.name)
 
 
-def test_without_smoothing_the_table_ends_with_the_softmax():
-    assert network.layer_table(**SMALL, smoothing_sigma=0)[-1].kind == "softmax"
+def test_a_table_ends_where_its_network_ends():
+    assert network.end_of(network.layer_table(**SMALL)) == "softmax"
+    linear = network.layer_table(**SMALL, end="linear")
+    assert network.end_of(linear) == "linear"
+    assert (linear[-1].name, linear[-1].kind, linear[-1].activation) == ("unet_likelihood", "conv", "none")
 
 
-def test_other_activations_are_refused():
-    with pytest.raises(SynthSegError, match="relu"):
-        network.layer_table(**SMALL, activation="relu")
+@pytest.mark.parametrize("activation", network.ACTIVATIONS)
+def test_every_convolution_but_the_last_has_the_activation(activation):
+    found = [layer.activation for layer in network.layer_table(**SMALL, activation=activation) if layer.kind == "conv"]
+    assert found == [activation] * 6 + ["none"]
+
+
+def test_several_inputs_are_put_together():
+    table = network.layer_table(**SMALL, inputs=("image", "cortex"))
+    assert [(layer.name, layer.kind, layer.channels) for layer in table[:3]] == [
+        ("image", "input", 1),
+        ("cortex", "input", 1),
+        ("unet_inputs", "concat", 2),
+    ]
+    assert table[3].weights["kernel"] == (3, 3, 3, 2, 3)
+
+
+@pytest.mark.parametrize("wrong", [{"activation": "gelu"}, {"end": "sigmoid"}])
+def test_other_activations_and_ends_are_refused(wrong):
+    ((what, value),) = wrong.items()
+    with pytest.raises(SynthSegError, match=f"^{what} {value}: no such {what}: use one of") as caught:
+        network.layer_table(**SMALL, **wrong)
+    assert caught.value.code == "usage"
 
 
 def test_smoothing_kernel():
@@ -122,8 +144,7 @@ def test_a_file_that_is_not_hdf5_is_refused(tmp_path):
 
 
 def test_the_shipped_weights_fit_their_card(root):
-    settings = cards.load(root / "models" / "compact2mm")
-    table = network.table_of(settings)
+    table = cards.load(root / "models" / "compact2mm").network.table()
     weights = network.read_weights(root / "models" / "compact2mm" / "compact2mm.h5", table)
     count = sum(value.size for values in weights.values() for value in values.values())
     assert count == network.count_parameters(table)

@@ -1,5 +1,7 @@
 """The OpenVINO engine against the formulas in NumPy, on small networks."""
 
+from dataclasses import replace
+
 import engine_cases
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from synthseg_native import engines
 from synthseg_native.engines import openvino
 from synthseg_native.errors import SynthSegError
-from synthseg_native.networks.layers import layer_table
+from synthseg_native.networks.layers import Layer, layer_table
 from synthseg_native.verification import probes
 
 # Runs in the OpenVINO environment: networks and volumes of several shapes, for registers of several sizes.
@@ -15,39 +17,41 @@ PROGRAM = """
 import json, sys
 from dataclasses import replace
 import numpy as np
-from synthseg_native import probes
-from synthseg_native.engines import openvino, vector
-from synthseg_native.network import layer_table
+from synthseg_native.verification import probes
+from synthseg_native.engines import openvino
+from synthseg_native.engines.kernels import language
+from synthseg_native.networks.layers import layer_table
 
 def posteriors(engine, volume):
-    slabs = sorted(((start, slab.copy()) for start, slab in engine.posteriors(volume)), key=lambda item: item[0])
+    slabs = [(start, slab.copy()) for start, slab in engine.run({"image": volume}, smoothing)]
     assert [start for start, _ in slabs] == np.cumsum([0, *(len(slab) for _, slab in slabs[:-1])]).tolist()
     return np.concatenate([slab for _, slab in slabs])
 
 ALL_REGISTERS = ("like SynthSeg", "two levels", "smoothed widely")  # writing the kernels takes a second each time
 found = {}
-here = vector.this_machine()
+here = language.this_machine()
 rng = np.random.default_rng(3)
 values = lambda *shape: rng.standard_normal(shape, dtype=np.float32)
 for name, settings, shape in json.loads(sys.argv[1]):
+    smoothing = settings.pop("smoothing", 0.5)
     table = layer_table(**settings)
     weights = {
         layer.name: {key: probes._plausible(values, key, size) for key, size in layer.weights.items()}
         for layer in table if layer.weights
     }
     volume = values(*shape)
-    expected = probes._network(table, weights, volume)
+    expected = probes._network(table, weights, volume, smoothing=smoothing)
     found[name] = {"errors": {}}
     for registers in ((16, 32), (8, 16), (4, 16))[: None if name in ALL_REGISTERS else 1]:
         fused = registers[0] != 4
-        vector.this_machine = lambda: replace(here, lanes=registers[0], registers=registers[1], fused=fused)
-        engine = openvino.build(table, weights, volume.shape, threads=2)
+        language.this_machine = lambda: replace(here, lanes=registers[0], registers=registers[1], fused=fused)
+        engine = openvino.build(table, weights, threads=2)
         found[name]["errors"][registers[0]] = float(np.abs(posteriors(engine, volume) - expected).max())
-    vector.this_machine = lambda: here
-    engine = openvino.build(table, weights, volume.shape, threads=2)
+    language.this_machine = lambda: here
+    engine = openvino.build(table, weights, threads=2)
     result = posteriors(engine, volume)
     posteriors(engine, 2 - volume)  # whose features the next pass finds in its memory
-    three = openvino.build(table, weights, volume.shape, threads=3)
+    three = openvino.build(table, weights, threads=3)
     found[name]["same"] = [bool(np.array_equal(posteriors(e, volume), result)) for e in (engine, three)]
     found[name]["type"] = str(result.dtype)
     kept = lambda: sum(array.nbytes for free in engine._stream._memory._free.values() for array in free)
@@ -55,11 +59,10 @@ for name, settings, shape in json.loads(sys.argv[1]):
     engine.release()
     found[name]["kept"].append(kept())
     other = np.ascontiguousarray(volume[: shape[0] // 2, :, ::-1])
-    again = probes._network(table, weights, other)
-    engine.reshape(other.shape)
+    again = probes._network(table, weights, other, smoothing=smoothing)
     found[name]["reshaped"] = float(np.abs(posteriors(engine, other) - again).max())
     try:
-        rough = openvino.build(table, weights, volume.shape, threads=2, precision="bf16")
+        rough = openvino.build(table, weights, threads=2, precision="bf16")
     except Exception as error:
         found[name]["bf16"] = str(error)
         continue
@@ -143,17 +146,51 @@ def test_transposed_convolution_is_the_convolution_of_the_upsampled_image():
     np.testing.assert_allclose(result[1:-1, 1:-1, 1:-1], expected[0], atol=1e-5)
 
 
+def linear_in_the_middle(table):
+    return [replace(layer, activation="none") if layer.name == "unet_conv_downarm_1_0" else layer for layer in table]
+
+
+def without_a_skip(table):
+    return [layer for layer in table if layer.kind != "concat"]
+
+
+def crossed_skips(table):
+    return [
+        replace(layer, inputs=("unet_bn_down_0", layer.inputs[1])) if layer.kind == "concat" else layer
+        for layer in table
+    ]
+
+
+def elu_at_the_end(table):
+    return [replace(layer, activation="elu") for layer in table[:-1]] + table[-1:]
+
+
 @pytest.mark.parametrize(
     ("how", "words"),
     [
         ({"device": "gpu"}, "device gpu: the openvino engine runs on the cpu"),
-        ({"levels": 1}, "levels 1"),
-        ({"kernel": 5}, "convolutions of 3 alone"),
+        ({"levels": 1}, r"order of layers \(it has a U-Net of two levels or more"),
+        ({"kernel": 5}, r"kernel 5 of unet_conv_downarm_0_0 \(it has 1, 3\)"),
+        ({"kernel": 1}, "kernel 1 of unet_conv_uparm_2_0, behind an upsampling"),
+        ({"activation": "relu"}, r"activation relu of unet_conv_downarm_0_0 \(it has elu, none\)"),
+        ({"activation": "none"}, "no activation behind unet_conv_downarm_0_0"),
+        ({"end": "linear"}, r"linear end \(it has softmax\)"),
+        ({"inputs": ("image", "cortex")}, r"2 inputs \(it has 1\)"),
+        ({"change": linear_in_the_middle}, "no activation behind unet_conv_downarm_1_0"),
+        ({"change": without_a_skip}, "order of layers"),
+        ({"change": crossed_skips}, "inputs unet_bn_down_0, unet_up_2 of unet_merge_2"),
+        ({"change": elu_at_the_end}, "last convolution unet_likelihood"),
+        ({"change": lambda table: [*table, Layer("mean", "mean", 2)]}, "layer mean of kind mean"),
     ],
 )
 def test_what_it_cannot_do_is_one_line(how, words):
-    network = {name: how.pop(name) for name in ("levels", "kernel") if name in how}
-    table = layer_table(**{"levels": 2, "features": 2, "labels": 2, **network})
-    with pytest.raises(SynthSegError, match=words) as caught:
-        engines.load("openvino").build(table, {}, (8, 8, 8), **how)
+    """Never computed as something else: its kernels know ELU, skips and a softmax alone."""
+    named = {name: how[name] for name in how if name not in ("device", "change")}
+    table = how.get("change", lambda table: table)(layer_table(**{"levels": 2, "features": 2, "labels": 2, **named}))
+    with pytest.raises(SynthSegError, match=f"^{words}") as caught:
+        engines.load("openvino").build(table, {}, device=how.get("device", "cpu"))
     assert caught.value.exit_code == 2
+    assert "\n" not in caught.value.message
+    if "device" not in how:
+        others = "no engine has it" if words.endswith("mean") else "use --engine tensorflow"
+        assert f"the openvino engine cannot compute it: {others}" in caught.value.message

@@ -15,7 +15,10 @@ from nibabel.openers import ImageOpener
 from synthseg_native.errors import SynthSegError
 from synthseg_native.networks import cards
 from synthseg_native.pipeline import posteriors
-from synthseg_native.results import outputs
+from synthseg_native.results import images, tables
+from synthseg_native.results.hashes import labels_sha256
+from synthseg_native.results.sidecar import save_json, sidecar
+from synthseg_native.results.staged import Staged
 
 LABELS = np.arange(24, dtype=np.int32).reshape(2, 3, 4)
 
@@ -35,7 +38,7 @@ def header(dtype=np.int16, **fields):
 
 def test_label_maps_keep_the_input_header_on_its_grid(tmp_path):
     image = header()
-    outputs.save_labels(tmp_path / "dseg.nii.gz", LABELS, image.affine, image.header)
+    images.save_labels(tmp_path / "dseg.nii.gz", LABELS, image.affine, image.header)
     saved = nib.load(tmp_path / "dseg.nii.gz")
     assert saved.get_data_dtype() == np.int32
     np.testing.assert_array_equal(np.asarray(saved.dataobj), LABELS)
@@ -47,7 +50,7 @@ def test_label_maps_keep_the_input_header_on_its_grid(tmp_path):
 
 def test_label_maps_on_a_new_grid_have_an_sform_only(tmp_path):
     image = header()
-    outputs.save_labels(tmp_path / "dseg.nii.gz", LABELS, np.eye(4), image.header)
+    images.save_labels(tmp_path / "dseg.nii.gz", LABELS, np.eye(4), image.header)
     saved = nib.load(tmp_path / "dseg.nii.gz")
     np.testing.assert_array_equal(saved.affine, np.eye(4))
     assert (int(saved.header["sform_code"]), int(saved.header["qform_code"])) == (2, 0)
@@ -56,7 +59,7 @@ def test_label_maps_on_a_new_grid_have_an_sform_only(tmp_path):
 
 def test_label_maps_of_mgz_scans(tmp_path):
     scan = nib.MGHImage(np.zeros((2, 3, 4), np.float32), np.diag([1, 2, 3, 1.0]))
-    outputs.save_labels(tmp_path / "dseg.nii.gz", LABELS, scan.affine, scan.header)
+    images.save_labels(tmp_path / "dseg.nii.gz", LABELS, scan.affine, scan.header)
     saved = nib.load(tmp_path / "dseg.nii.gz")
     np.testing.assert_array_equal(np.asarray(saved.dataobj), LABELS)
     np.testing.assert_allclose(saved.affine, scan.affine)
@@ -65,7 +68,7 @@ def test_label_maps_of_mgz_scans(tmp_path):
 @pytest.mark.parametrize("name", ["dseg.mgz", "dseg.mgh"])
 def test_mgz_label_maps_can_hold_a_colour_table(tmp_path, table, name):
     image = header()
-    outputs.save_labels(tmp_path / name, LABELS, image.affine, image.header, table)
+    images.save_labels(tmp_path / name, LABELS, image.affine, image.header, table)
     saved = nib.load(tmp_path / name)
     assert saved.get_data_dtype() == np.dtype(">i4")
     np.testing.assert_array_equal(np.asarray(saved.dataobj), LABELS)
@@ -92,7 +95,7 @@ def test_an_image_is_saved_in_the_type_of_the_scan(tmp_path):
     image = header()
     values = np.linspace(0, 1000, 24).reshape(2, 3, 4)
     for name in ("a.nii.gz", "a.mgz"):
-        outputs.save_image(tmp_path / name, values, np.eye(4), image.header)
+        images.save_image(tmp_path / name, values, np.eye(4), image.header)
         saved = nib.load(tmp_path / name)
         np.testing.assert_allclose(saved.get_fdata(), values, atol=0.02)
         np.testing.assert_array_equal(saved.affine, np.eye(4))
@@ -102,7 +105,7 @@ def test_an_image_is_saved_in_the_type_of_the_scan(tmp_path):
 def test_margins_are_stored_in_steps(tmp_path):
     image = header()
     margin = np.linspace(0, posteriors.MAX_MARGIN, 24, dtype=np.float32).reshape(2, 3, 4)
-    outputs.save_margin(tmp_path / "margin.nii.gz", margin, image.affine, image.header)
+    images.save_margin(tmp_path / "margin.nii.gz", margin, image.affine, image.header)
     saved = nib.load(tmp_path / "margin.nii.gz")
     assert saved.get_data_dtype() == np.uint16
     stored = saved.dataobj.get_unscaled()
@@ -113,15 +116,15 @@ def test_margins_are_stored_in_steps(tmp_path):
 
 def test_hash_of_labels_is_of_shape_and_values():
     expected = hashlib.sha256(b"(2, 3, 4)" + LABELS.astype("<i4").tobytes()).hexdigest()
-    assert outputs.labels_sha256(LABELS) == expected
-    assert outputs.labels_sha256(np.asfortranarray(LABELS)) == expected
-    assert outputs.labels_sha256(LABELS.astype(np.uint8)) == expected
-    assert outputs.labels_sha256(LABELS.reshape(3, 2, 4)) != expected
+    assert labels_sha256(LABELS) == expected
+    assert labels_sha256(np.asfortranarray(LABELS)) == expected
+    assert labels_sha256(LABELS.astype(np.uint8)) == expected
+    assert labels_sha256(LABELS.reshape(3, 2, 4)) != expected
 
 
 def test_volumes_csv_is_upstreams(tmp_path, table):
     volumes = np.arange(32) + 0.12345
-    outputs.save_volumes_csv(tmp_path / "v.csv", table, [outputs.csv_row("sub-01_T1w.nii.gz", table, volumes)])
+    tables.save_volumes_csv(tmp_path / "v.csv", table, [tables.csv_row("sub-01_T1w.nii.gz", table, volumes)])
     content = (tmp_path / "v.csv").read_bytes()
     assert content.endswith(b"\r\n")
     assert content.count(b"\r\n") == content.count(b"\n") == 2
@@ -135,13 +138,13 @@ def test_volumes_csv_is_upstreams(tmp_path, table):
 
 @pytest.mark.parametrize(("name", "subject"), [("a.nii", "a.nii"), ("a.mgz", "a.mgz"), ("a.b.nii.gz", "a.b")])
 def test_subject_names_in_the_csv_are_upstreams(tmp_path, table, name, subject):
-    outputs.save_volumes_csv(tmp_path / "v.csv", table, [outputs.csv_row(name, table, np.zeros(32))])
+    tables.save_volumes_csv(tmp_path / "v.csv", table, [tables.csv_row(name, table, np.zeros(32))])
     assert (tmp_path / "v.csv").read_text().splitlines()[1].startswith(f"{subject},0.0,")
 
 
 def test_models_with_csf_open_with_the_intracranial_volume(tmp_path, root):
     table = cards.read_labels(root / "models" / "synthseg2" / "labels.tsv")
-    outputs.save_volumes_csv(tmp_path / "v.csv", table, [outputs.csv_row("a.nii.gz", table, np.full(33, 2.0))])
+    tables.save_volumes_csv(tmp_path / "v.csv", table, [tables.csv_row("a.nii.gz", table, np.full(33, 2.0))])
     with (tmp_path / "v.csv").open(newline="") as file:
         names, row = csv.reader(file)
     assert names[1:3] == ["total intracranial", "left cerebral white matter"]
@@ -152,8 +155,8 @@ def test_models_with_csf_open_with_the_intracranial_volume(tmp_path, root):
 def test_volumes_tsv(tmp_path, table):
     counts = np.arange(32)
     confidences = np.append(np.linspace(0.5, 1, 31), np.nan)
-    rows = outputs.volume_rows(table, np.arange(32) * 1.5, counts, [2, 2, 2], confidences, at_edge=[2])
-    outputs.save_volumes_tsv(tmp_path / "v.tsv", rows)
+    rows = tables.volume_rows(table, np.arange(32) * 1.5, counts, [2, 2, 2], confidences, at_edge=[2])
+    tables.save_volumes_tsv(tmp_path / "v.tsv", rows)
     with (tmp_path / "v.tsv").open(newline="") as file:
         found = list(csv.DictReader(file, delimiter="\t"))
     assert len(found) == 31
@@ -169,17 +172,17 @@ def test_volumes_tsv(tmp_path, table):
     ]
     assert found[-1]["mean_posterior"] == "n/a"
     assert found[-1]["at_fov_edge"] == "false"
-    outputs.save_volumes_tsv(tmp_path / "v.tsv", {"a.nii": rows, "b.nii": rows[:2]})
+    tables.save_volumes_tsv(tmp_path / "v.tsv", {"a.nii": rows, "b.nii": rows[:2]})
     lines = (tmp_path / "v.tsv").read_text().splitlines()
     assert [line.split("\t")[0] for line in lines] == ["image", *["a.nii"] * 31, *["b.nii"] * 2]
     for missing in (None, np.full(32, np.nan)):
-        row = outputs.volume_rows(table, missing, counts, [2, 2, 2])[0]
+        row = tables.volume_rows(table, missing, counts, [2, 2, 2])[0]
         assert row[3] == row[6] == row[7] == "n/a"
 
 
 def test_soft_volumes_are_float64_mm3():
     result = SimpleNamespace(soft=np.array([1.0, 2.0]))
-    volumes = outputs.soft_volumes(result, np.float32([1, 2, 0.5]))
+    volumes = posteriors.volumes_mm3(result, np.float32([1, 2, 0.5]))
     assert volumes.dtype == np.float64
     assert volumes.tolist() == [1, 2]
 
@@ -188,7 +191,7 @@ def test_soft_volumes_are_float64_mm3():
 
 
 def test_files_appear_together_at_the_end(tmp_path):
-    with outputs.Staged() as staged:
+    with Staged() as staged:
         for name in ("new/a.txt", "b.nii.gz"):
             part = staged.path(tmp_path / name)
             assert part.name.endswith(name.split("/")[-1])  # nibabel goes by the extension
@@ -200,7 +203,7 @@ def test_files_appear_together_at_the_end(tmp_path):
 
 def test_nothing_appears_after_a_failure(tmp_path):
     (tmp_path / "a.txt").write_text("old")
-    with pytest.raises(RuntimeError), outputs.Staged() as staged:
+    with pytest.raises(RuntimeError), Staged() as staged:
         staged.path(tmp_path / "a.txt").write_text("new")
         raise RuntimeError
     assert (tmp_path / "a.txt").read_text() == "old"
@@ -209,7 +212,7 @@ def test_nothing_appears_after_a_failure(tmp_path):
 
 @pytest.mark.parametrize(("number", "remedy"), [(errno.ENOSPC, "make room"), (errno.EROFS, "choose a place")])
 def test_a_disk_that_cannot_be_written_to_is_named(tmp_path, number, remedy):
-    with pytest.raises(SynthSegError, match=remedy) as caught, outputs.Staged() as staged:
+    with pytest.raises(SynthSegError, match=remedy) as caught, Staged() as staged:
         staged.path(tmp_path / "a.txt").write_text("half")
         raise OSError(number, "no")
     assert caught.value.code == "disk"
@@ -220,15 +223,15 @@ def test_a_disk_that_cannot_be_written_to_is_named(tmp_path, number, remedy):
 
 def test_a_destination_below_a_file_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(SynthSegError, match="file"), outputs.Staged() as staged:
+    with pytest.raises(SynthSegError, match="file"), Staged() as staged:
         staged.path(tmp_path / "file" / "a.txt")
 
 
 def test_json_refuses_what_is_not_json(tmp_path):
-    outputs.save_json(tmp_path / "a.json", {"a": 1})
+    save_json(tmp_path / "a.json", {"a": 1})
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
     with pytest.raises(ValueError, match="not JSON compliant"):
-        outputs.save_json(tmp_path / "b.json", {"a": float("nan")})
+        save_json(tmp_path / "b.json", {"a": float("nan")})
 
 
 def test_sidecar_never_lets_a_small_model_pass_for_synthseg():
@@ -239,12 +242,12 @@ def test_sidecar_never_lets_a_small_model_pass_for_synthseg():
         "model": {"name": "compact2mm", "research_grade": False},
         "reference": None,
     }
-    result = outputs.sidecar(record)
+    result = sidecar(record)
     assert result["ResearchGrade"] is False
     assert result["SegmentationMethod"].startswith("compact2mm")
     assert result["Sources"] == ["sub-01_T1w.nii.gz"]
     assert result["Resolution"] == "2x2x2 mm, axes as in the input image"
     record["output"]["native_grid"] = {"voxel_mm": [1.2, 0.9, 5.0], "interpolation": "posterior"}
-    native = outputs.sidecar(record, "native")
+    native = sidecar(record, "native")
     assert native["Resolution"] == "the input image's own grid (1.2x0.9x5 mm), labels from resampled posteriors"
     assert native | {"Resolution": None} == result | {"Resolution": None}

@@ -64,7 +64,7 @@ def head(shift=0):
 
 def drawn(path, table, image, labels, affine, lines=(), title="sub-01", labels_affine=None):
     labels_affine = affine if labels_affine is None else labels_affine
-    picture.draw(path, image, affine, labels, labels_affine, table, title=title, lines=list(lines))
+    path.write_bytes(picture.draw(image, affine, labels, labels_affine, table, title=title, lines=list(lines)))
     return np.asarray(Image.open(path)).astype(int)
 
 

@@ -13,6 +13,8 @@ from synthseg_native.cohort import deploy, environments, ranking
 from synthseg_native.cohort.plan import Plan
 from synthseg_native.errors import SynthSegError
 
+BASICS = {"samples": "samples.tsv", "model": "compact2mm", "allow_small_model": True, "engines": ["tensorflow"]}
+
 
 @pytest.fixture
 def make(root, tmp_path, monkeypatch):
@@ -27,9 +29,8 @@ def make(root, tmp_path, monkeypatch):
             image = tmp_path / f"images/{scan}.nii"
             if not image.exists():
                 image.write_text(f"image {scan}")
-        basics = {"samples": "samples.tsv", "model": "compact2mm", "allow_small_model": True}
         dry_run = config.pop("dry_run", False)
-        return with_patterns(Plan(basics | config, root, dry_run))
+        return with_patterns(Plan(BASICS | config, root, dry_run))
 
     return plan
 
@@ -89,18 +90,15 @@ def test_an_image_that_vanished_keeps_its_key(make, tmp_path):
     before = plan.native_settings("tensorflow", scan_of("01"))
     deploy.prepare(plan)
     (tmp_path / "images/01.nii").unlink()
-    config = {"samples": "samples.tsv", "model": "compact2mm", "allow_small_model": True}
-    assert with_patterns(Plan(config, plan.root)).native_settings("tensorflow", scan_of("01")) == before
+    assert with_patterns(Plan(BASICS, plan.root)).native_settings("tensorflow", scan_of("01")) == before
 
 
-def test_an_image_is_an_input_only_where_the_workflow_makes_it(make, tmp_path):
+def test_an_image_is_an_input_only_where_the_workflow_makes_it(make):
     """Its content decides: neither its place nor its time."""
     plan = make()
     assert plan.image(scan_of("01")) == plan.benchmarked_images() == []
-    (tmp_path / "samples.tsv").write_text(f"participant_id\timage\n01\t{make(demo=True).demo_images[0]}\n")
-    config = {"samples": "samples.tsv", "model": "compact2mm", "allow_small_model": True, "demo": True}
-    plan = with_patterns(Plan(config, plan.root))
-    assert plan.image(scan_of("01")) == [plan.demo_images[0]]
+    plan.demo_images = [plan.image_path(scan_of("01"))]
+    assert plan.image(scan_of("01")) == ["images/01.nii"]
 
 
 def test_results_of_a_vanished_image_are_asked_for_where_they_are_there(make, tmp_path):
@@ -160,7 +158,7 @@ def test_what_a_row_accepts_is_part_of_both_runs(make, tmp_path):
     plan = make(("01",))
     sheet = tmp_path / "samples.tsv"
     sheet.write_text("participant_id\timage\taccept\n01\timages/01.nii\tno_orientation\n")
-    accepting = Plan({"samples": "samples.tsv", "model": "compact2mm", "allow_small_model": True}, plan.root)
+    accepting = Plan(BASICS, plan.root)
     for settings in (
         lambda plan: plan.native_settings("tensorflow", scan_of("01")),
         lambda plan: plan.reference_settings(scan_of("01")),
@@ -177,8 +175,7 @@ def test_a_path_with_braces_is_no_input_and_known_by_its_content(make, tmp_path)
     seen = set()
     for content in ("one", "other"):
         image.write_text(content)
-        config = {"samples": "samples.tsv", "model": "compact2mm", "allow_small_model": True, "benchmark": {"scans": 1}}
-        plan = with_patterns(Plan(config, root))
+        plan = with_patterns(Plan(BASICS | {"benchmark": {"scans": 1}}, root))
         assert plan.image(name) == plan.benchmarked_images() == []
         seen.add(json.loads(plan.native_settings("tensorflow", name))["content"])
     assert len(seen) == 2 and None not in seen
@@ -213,8 +210,7 @@ def test_existing_label_maps_are_known_by_content_and_may_vanish(make, tmp_path)
 
 def test_the_demo_never_names_images_of_the_sheet(make):
     """Snakemake deletes a job's outputs before it runs: one's own scans must never be among the demo's."""
-    plan = make(demo=True)
-    assert plan.demo_images and all(image.startswith("demo/sub-") for image in plan.demo_images)
+    assert make().demo_images == []
 
 
 def test_the_manifest_of_a_run_in_progress_cannot_change_under_it(make, tmp_path):
@@ -287,7 +283,7 @@ def test_auto_is_chosen_after_all_mistakes_are_found(make, tmp_path, monkeypatch
 def test_torch_is_deployed_only_where_a_gpu_is_seen(make, monkeypatch):
     monkeypatch.setattr(environments, "gpu", lambda: None)
     made = []
-    monkeypatch.setattr(environments, "ensure", made.append)
+    monkeypatch.setattr(environments, "ensure_all", made.extend)
     monkeypatch.setattr(environments, "lock_hash", lambda name: name)
     with pytest.raises(SynthSegError, match="config: engines: torch: no NVIDIA or Apple GPU is seen on this machine"):
         deploy.deploy(make(engines=["torch"]))
@@ -304,7 +300,7 @@ def test_a_job_asks_for_what_its_scan_is_predicted_to_take(make, tmp_path):
     engines = ("tensorflow", "openvino")
     plan = make(("01", "02"), engines=list(engines), reference={"runtime": "local"}, benchmark={"scans": 1})
     nib.save(nib.Nifti1Image(np.zeros((100, 120, 90), np.uint8), np.diag([2, 2, 2, 1])), tmp_path / "images/01.nii")
-    size = memory.size_of(plan.model.card, (100, 120, 90), (2, 2, 2))
+    size = memory.size_of(plan.model.network, (100, 120, 90), (2, 2, 2))
     assert size.padded == (112, 128, 96)
     for engine in (*engines, "reference"):
         assert plan.memory(engine, scan_of("01")) == memory.declared_mb(memory.predict(size, engine))
@@ -320,7 +316,7 @@ def test_a_crop_takes_less_and_a_precision_what_was_measured(make, tmp_path):
 
     def asked(**config):
         plan = make(("01",), model="synthseg1", engines=["openvino"], **config)
-        return plan.memory("openvino", scan_of("01")), memory.size_of(plan.model.card, (256,) * 3, (1,) * 3)
+        return plan.memory("openvino", scan_of("01")), memory.size_of(plan.model.network, (256,) * 3, (1,) * 3)
 
     whole, size = asked()
     rough, _ = asked(precision="bf16")

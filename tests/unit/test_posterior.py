@@ -7,9 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.ndimage import correlate
 
 from synthseg_native import reference
+from synthseg_native.engines.capabilities import Capabilities
 from synthseg_native.errors import SynthSegError
+from synthseg_native.networks.layers import gaussian_kernel
 from synthseg_native.pipeline import posteriors as posterior
 
 FLIP = np.array([0, 2, 1, 3])
@@ -19,14 +22,17 @@ VALUES = np.array([0, 2, 41, 14], dtype=np.int32)
 class Echo:
     """An engine whose posteriors are a plain function of the volume, handed out in uneven slabs and any order."""
 
+    can = Capabilities()
+
     def __init__(self, function, cuts=(0, 3, 4, 9, 10)):
         self.function, self.cuts, self.done = function, cuts, []
 
     def release(self):
         self.done.append("release")
 
-    def posteriors(self, volume):
-        assert volume.dtype == np.float32
+    def run(self, inputs, smoothing):
+        volume = inputs["image"]
+        assert volume.dtype == np.float32 and smoothing == 0
         self.done.append("pass")
         result = self.function(volume)
         for start, stop in reversed(list(zip(self.cuts[:-1], self.cuts[1:], strict=True))):
@@ -56,6 +62,32 @@ def test_flipping_the_volume_twice_is_the_identity():
     np.testing.assert_array_equal(mirrored[::-1][..., FLIP], swapped)
 
 
+def test_the_engine_smooths_where_it_offers_to_else_the_pipeline():
+    rng = np.random.default_rng(5)
+    fixed = rng.random((10, 4, 5, 4), dtype=np.float32)
+    kernel = gaussian_kernel(0.8)[..., None]
+
+    class InOrder(Echo):
+        can = Capabilities(smooths=False)
+
+        def run(self, inputs):
+            return reversed(list(super().run(inputs, 0)))
+
+    class Smoothing(Echo):
+        def run(self, inputs, smoothing):
+            assert smoothing == 0.8
+            return ((start, slab + 1) for start, slab in super().run(inputs, 0))
+
+    volume = np.zeros((10, 4, 5), np.float32)
+    np.testing.assert_array_equal(posterior.predict(Smoothing(lambda v: fixed), volume, None, 0.8), fixed + 1)
+    expected = correlate(fixed, kernel, mode="constant")
+    for cuts in ((0, 3, 4, 9, 10), (0, 10), tuple(range(11)), (0, 1, 10)):
+        result = posterior.predict(InOrder(lambda v: fixed, cuts), volume, None, 0.8)
+        np.testing.assert_allclose(result, expected, atol=1e-6)
+        same = posterior.predict(InOrder(lambda v: fixed, cuts), volume, None, 0)
+        np.testing.assert_array_equal(same, fixed)
+
+
 def test_flip_average_is_half_the_sum_in_float32():
     volume = np.random.default_rng(2).random((10, 4, 4), dtype=np.float32)
     fixed = random_posteriors((10, 4, 4))
@@ -75,7 +107,7 @@ def test_what_a_pass_leaves_is_kept_for_the_second_one_alone():
 def test_without_a_flip_table_there_is_one_pass():
     volume = np.random.default_rng(3).random((10, 4, 4), dtype=np.float32)
     shares = []
-    result = posterior.predict(Echo(half_and_half), volume, None, shares.append)
+    result = posterior.predict(Echo(half_and_half), volume, None, progress=shares.append)
     np.testing.assert_array_equal(result, half_and_half(volume))
     assert shares == [1.0]
 

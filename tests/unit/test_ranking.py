@@ -1,11 +1,13 @@
 """engine: auto. The ranking of each platform, what drops a candidate, and that only the user changes a choice."""
 
+import importlib.util
 import json
 import platform
 import sys
 
 import pytest
 
+from synthseg_native import cli
 from synthseg_native.cohort import environments, ranking
 from synthseg_native.engines import NAMES
 from synthseg_native.errors import SynthSegError
@@ -90,6 +92,14 @@ def test_precision_and_device_filter_the_ranking(monkeypatch):
         machine.choose(device="gpu")
 
 
+def test_other_environments_are_made_along_with_the_candidate_s(monkeypatch):
+    made = []
+    monkeypatch.setattr(environments, "ensure_all", lambda names, log: made.append(list(names)))
+    machine = Machine(monkeypatch, openvino=NOTHING)
+    ranking.choose("folder", log=machine.said.append, beside=["tensorflow", "demo"])
+    assert made[0] == ["openvino", "tensorflow", "demo"] and machine.looked_at == ["openvino", "tensorflow"]
+
+
 # --- once per results folder -----------------------------------------------------------------------------------------
 
 
@@ -146,14 +156,14 @@ def test_a_network_that_is_down_chooses_no_other_engine(monkeypatch, of_results,
 @pytest.mark.parametrize(
     ("words", "engine", "more"),
     [
-        ([], "tensorflow", []),
+        ([], "torch", ["--engine", "torch", "--device", "gpu"]),
+        (["--engine", "tensorflow"], "tensorflow", []),
         (["--engine", "openvino"], "openvino", []),
         (["--engine", "auto"], "torch", ["--engine", "torch", "--device", "gpu"]),
         (["--engine=auto", "--cpu"], "openvino", ["--engine", "openvino", "--device", "cpu"]),
         (["--engine", "auto", "--device", "cpu"], "openvino", ["--engine", "openvino", "--device", "cpu"]),
         (["--engine", "torch"], "torch", ["--device", "gpu"]),
         (["--engine", "torch", "--device", "cpu"], "torch", []),
-        (["--engine", "auto", "--help"], "tensorflow", []),
     ],
 )
 def test_the_command_gets_an_engine_and_a_device(monkeypatch, words, engine, more):
@@ -166,6 +176,22 @@ def test_torch_without_a_gpu_is_for_the_cpu_by_name_only(monkeypatch):
     with pytest.raises(SynthSegError, match="--engine torch: no NVIDIA or Apple GPU is seen"):
         ranking.for_command(["--engine", "torch"], "folder")
     assert ranking.for_command(["--engine", "torch", "--cpu"], "folder")[0] == "torch"
+
+
+@pytest.mark.parametrize(
+    ("there", "engine", "says"),
+    [
+        ({"tensorflow"}, "tensorflow", True),
+        ({"openvino", "torch"}, "openvino", True),
+        (set(), "tensorflow", False),  # which then says what to install
+    ],
+)
+def test_without_the_launcher_the_runtime_that_is_there_is_taken(monkeypatch, capsys, there, engine, says):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name in there else None)
+    assert cli._engine_here() == engine
+    line = f"engine auto: {engine}, whose runtime is in this environment\n"
+    assert capsys.readouterr() == ("", line if says else "")
+    assert cli.parser().get_default("engine") == ranking.AUTO
 
 
 # --- verification ----------------------------------------------------------------------------------------------------

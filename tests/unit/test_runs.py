@@ -1,6 +1,8 @@
 """One run of the workflow, with a fake engine and a fake reference in place of the network."""
 
 import doctest
+import importlib.util
+import io
 import json
 import os
 import shutil
@@ -8,8 +10,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -115,8 +119,21 @@ def environment(mode):
 
 
 def call(place, kind, mode="ok", **kwargs):
+    """The step in this process, which has all imported: its exit status, what it said, where its results go."""
     line, places = arguments(place, kind, **kwargs)
-    return subprocess.run(line, env=environment(mode), capture_output=True, text=True, timeout=60), places
+    spec = importlib.util.spec_from_file_location(f"step_{kind}", line[1])
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.setenv("FAKE", mode)
+            status = script.main(line[2:])
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return SimpleNamespace(returncode=status, stdout=out.getvalue(), stderr=err.getvalue()), places
 
 
 def failed(place, kind):

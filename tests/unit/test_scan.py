@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 from small_scans import MGH, patch, ramp, save
 
 from synthseg_native.errors import SynthSegError
-from synthseg_native.results import outputs
+from synthseg_native.results import images
 from synthseg_native.scan import grid, reading
 from synthseg_native.scan.reading import ACCEPTABLE, FLAGS, read
 
@@ -75,7 +75,7 @@ def test_a_label_map_gets_the_header_that_nibabel_would_give_it(tmp_path, kind):
     if kind is nib.Nifti1Image:
         theirs.set_xyzt_units("mm")
     for name, header in (("ours", found.header), ("theirs", theirs)):
-        outputs.save_labels(tmp_path / f"{name}.nii", np.ones(found.data.shape), found.affine, header)
+        images.save_labels(tmp_path / f"{name}.nii", np.ones(found.data.shape), found.affine, header)
     assert (tmp_path / "ours.nii").read_bytes() == (tmp_path / "theirs.nii").read_bytes()
 
 
@@ -281,7 +281,7 @@ def test_a_negative_voxel_size_is_taken_on_demand_as_nibabel_takes_it(tmp_path):
         assert found.description["header_flags"] == ["negative_voxel_size"]
         np.testing.assert_array_equal(found.voxel_mm, [1, 1, 1])
         np.testing.assert_array_equal(found.affine, nib.load(path).affine)
-        outputs.save_labels(tmp_path / "labels.nii", np.ones(found.data.shape), found.affine, found.header)
+        images.save_labels(tmp_path / "labels.nii", np.ones(found.data.shape), found.affine, found.header)
 
 
 def test_all_faults_are_told_at_once_and_each_must_be_accepted(tmp_path):

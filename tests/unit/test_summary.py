@@ -20,7 +20,7 @@ from synthseg_native.cohort.summary.terminal import print_summary
 from synthseg_native.cohort.tables import read_tsv, write_tsv
 from synthseg_native.identity import stages
 from synthseg_native.networks.cards import read_labels
-from synthseg_native.results.outputs import VOLUME_COLUMNS
+from synthseg_native.results.tables import VOLUME_COLUMNS
 
 ROOT = Path(__file__).parents[2]
 MODELS = {"compact2mm": ROOT / "models" / "compact2mm", "synthseg2": ROOT / "models" / "synthseg2"}
@@ -550,6 +550,7 @@ def run_script(*arguments):
     return subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT / "src")})
 
 
+@pytest.mark.slow
 def test_script(cohort, tmp_path):
     cohort.good(1, 2, 3)
     manifest = cohort.manifest().write(tmp_path)

@@ -21,14 +21,19 @@ from synthseg_native.verification import probes
 PROGRAM = """
 import json, sys
 import numpy as np
-from synthseg_native import probes
+from synthseg_native.verification import probes
 from synthseg_native.engines import torch as engine
-from synthseg_native.network import layer_table
+from synthseg_native.networks.layers import layer_table
 
 def posteriors(built, volume):
-    slabs = [(start, slab.copy()) for start, slab in built.posteriors(volume)]
+    slabs = [(start, slab.copy()) for start, slab in built.run(inputs_of(table, volume), smoothing)]
     assert [start for start, _ in slabs] == np.cumsum([0, *(len(slab) for _, slab in slabs[:-1])]).tolist()
     return np.concatenate([slab for _, slab in slabs]), len(slabs)
+
+def inputs_of(table, volume):
+    # A second input gets the volume mirrored.
+    names = [layer.name for layer in table if layer.kind == "input"]
+    return dict(zip(names, (volume, np.flip(volume, 1))))
 
 torch = engine.start(2)
 devices = ["cpu", "gpu"] if engine.place_of(torch, "gpu") else ["cpu"]
@@ -36,6 +41,7 @@ found = {}
 rng = np.random.default_rng(3)
 values = lambda *shape: rng.standard_normal(shape, dtype=np.float32)
 for name, settings, shape in json.loads(sys.argv[1]):
+    smoothing = settings.pop("smoothing", 0.5)
     table = layer_table(**settings)
     weights = {
         layer.name: {key: probes._plausible(values, key, size) for key, size in layer.weights.items()}
@@ -43,11 +49,11 @@ for name, settings, shape in json.loads(sys.argv[1]):
     }
     volume = values(*shape)
     other = np.moveaxis(volume, 0, 2)
-    expected = probes._network(table, weights, volume)
-    expected_other = probes._network(table, weights, other)
+    expected = probes._network(table, weights, inputs_of(table, volume), smoothing=smoothing)
+    expected_other = probes._network(table, weights, inputs_of(table, other), smoothing=smoothing)
     found[name] = {"errors": [], "slabs": [], "same": [], "reshaped": [], "bf16": []}
     for device in devices:
-        built = engine.build(table, weights, volume.shape, device=device, threads=2)
+        built = engine.build(table, weights, device=device, threads=2)
         for size in (2**27, 4 * expected[0].size * shape[0] // 3, 1):
             engine.SLAB_BYTES = size
             result, slabs = posteriors(built, volume)
@@ -56,11 +62,10 @@ for name, settings, shape in json.loads(sys.argv[1]):
             found[name]["slabs"].append(slabs)
             found[name]["same"].append(bool(np.array_equal(posteriors(built, volume)[0], result)))
         engine.SLAB_BYTES = 2**27
-        built.reshape(other.shape)
         found[name]["reshaped"].append(float(np.abs(posteriors(built, other)[0] - expected_other).max()))
         if "bf16" not in engine.precisions(torch, engine.place_of(torch, device)):
             continue
-        built = engine.build(table, weights, volume.shape, device=device, threads=2, precision="bf16")
+        built = engine.build(table, weights, device=device, threads=2, precision="bf16")
         result, _ = posteriors(built, volume)
         same = np.array_equal(posteriors(built, volume)[0], result)
         equal = (result.argmax(-1) == expected.argmax(-1)).mean()
@@ -72,7 +77,7 @@ found["settings"] = [torch.backends.fp32_precision, torch.backends.cudnn.conv.fp
                      torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark]
 print(json.dumps(found))
 """
-CASES = engine_cases.CASES
+CASES = engine_cases.CASES | engine_cases.MORE
 
 
 @pytest.fixture(scope="module")
@@ -126,18 +131,18 @@ def test_too_little_memory_is_a_memory_error(root, torch_python):
     code = """
 import resource
 import numpy as np
-from synthseg_native import probes
+from synthseg_native.verification import probes
 from synthseg_native.engines import torch as engine
-from synthseg_native.network import layer_table
+from synthseg_native.networks.layers import layer_table
 
 table = layer_table(levels=2, features=24, labels=32)
 weights = {l.name: {n: np.ones(s, np.float32) for n, s in l.weights.items()} for l in table if l.weights}
 shape = (128, 128, 128)
-built = engine.build(table, weights, shape)
+built = engine.build(table, weights)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, used + 2**26))
 try:
-    next(built.posteriors(np.zeros(shape, np.float32)))
+    next(built.run({"image": np.zeros(shape, np.float32)}))
 except MemoryError as error:
     print(error)
 """
@@ -170,14 +175,14 @@ def test_folded_kernel_is_the_kernel_over_doubled_voxels():
 
 def build(table=None, **how):
     table = table or layer_table(levels=2, features=2, labels=2)
-    return engines.load("torch").build(table, {}, (8, 8, 8), **how)
+    return engines.load("torch").build(table, {}, **how)
 
 
 def test_what_it_cannot_do_is_one_line():
     table = layer_table(levels=2, features=2, labels=2, kernel=5)
     for words, how in [
         ("device npu: the torch engine runs on cpu or gpu", {"device": "npu"}),
-        ("convolutions of 1 and 3", {"table": table}),
+        (r"^kernel 5 of unet_conv_downarm_0_0 \(it has 1, 3\): .* cannot compute it: use --engine", {"table": table}),
     ]:
         with pytest.raises(SynthSegError, match=words) as caught:
             build(**how)

@@ -250,6 +250,26 @@ def test_nothing_works_is_told_not_raised(monkeypatch, tmp_path, capsys):
     assert json.loads((tmp_path / "env" / "tensorflow.json").read_text())["decision"]["device"] is None
 
 
+def test_what_the_choice_of_an_engine_has_just_found_is_taken_over(monkeypatch, tmp_path, capsys):
+    found = {"schema": verify.SCHEMA, "environment": "openvino", "fingerprint": verify.fingerprint("openvino")}
+    found |= {"machine": verify.machine(), "versions": {}, "devices": [], "probes": [], "precisions": ["float32"]}
+    found["decision"] = {"device": "cpu", "reason": "of the choice"}
+    beside = tmp_path / f"openvino-{found['fingerprint'][:8]}.json"
+    verify.write(found, beside)
+    # A file that is there already is the one to be made anew, never the one to be believed.
+    verify.write(found | {"decision": {"device": "cpu", "reason": "of long ago"}}, tmp_path / "openvino.json")
+    monkeypatch.setattr(
+        verify, "verify", lambda environment: found | {"decision": {"device": None, "reason": "probed"}}
+    )
+    assert verify.main("openvino", tmp_path / "openvino.json") == 0
+    assert json.loads((tmp_path / "openvino.json").read_text())["decision"]["reason"] == "of the choice"
+    long_ago = beside.stat().st_mtime - verify.JUST_S - 1
+    os.utime(beside, (long_ago, long_ago))
+    assert verify.main("openvino", tmp_path / "openvino.json") == 1, "another day it is probed anew"
+    verify.write(found | {"fingerprint": "0" * 16}, beside)
+    assert verify.main("openvino", tmp_path / "openvino.json") == 1, "so it is on another machine"
+
+
 def test_a_runtime_that_does_not_start_is_told_not_raised():
     finding = verify.verify("tensorflow", lambda: fail("TensorFlow does not start:\nno AVX"))
     assert finding["decision"] == {"device": None, "reason": "TensorFlow does not start: no AVX"}

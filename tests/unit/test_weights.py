@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import socket
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -84,16 +85,13 @@ def server(monkeypatch):
 
 
 def card(*urls):
-    return {
-        "name": "fake",
-        "weights": {
-            "file": "fake.h5",
-            "size": len(BODY),
-            "sha256": hashlib.sha256(BODY).hexdigest(),
-            "git_blob": hashlib.sha1(f"blob {len(BODY)}\0".encode() + BODY).hexdigest(),
-            "urls": list(urls),
-        },
-    }
+    return weights.WeightsFile(
+        file="fake.h5",
+        size=len(BODY),
+        sha256=hashlib.sha256(BODY).hexdigest(),
+        git_blob=hashlib.sha1(f"blob {len(BODY)}\0".encode() + BODY).hexdigest(),
+        urls=urls,
+    )
 
 
 def fetch(tmp_path, *urls, lines=None, **options):
@@ -175,7 +173,7 @@ def test_wrong_bytes_are_refused_and_removed(server, tmp_path):
 
 def test_a_wrong_git_blob_id_is_refused(server, tmp_path):
     wrong = card(server.address + "/a")
-    wrong["weights"]["git_blob"] = "0" * 40
+    wrong = replace(wrong, git_blob="0" * 40)
     with pytest.raises(SynthSegError, match="git blob id"):
         weights.fetch(wrong, tmp_path / "fake.h5", log=lambda line: None)
     assert not (tmp_path / "fake.h5").exists()
@@ -276,7 +274,7 @@ def test_resolve_prefers_the_users_file_then_the_one_beside_the_card_then_the_ca
     fake = card(server.address + "/a")
 
     def resolve(path=None):
-        return weights.resolve(fake, model, path, cache, log=lambda line: None)
+        return weights.resolve(fake, "fake", model, path, cache, log=lambda line: None)
 
     assert resolve() == cache / "fake.h5"
     assert len(server.requests) == 1
@@ -290,24 +288,24 @@ def test_resolve_prefers_the_users_file_then_the_one_beside_the_card_then_the_ca
 def test_resolve_refuses_files_that_are_not_the_models(tmp_path):
     fake, own = card(), tmp_path / "own.h5"
     with pytest.raises(SynthSegError, match="no such weights file"):
-        weights.resolve(fake, tmp_path, own)
+        weights.resolve(fake, "fake", tmp_path, own)
     own.write_bytes(WRONG)
     with pytest.raises(SynthSegError) as caught:
-        weights.resolve(fake, tmp_path, own)
+        weights.resolve(fake, "fake", tmp_path, own)
     for digest in (hashlib.sha256(WRONG).hexdigest(), hashlib.sha256(BODY).hexdigest()):
         assert digest in str(caught.value)
     (tmp_path / "fake.h5").write_bytes(BODY[:-1])
     with pytest.raises(SynthSegError, match="damaged"):
-        weights.resolve(fake, tmp_path)
+        weights.resolve(fake, "fake", tmp_path)
     (tmp_path / "fake.h5").unlink()
     with pytest.raises(SynthSegError, match="no address"):
-        weights.resolve(fake, tmp_path)
+        weights.resolve(fake, "fake", tmp_path)
 
 
 def test_a_card_without_hashes_takes_any_file(tmp_path):
     own = tmp_path / "own.h5"
     own.write_bytes(WRONG)
-    assert weights.resolve({"name": "mine", "weights": {"file": "mine.h5"}}, tmp_path, own) == own
+    assert weights.resolve(weights.WeightsFile("mine.h5"), "mine", tmp_path, own) == own
 
 
 def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):

@@ -250,10 +250,10 @@ def check_export_gives_the_same_numbers(folder):
 
     network = _random_network()
     write_weights(folder / "weights.h5", network.weights())
-    table = engine.layer_table(levels=3, features=4, labels=5, smoothing_sigma=0)
+    table = engine.layer_table(levels=3, features=4, labels=5)
     weights = engine.read_weights(folder / "weights.h5", table)
     volume = np.random.default_rng(4).random((16, 12, 8), dtype=np.float32)
-    expected = FORMULAS["network"](table, weights, volume)
+    expected = FORMULAS["network"](table, weights, volume, smoothing=0)
     with torch.no_grad():
         found = network(torch.from_numpy(volume)[None, None]).softmax(dim=1)[0].movedim(0, -1).numpy()
     assert expected.std() > 0.05 and np.abs(found - expected).max() < 1e-5
@@ -362,8 +362,8 @@ def check_improving_given_weights(folder):
     first.run(folder / "first", 20)
     made = export(folder / "first" / "checkpoint.pt", tiny(), folder / "model")
     found = cards.load(made)
-    assert weights.resolve(found.card, made) == made / "compact2mm.h5"
-    assert found.card["network"]["levels"] == 3 and found.card["trained"]["iterations"] == 20
+    assert weights.resolve(found.weights, found.name, made) == made / "compact2mm.h5"
+    assert found.network.layers["levels"] == 3 and found.card["trained"]["iterations"] == 20
     assert found.card["trained"]["held_out"] == [19, 20] and "accuracy" not in found.card
 
     second = Trainer(tiny(), [phantom(1), phantom(2)], [phantom(3)])

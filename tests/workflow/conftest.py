@@ -5,11 +5,11 @@ import os
 import shutil
 
 import pytest
-from project import Project
+from project import AGREE, Project
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory, tensorflow_python) -> Project:
+def finished(tmp_path_factory, tensorflow_python, openvino_python) -> Project:
     """A project whose two images are segmented, compared and summarised; made once for all processes of a test run."""
     place = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -30,4 +30,4 @@ def make(folder) -> None:
     call.expect(
         "native 01", "native 02", "reference 01", "reference 02", "compare 01", "compare 02", "verify_env", "summary"
     )
-    assert [row["verdict"] for row in project.summary()] == ["identical", "identical"], project.summary()
+    assert {row["verdict"] for row in project.summary()} <= AGREE, project.summary()

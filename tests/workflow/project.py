@@ -1,4 +1,8 @@
-"""A small real project to run the workflow in: a copy of this one with two images of its own."""
+"""A small real project to run the workflow in: a copy of this one with two images of its own.
+
+Its engine is the quickest one; what is TensorFlow's own has tests in test_engines.py. Its reference is the real one,
+run once per input for all projects of a test run (kept_reference.py).
+"""
 
 import json
 import os
@@ -7,17 +11,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import kept_reference
 import nibabel
 import numpy as np
 
 ROOT = Path(__file__).parents[2]
 COPIED = ("Snakefile", "workflow", "scripts", "src", "models", "envs", "profiles")
 SUMMARY = "results/summary.tsv"
+ENGINE = "openvino"
+AGREE = {"identical", "equivalent"}  # verdicts: another engine than TensorFlow may round differently
 
 CONFIG = {
     "samples": "samples.tsv",
     "model": "models/compact2mm",
     "allow_small_model": True,
+    "engines": [ENGINE],
     "threads": 1,
     "reference": {"kind": "own", "runtime": "local"},
 }
@@ -58,7 +66,10 @@ class Project:
                 shutil.copy2(source, folder / name)
         (folder / ".envs").mkdir()
         for environment in (ROOT / ".envs").glob("*-*"):
-            if not environment.name.startswith("code-"):
+            if environment.name.startswith("tensorflow-"):
+                interpreter = folder / ".envs" / environment.name / "bin" / "python"
+                kept_reference.write(interpreter, environment / "bin" / "python", folder.parent / "references")
+            elif not environment.name.startswith("code-"):
                 (folder / ".envs" / environment.name).symlink_to(environment)
         project = cls(folder)
         project.configure(**config)
@@ -93,17 +104,17 @@ class Project:
         done = subprocess.run([sys.executable, "-c", code, name], env=path, capture_output=True, text=True, check=True)
         return Path(done.stdout.strip())
 
-    def label_map(self, scan: str, engine: str = "tensorflow") -> Path:
+    def label_map(self, scan: str, engine: str = ENGINE) -> Path:
         return self._result(scan, engine, "dseg.nii.gz")
 
-    def record(self, scan: str, engine: str = "tensorflow") -> Path:
+    def record(self, scan: str, engine: str = ENGINE) -> Path:
         return self._result(scan, engine, "run.json")
 
     def native_label_map(self, scan: str) -> Path:
-        return self._result(scan, "tensorflow", "dseg.nii.gz", "native")
+        return self._result(scan, ENGINE, "dseg.nii.gz", "native")
 
     def picture(self, scan: str) -> Path:
-        return self._result(scan, "tensorflow", "qc.png")
+        return self._result(scan, ENGINE, "qc.png")
 
     def _result(self, scan: str, engine: str, ending: str, grid: str = "2mm") -> Path:
         name = f"sub-{scan}_T1w_seg-compact2mm_res-{grid}_{ending}"
@@ -141,7 +152,7 @@ class Project:
     def _name(self, path: Path) -> str | None:
         """The job that makes a file: "native 01", "reference 01", "picture 01", "compare 01", or an aggregate.
 
-        Of another engine than tensorflow its name follows: "native 01 openvino".
+        Of another engine than ENGINE its name follows: "native 01 tensorflow".
         """
         parts = path.relative_to(self.folder / "results").parts
         described = len(parts) == 2 and parts[0] != "env"  # a derivative's dataset_description.json and the like
@@ -153,7 +164,7 @@ class Project:
             return "summary" if not path.name.startswith("benchmark") else "benchmark"
         if parts[0] == "env":
             return "verify_env"
-        scan = parts[1].removeprefix("sub-") + (f" {parts[0]}" if parts[0] not in ("reference", "tensorflow") else "")
+        scan = parts[1].removeprefix("sub-") + (f" {parts[0]}" if parts[0] not in ("reference", ENGINE) else "")
         for ending, rule in (("_compare.json", "compare"), ("_qc.png", "picture")):
             if path.name.endswith(ending):
                 return f"{rule} {scan}"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from project import Project, write_image
+from project import AGREE, Project, write_image
 
 from synthseg_native.cohort.samples import read_samples
 
@@ -105,7 +105,7 @@ def test_environments_deleted(project):
 
 
 def test_comments_and_docstrings(project):
-    for name in ("engines/tensorflow.py", "reference.py", "compare.py", "results/picture.py", "cohort/summary.py"):
+    for name in ("engines/openvino.py", "reference.py", "compare.py", "results/picture.py", "cohort/summary.py"):
         path = project.folder / "src/synthseg_native" / name
         path.write_text('"""Another docstring."""\n# A comment.\n' + path.read_text().split('"""', 2)[2])
     project.run().expect()
@@ -113,7 +113,7 @@ def test_comments_and_docstrings(project):
 
 @on_slurm_too
 def test_one_image_changed(project):
-    write_image(project.image("01"), seed=7)
+    write_image(project.image("01"), seed=3)
     project.run().expect("native 01", "reference 01", "compare 01", "summary")
     project.run().expect()
 
@@ -160,7 +160,7 @@ def test_other_weights(one):
     one.configure(weights="same.h5")
     # Another file of the same content is another input; what it computes is the same, and the verdict says so.
     one.run().expect(*everything("native", "reference"))
-    assert {row["verdict"] for row in one.summary()} == {"identical"}
+    assert {row["verdict"] for row in one.summary()} <= AGREE
 
 
 def test_fast_mode_and_crop(one):
@@ -169,7 +169,8 @@ def test_fast_mode_and_crop(one):
     one.configure(mode="fast", crop=32)
     call = one.run().expect(*everything("native", "reference"))
     assert "crop: none to [32, 32, 32], mode: default to fast" in call.output
-    assert {(row["verdict"], row["mode"]) for row in one.summary()} == {("identical", "fast")}
+    (row,) = one.summary()
+    assert row["verdict"] in AGREE and row["mode"] == "fast"
     assert one.label_map("01").read_bytes() != before
 
 
@@ -181,7 +182,7 @@ def test_threads_changed(one):
 
 @on_slurm_too
 def test_engine_code_changed(project):
-    add_statement(project.folder / "src/synthseg_native/engines/tensorflow.py")
+    add_statement(project.folder / "src/synthseg_native/engines/openvino.py")
     call = project.run().expect(*everything("native", scans=["01", "02"]))
     assert "2 native runs again: the engine's code changed" in call.output
 
@@ -192,11 +193,12 @@ def test_shared_engine_code_changed(one):
 
 
 def test_lock_changed(one):
-    lock = one.folder / "envs/tensorflow.txt"
-    old = one.environment("tensorflow")
-    lock.write_text(lock.read_text().replace("termcolor==3.3.0", "termcolor==3.2.9"))
-    # The changed lock names no real release; its environment stands ready under the name that it would get.
-    old.rename(one.environment("tensorflow"))
+    """The engine's, and the reference's, which runs in TensorFlow's environment."""
+    for name in ("openvino", "tensorflow"):
+        old = one.environment(name)
+        edit(one.folder / f"envs/{name}.txt", "numpy==", "numpy==0.")
+        # The changed lock names no real release; its environment stands ready under the name that it would get.
+        old.rename(one.environment(name))
     one.run().expect(*everything("native", "reference"), "verify_env")
 
 
@@ -243,7 +245,7 @@ def test_failed_image(project):
     """Exit code, the others, the row; again; repaired as soon as the image is."""
     good = project.image("01").read_bytes()
     project.image("01").write_bytes(good[:50_000])
-    write_image(project.image("02"), seed=8)
+    write_image(project.image("02"), seed=3)
     call = project.run().expect("native 02", "reference 02", "compare 02", "summary", code=1)
     assert "sub-01.nii" in call.output and "Traceback" not in call.output
     rows = {row["participant_id"]: row for row in project.summary()}
@@ -273,7 +275,7 @@ def test_image_of_unknown_orientation_and_strange_name(project):
     project.sheet(["01", "02"], more=[odd | {"accept": "no_orientation"}])
     project.run().expect("native 03", "reference 03", "compare 03", "summary")
     row = project.summary()[2]
-    assert (row["verdict"], "no_orientation" in row["header_flags"]) == ("identical", True)
+    assert row["verdict"] in AGREE and "no_orientation" in row["header_flags"]
 
 
 @on_slurm_too
@@ -300,7 +302,7 @@ def test_image_vanishes_after_success(project):
 
 @on_slurm_too
 def test_sigkill_of_a_job(project):
-    write_image(project.image("01"), seed=9)
+    write_image(project.image("01"), seed=3)
     process = project.start()
     engine_of(project).kill()
     output, _ = process.communicate(timeout=600)
@@ -314,7 +316,7 @@ def test_sigkill_of_a_job(project):
 
 @on_slurm_too
 def test_sigkill_of_the_workflow(project):
-    write_image(project.image("01"), seed=10)
+    write_image(project.image("01"), seed=3)
     process = project.start()
     engine_of(project)
     process.send_signal(signal.SIGKILL)
@@ -324,7 +326,7 @@ def test_sigkill_of_the_workflow(project):
     call = project.run()
     assert call.code == 0, call.output
     assert "native 02" not in call.made
-    assert [row["verdict"] for row in project.summary()] == ["identical", "identical"]
+    assert {row["verdict"] for row in project.summary()} <= AGREE
     project.run().expect()
 
 

@@ -45,14 +45,14 @@ def cohort(demo_python, root, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def segment(tensorflow_python, root, tmp_path_factory):
+def segment(openvino_python, root, tmp_path_factory):
     """Function that segments an image with the small model and returns the label map."""
     folder = tmp_path_factory.mktemp("segmented")
 
     def segmented(image):
         out = folder / f"{len(list(folder.iterdir()))}.nii.gz"
-        options = ("--model", "compact2mm", "--threads", "2", "--device", "cpu")
-        run(tensorflow_python, root, "-m", "synthseg_native", "--i", image, "--o", out, *options)
+        options = ("--engine", "openvino", "--model", "compact2mm", "--threads", "2", "--device", "cpu")
+        run(openvino_python, root, "-m", "synthseg_native", "--i", image, "--o", out, *options)
         return nib.load(out)
 
     return segmented

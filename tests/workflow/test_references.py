@@ -4,7 +4,7 @@ import os
 import shutil
 
 import pytest
-from project import Project, write_image
+from project import AGREE, Project, write_image
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +39,7 @@ def test_label_maps_that_the_user_has(project):
 
 def test_an_image_replaced_by_an_older_file(project):
     """As cp -p and rsync -t do: the content decides."""
-    write_image(project.image("01"), seed=11)
+    write_image(project.image("01"), seed=3)
     os.utime(project.image("01"), (0, 0))
     call = project.run().expect("native 01", "reference 01", "compare 01", "summary")
     assert "the image changed" in call.output
@@ -54,8 +54,8 @@ def test_another_device_asked_for(project):
 def test_some_images_compared(project):
     project.configure(reference={"kind": "own", "runtime": "local", "subjects": 1})
     project.run().expect("summary")
-    verdicts = [row["verdict"] for row in project.summary()]
-    assert sorted(verdicts) == ["identical", "not_compared"]
+    verdicts = {row["verdict"] for row in project.summary()}
+    assert len(verdicts) == 2 and len(verdicts & AGREE) == 1 and "not_compared" in verdicts
 
 
 def test_a_mistake_in_the_configuration_runs_nothing(project):
@@ -70,7 +70,7 @@ def test_official_weights_that_cannot_be_fetched(project):
     shutil.copytree(project.folder / "models/synthseg1", project.folder / "models/far")
     card = project.folder / "models/far/card.yaml"
     lines = [line for line in card.read_text().splitlines() if "https://" not in line]
-    lines.insert(lines.index("  urls:") + 1, "    - http://127.0.0.1:9/weights.h5")
+    lines.insert(lines.index("      urls:") + 1, "        - http://127.0.0.1:9/weights.h5")
     card.write_text("\n".join(lines) + "\n")
     project.configure(model="models/far", weights_cache="cache")
     call = project.run()

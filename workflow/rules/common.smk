@@ -14,6 +14,10 @@ if not (ROOT / "src").is_dir():
     )
 sys.path.insert(0, str(ROOT / "src"))
 
+from synthseg_native.cohort import handover
+
+handover.take_over(workflow.main_snakefile)
+
 from synthseg_native import memory
 from synthseg_native.cohort import deploy, environments, report_labels, state
 from synthseg_native.cohort.paths import Patterns

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+from os import PathLike
 from pathlib import Path
 
 import jsonschema
@@ -11,7 +12,8 @@ from synthseg_native.cohort import containers
 from synthseg_native.errors import SynthSegError
 
 
-def read_schema(path) -> dict:
+def read_schema(path: str | PathLike) -> dict:
+    """The schema of the configuration, JSON schema written in YAML."""
     return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
 
 

@@ -9,8 +9,18 @@ import gzip
 import io
 import json
 import os
+from collections.abc import Callable
+from os import PathLike
 from pathlib import Path
 
+from synthseg_native.cohort.samples import read_samples
+from synthseg_native.errors import SynthSegError
+
+SECTION = "demonstration"  # of the configuration: what holds for this cohort alone
+WHAT_TO_CHANGE = (
+    "for a cohort of your own change `samples:` and `model:` in config/config.yaml, or add "
+    "--config samples=mine.tsv model=synthseg2"
+)
 IMAGES = (("01", "T1w"), ("02", "T1w"), ("03", "FLAIR"))  # subject, suffix
 DESCRIPTION = {
     "Name": "synthseg-native demo cohort: template-derived phantoms",
@@ -28,16 +38,48 @@ DESCRIPTION = {
 }
 
 
-def image_paths(out="demo") -> list[str]:
-    """Where `make` puts the images, in the order of the sheet."""
+def image_paths(out: str = "demo") -> list[str]:
+    """Where `make` puts the images, in the order of the sheet.
+
+    >>> image_paths()[0]
+    'demo/sub-01/anat/sub-01_T1w.nii.gz'
+    """
     return [f"{out}/{_name(subject, suffix)}" for subject, suffix in IMAGES]
+
+
+def is_sheet(sheet: str | PathLike) -> bool:
+    """Whether a sample sheet is the demonstration's: it asks for images that `make` puts into demo/, and no others."""
+    try:
+        images = {scan.image for scan in read_samples(sheet)}
+    except (SynthSegError, TypeError, ValueError):  # whoever is to use the sheet says what is wrong with it
+        return False
+    return images <= set(image_paths())
+
+
+def settings(config: dict) -> dict:
+    """The configuration without its section `demonstration`, whose keys come in where the sheet is the demonstration's.
+
+    What is set outside of the section goes before it.
+    """
+    section, rest = config.get(SECTION), {key: value for key, value in config.items() if key != SECTION}
+    if not isinstance(section, dict | None):
+        return config  # which the schema then refuses
+    return _merged(section or {}, rest) if is_sheet(rest.get("samples")) else rest
+
+
+def _merged(below: dict, above: dict) -> dict:
+    both = below | above
+    for key in below.keys() & above.keys():
+        if isinstance(below[key], dict) and isinstance(above[key], dict):
+            both[key] = _merged(below[key], above[key])
+    return both
 
 
 def _name(subject, suffix):
     return f"sub-{subject}/anat/sub-{subject}_{suffix}.nii.gz"
 
 
-def make(out, log=print):
+def make(out: str | PathLike, log: Callable[[str], None] = print) -> Path:
     """Write the cohort as a BIDS-like folder with a sample sheet; return the sheet's path.
 
     Each file appears whole (written beside, then renamed), the sheet last: where it is, all is. The arrays are the

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from synthseg_native.cohort import containers, environments, ranking, state
+from synthseg_native.cohort import containers, demo, environments, ranking, state
 from synthseg_native.cohort.plan import Plan
 from synthseg_native.errors import SynthSegError
 from synthseg_native.networks import weights
@@ -36,10 +36,7 @@ def make_again(plan: Plan, runs: bool) -> set[str]:
 
 def needed(plan: Plan) -> list[str]:
     """The environments that the jobs need, beside Snakemake's own."""
-    used = plan.compared or plan.benchmarked
-    local = used and (plan.reference["kind"], plan.reference["runtime"]) == ("own", "local")
-    names = [*plan.engines, *(["tensorflow"] if local else []), *(["demo"] if plan.demo_images else [])]
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys([*plan.engines, *plan.beside()]))
 
 
 def missing(plan: Plan) -> list[str]:
@@ -58,10 +55,9 @@ def deploy(plan: Plan, here: bool = True) -> None:
     for engine in plan.engines if here else []:
         if why := ranking.without_gpu(engine, plan.config["device"]):
             raise SynthSegError("usage", f"config: engines: {why}: name another engine, or set device: cpu")
-    for name in needed(plan):
-        environments.ensure(name)
+    environments.ensure_all(needed(plan))
     if plan.fetched:
-        weights.resolve(plan.model.card, plan.model.folder, cache=Path(plan.weights).parent)
+        weights.resolve(plan.model.weights, plan.model.name, plan.model.folder, cache=Path(plan.weights).parent)
     if used:
         containers.reap(plan.reference["runtime"])
     if used and plan.reference["kind"] == "own" and plan.reference["runtime"] in containers.RUNTIMES:
@@ -84,3 +80,5 @@ def finish(plan: Plan, code: Path, success: bool) -> None:
         subprocess.run(command, env=environment)
     if Path(plan.aggregates()["summary"]).exists():
         subprocess.run([*command, "--show"], env=environment)
+    if plan.demo_images:
+        environments.say(f"this was the demonstration; {demo.WHAT_TO_CHANGE}")

@@ -9,14 +9,16 @@ import errno
 import fcntl
 import hashlib
 import os
-import platform
-import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from synthseg_native.cohort import installers, interpreters
+from synthseg_native.cohort.interpreters import SetupError, machine
 
 ROOT = Path(__file__).resolve().parents[3]
 if ROOT.parent.name == ".envs":  # this file lies in a snapshot
@@ -24,31 +26,11 @@ if ROOT.parent.name == ".envs":  # this file lies in a snapshot
 LOCKS = ROOT / "envs"
 ENVS = ROOT / ".envs"
 
-# What the locks have wheels for.
-PYTHONS = {"tensorflow": ((3, 11), (3, 11))}
-PYTHONS_DEFAULT = ((3, 11), (3, 13))
-# Snakemake needs one package that exists as source only (pure Python); for everything else a compiler is never needed.
-SOURCE_ONLY = "connection-pool"
-SIZES = {
-    "tensorflow": "about 1.9 GB",
-    "openvino": "about 0.6 GB",
-    "torch": "several GB on Linux, with CUDA",
-    "training": "several GB on Linux, with CUDA",
-    "workflow": "about 0.4 GB",
-    "dev": "about 0.6 GB",
-    "demo": "about 0.5 GB",
-}
+SIDE_BY_SIDE = 4  # environments made at once: each fetches, then unpacks
+TELL_S = 10  # between two lines about how far one is
+PIP_NEEDED = ("workflow", "dev")  # containers.py fetches the wheels of the reference's image with it
 NVIDIA = Path("/proc/driver/nvidia/version")  # there where Linux has loaded the driver
 SNAPSHOTS_KEPT_S = 30 * 24 * 3600
-
-_CHECK = (
-    "import sys, platform; v = sys.version_info; print(v[0], v[1], platform.machine())\n"
-    "if v >= (3, 11): import ensurepip, venv; print('venv')"
-)
-
-
-class SetupError(Exception):
-    """An environment cannot be made; the message is one line that says what to do."""
 
 
 def say(line: str) -> None:
@@ -108,6 +90,29 @@ def ensure(name: str, log: Callable[[str], None] = say) -> Path:
     return interpreter
 
 
+def ensure_all(names: Iterable[str], log: Callable[[str], None] = say) -> None:
+    """Make those environments that are missing, side by side.
+
+    One that fails leaves the others alone: they are made. Raises SetupError, with a line for each that failed.
+    """
+    missing = [name for name in dict.fromkeys(names) if not _works(python(name))]
+    pool = ThreadPoolExecutor(SIDE_BY_SIDE)
+    made = [pool.submit(ensure, name, log) for name in missing]
+    try:
+        failures = [error for future in made if (error := future.exception())]
+    except BaseException:  # Ctrl-C: what is half made goes with its process
+        for process in list(_RUNNING):
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+    for error in failures:
+        if not isinstance(error, SetupError):
+            raise error
+    if failures:
+        raise SetupError("\n".join(map(str, failures)))
+
+
 def _room(error: OSError) -> str:
     """What to do where a file could not be written."""
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -120,8 +125,10 @@ def _room(error: OSError) -> str:
 def _works(interpreter: Path) -> bool:
     if not interpreter.exists():  # false for a dangling link too
         return False
+    # Where Python was upgraded under it, the packages lie in the folder of the version before.
+    ask = "import os, sysconfig; os.listdir(sysconfig.get_path('purelib'))"
     try:
-        return subprocess.run([interpreter, "-I", "-c", "import pip"], capture_output=True).returncode == 0
+        return subprocess.run([interpreter, "-I", "-c", ask], capture_output=True).returncode == 0
     except OSError:  # made for another processor
         return False
 
@@ -130,18 +137,15 @@ def _build(name: str, log: Callable[[str], None]) -> None:
     """Make the environment beside its place, then rename it. The caller holds the lock."""
     for leftover in ENVS.glob(f"{name}-*.tmp-*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    base = find_python(name)
-    log(f"making the {name} environment ({SIZES.get(name, 'some MB')}, once) ...")
+    base, uv = find_python(name), _uv()
+    log(f"making the {name} environment ({installers.size(name)}, once, with {'uv' if uv else 'pip'}) ...")
     start = time.monotonic()
     final = env_dir(name)
     beside = final.with_name(f"{final.name}.tmp-{os.getpid()}")
     output = ENVS / f"{name}.log"
     try:
         with output.open("wb") as stream:
-            _call([base, "-m", "venv", beside], stream, name, output)
-            pip = [beside / "bin" / "python", "-m", "pip", "install", "--no-input", "--progress-bar", "off"]
-            wheels = ["--only-binary", ":all:", "--no-binary", SOURCE_ONLY]
-            _call([*pip, *wheels, "--require-hashes", "-r", lock_file(name)], stream, name, output)
+            _fill(name, base, uv, beside, stream, log)
         _relocate(beside, final)
         shutil.rmtree(final, ignore_errors=True)  # only there when it no longer works
         beside.rename(final)
@@ -150,26 +154,59 @@ def _build(name: str, log: Callable[[str], None]) -> None:
     log(f"made the {name} environment in {time.monotonic() - start:.0f} s")
 
 
-def _call(command: list, stream, name: str, output: Path) -> None:
-    env = {k: v for k, v in os.environ.items() if k not in ("PIP_USER", "PIP_TARGET", "PIP_PREFIX")}
+def _fill(name, base, uv, folder, stream, log):
+    """Make a virtual environment with the packages of the lock; where uv cannot, with pip."""
+    python = folder / "bin" / "python"
+    if uv:
+        _venv(name, base, folder, stream, *([] if name in PIP_NEEDED else ["--without-pip"]))
+        try:
+            return _call(installers.uv_command(uv, python, lock_file(name), os.environ), name, folder, stream, log)
+        except SetupError as error:
+            log(f"{error}: now with pip")
+            shutil.rmtree(folder, ignore_errors=True)
+    _venv(name, base, folder, stream)
+    (folder / "tmp").mkdir()
+    _call(installers.pip_command(python, lock_file(name)), name, folder, stream, log)
+    shutil.rmtree(folder / "tmp", ignore_errors=True)
+
+
+def _venv(name, base, folder, stream, *options):
+    _call([base, "-m", "venv", *options, folder], name, folder, stream)
+
+
+_RUNNING = set()  # the programs that make environments now
+
+
+def _call(command: list, name: str, folder: Path, stream, log: Callable[[str], None] | None = None) -> None:
+    """Run a program that prints to the log file `stream`; every few seconds a line for `log` says how far it is."""
+    env = {k: v for k, v in os.environ.items() if k not in ("PIP_USER", "PIP_TARGET", "PIP_PREFIX", "VIRTUAL_ENV")}
     env = clean_environment(env) | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    if (folder / "tmp").is_dir():
+        env["TMPDIR"] = str(folder / "tmp")
     stream.flush()
-    done = subprocess.run([str(c) for c in command], stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=env)
-    if done.returncode:
-        where = os.path.relpath(output, ROOT)
-        raise SetupError(f"the {name} environment could not be made: {_reason(output)} (all of it: {where})")
+    begin, output = stream.tell(), Path(stream.name)
 
+    def printed():
+        return output.read_bytes()[begin:].decode(errors="replace")
 
-def _reason(output: Path) -> str:
-    """One line from pip's output that tells what went wrong."""
-    lines = [line.strip() for line in output.read_text(errors="replace").splitlines() if line.strip()]
-    signs = ("NewConnectionError", "ConnectTimeout", "ProxyError", "SSLError", "NameResolution", "Max retries exceeded")
-    if any(sign in line for line in lines for sign in signs):
-        return (
-            "the package index cannot be reached: check the network (behind a proxy: set https_proxy), then try again"
-        )
-    errors = [line for line in lines if line.startswith("ERROR:")]
-    return (errors or lines or ["no output"])[-1].removeprefix("ERROR:").strip()
+    words = [str(word) for word in command]
+    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=env) as process:
+        _RUNNING.add(process)
+        try:
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(TELL_S)
+                    break
+                if log:
+                    log(installers.progress(name, printed(), folder))
+        finally:
+            _RUNNING.discard(process)
+            if process.poll() is None:
+                process.terminate()
+    stream.seek(0, os.SEEK_END)
+    if process.returncode:
+        where, why = os.path.relpath(output, ROOT), installers.reason(printed())
+        raise SetupError(f"the {name} environment could not be made: {why} (all of it: {where})")
 
 
 def _relocate(beside: Path, final: Path) -> None:
@@ -204,91 +241,17 @@ def clean_environment(env: dict[str, str] | None = None) -> dict[str, str]:
 
 
 def find_python(name: str) -> str:
-    """Path or name of an interpreter that fits the lock of `name` and can make environments.
-
-    For TensorFlow (3.11 exactly): $SYNTHSEG_PYTHON311, python3.11, the running interpreter, python3, python, uv's. For
-    the others: the running interpreter first. SetupError, one line with what to install, when there is none.
-    """
-    low, high = PYTHONS.get(name, PYTHONS_DEFAULT)
-    versions = [f"{high[0]}.{minor}" for minor in range(high[1], low[1] - 1, -1)]
-    wanted = f"Python {versions[-1]}" if low == high else f"Python {versions[-1]} to {versions[0]}"
-    named = [f"python{version}" for version in versions]
-    exact = low == high
-    if exact and (given := os.environ.get("SYNTHSEG_PYTHON311")):
-        if problem := _problem(given, low, high):
-            raise SetupError(f"SYNTHSEG_PYTHON311={given}: {problem}: name a working {wanted}, or unset it")
-        return given
-    candidates = [*named, sys.executable] if exact else [sys.executable, *named]
-    without_venv = None
-    for candidate in [*candidates, "python3", "python"]:
-        problem = _problem(candidate, low, high)
-        if not problem:
-            return candidate
-        if problem == "has no venv":
-            without_venv = without_venv or candidate
-    for version in versions:
-        if (candidate := _uv_python(version)) and not _problem(candidate, low, high):
-            return candidate
-    if without_venv:
-        fix = f"sudo apt-get install {Path(without_venv).name}-venv" if shutil.which("apt-get") else "install it"
-        raise SetupError(f"the {name} environment needs {wanted}; {without_venv} is there, but without venv: {fix}")
-    raise SetupError(f"the {name} environment needs {wanted}, and none was found: {_how_to_install(name, versions[0])}")
+    """Path or name of an interpreter that fits the lock of `name`; see `interpreters.find`."""
+    return interpreters.find(name, _uv())
 
 
-def _problem(candidate: str, low: tuple[int, int], high: tuple[int, int]) -> str | None:
-    """Why this interpreter cannot be used, or None. It is really run: a pyenv shim can exist and fail."""
-    command = [candidate, "-I", "-c", _CHECK]
-    try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return "does not run"
-    answer = re.match(r"(\d+) (\d+) (\S+)\s+(venv)?", done.stdout)
-    if not answer:
-        return "does not run"
-    version, processor = (int(answer[1]), int(answer[2])), answer[3]
-    if not low <= version <= high:
-        return f"is Python {version[0]}.{version[1]}"
-    if processor != machine():
-        return f"is built for {processor}, this machine is {machine()}"
-    return None if answer[4] else "has no venv"
-
-
-def machine() -> str:
-    """The processor, also under Rosetta, where Python says x86_64 on an Apple-silicon Mac."""
-    if sys.platform == "darwin" and platform.machine() == "x86_64":
-        with contextlib.suppress(OSError):
-            done = subprocess.run(["sysctl", "-n", "hw.optional.arm64"], capture_output=True, text=True)
-            if done.stdout.strip() == "1":
-                return "arm64"
-    return platform.machine()
-
-
-def _uv_python(version: str) -> str | None:
-    """An interpreter that uv knows of; nothing is downloaded."""
-    uv = shutil.which("uv")
-    if not uv and (LOCKS / "dev.txt").is_file() and (env_dir("dev") / "bin" / "uv").exists():
-        uv = str(env_dir("dev") / "bin" / "uv")
-    if not uv:
-        return None
-    try:
-        done = subprocess.run([uv, "python", "find", "--no-python-downloads", version], capture_output=True, text=True)
-    except OSError:
-        return None
-    return done.stdout.strip() or None
-
-
-def _how_to_install(name: str, version: str) -> str:
-    package = {
-        "apt-get": f"sudo apt-get install python{version}-venv",
-        "dnf": f"sudo dnf install python{version}",
-        "brew": f"brew install python@{version}",
-        "zypper": f"sudo zypper install python{version.replace('.', '')}",
-    }
-    ways = [command for tool, command in package.items() if shutil.which(tool)][:1]
-    with contextlib.suppress(SetupError):
-        if name == "tensorflow" and find_python("dev"):  # uv lies in the environment dev
-            ways.append("make python311 (no root needed; fetches one with uv)")
-    return " or ".join(ways) or "install one with your system's package manager"
+def _uv() -> str | None:
+    """uv, on the path or in the environment dev."""
+    if uv := shutil.which("uv"):
+        return uv
+    if (LOCKS / "dev.txt").is_file() and (env_dir("dev") / "bin" / "uv").exists():
+        return str(env_dir("dev") / "bin" / "uv")
+    return None
 
 
 def gpu() -> str | None:

@@ -3,7 +3,9 @@
 import json
 import os
 from dataclasses import dataclass, fields
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Patterns:
     summary: dict[str, str]
 
     @classmethod
-    def of_rules(cls, rules) -> "Patterns":
+    def of_rules(cls, rules: Any) -> "Patterns":
         """The patterns of Snakemake's `rules`."""
         names = (field.name for field in fields(cls))
         return cls(**{rule: {n: str(path) for n, path in getattr(rules, rule).output.items()} for rule in names})
@@ -44,13 +46,18 @@ class Patterns:
         return patterns[name].format(engine=engine, scan=scan)
 
 
-def failure_of(failures, engine: str, scan: str, record) -> Path:
-    """The same from the folder of the failures and the path of the run record, whose name has model and resolution."""
+def failure_of(failures: str | PathLike, engine: str, scan: str, record: str | PathLike) -> Path:
+    """Where a failed run leaves its record: below the folder `failures`, named as the good run's would be.
+
+    >>> scan, record = "sub-01/anat/sub-01_T1w", "results/openvino/sub-01/anat/sub-01_T1w_seg-x_res-1mm_run.json"
+    >>> failure_of("results/.state/failed", "openvino", scan, record).as_posix()
+    'results/.state/failed/openvino/sub-01/anat/sub-01_T1w_seg-x_res-1mm.json'
+    """
     name = Path(record).name.removesuffix("_run.json").removesuffix(".json")
     return Path(failures, engine, scan).with_name(f"{name}.json")
 
 
-def read_json(path):
+def read_json(path: str | PathLike) -> Any:
     """The contents of a JSON file; None where it is missing or damaged."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
@@ -58,7 +65,7 @@ def read_json(path):
         return None
 
 
-def write_text(path, text: str) -> None:
+def write_text(path: str | PathLike, text: str) -> None:
     """Write a file beside its place, then rename it: it is there whole or not at all. Line ends stay as given."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,6 +77,6 @@ def write_text(path, text: str) -> None:
         beside.unlink(missing_ok=True)
 
 
-def write_json(path, value) -> None:
+def write_json(path: str | PathLike, value: object) -> None:
     """Write strict JSON (no NaN) whole or not at all."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

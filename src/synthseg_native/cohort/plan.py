@@ -4,6 +4,7 @@ What happens before the first job and after the last is `deploy`'s.
 """
 
 import functools
+import os
 from pathlib import Path
 
 import nibabel as nib
@@ -44,25 +45,27 @@ class Plan:
         self.root = Path(root)
         self.package = self.root / "src" / "synthseg_native"
         self.config = configuration.complete(
-            config, configuration.read_schema(self.root / "workflow/schemas/config.schema.yaml")
+            demo.settings(config), configuration.read_schema(self.root / "workflow/schemas/config.schema.yaml")
         )
+        self.demo_images = demo.image_paths() if demo.is_sheet(self.config["samples"]) else []
         self.model = self._chosen_model()
         self.reference = configuration.complete_reference(self.config["reference"], self.model.name)
         self.scans = self._read_scans()
         self.results = self.config["results"]
         self.state = f"{self.results}/{state.FOLDER}"
         self.resolution = f"{self.model.resolution:g}mm"
-        self.labels = str(self.model.folder / "labels.tsv")
+        self.labels = str(self.model.labels_file)
         self.contents = Contents(Path(self.state, "contents.json"), environments.say)
         self.fetched = False  # whether the weights come from a download
         self.weights = self._find_weights()
         crop = self.config["crop"]
         self.crop = [crop] * 3 if isinstance(crop, int) else crop
         self.minutes = self.config["timeout_min"]
-        self.engines = self._chosen_engines(dry_run)
-        self.demo_images = demo.image_paths() if self.config["demo"] else []
         self.compared = self._compared()
         self.benchmarked = list(self.scans)[: self.config["benchmark"]["scans"]]
+        if self.demo_images and not dry_run and not os.environ.get("SYNTHSEG_NATIVE_CODE"):  # said once, not by jobs
+            environments.say(f"this is the demonstration: phantoms and a small model; {demo.WHAT_TO_CHANGE}")
+        self.engines = self._chosen_engines(dry_run)
 
     def _chosen_model(self) -> models.Model:
         """The model that the configuration names: there is no default, and a small one never passes for SynthSeg."""
@@ -74,7 +77,8 @@ class Plan:
         model = models.load(openable(shipped) if shipped.is_dir() else name)
         if not model.research_grade and not self.config["allow_small_model"]:
             why = f"{model.name} is not research grade"
-            raise SynthSegError("usage", f"config: model: {why}: to try it all the same set allow_small_model: true")
+            fix = "set model: synthseg1 or synthseg2, or, to try it all the same, allow_small_model: true"
+            raise SynthSegError("usage", f"config: model: {why}: {fix}")
         return model
 
     def _read_scans(self) -> dict[str, Scan]:
@@ -87,17 +91,23 @@ class Plan:
         where = "config"
         if engines == ranking.AUTO:
             where = f"{self.results}/engine.json"
-            engines = [ranking.of_results(where, f"{self.results}/env", *asked, dry_run)]
+            engines = [ranking.of_results(where, f"{self.results}/env", *asked, dry_run, beside=self.beside())]
         wrong = [why for engine in engines if (why := ranking.problem(engine, *asked))]
         if wrong:
             raise SynthSegError("usage", *(f"{where}: {why}" for why in wrong))
         return engines
 
+    def beside(self) -> list[str]:
+        """The environments that are needed beside the engines'."""
+        used = self.compared or self.benchmarked
+        local = used and (self.reference["kind"], self.reference["runtime"]) == ("own", "local")
+        return [*(["tensorflow"] if local else []), *(["demo"] if self.demo_images else [])]
+
     def _find_weights(self) -> str:
         """The user's weights, those beside the card, or where the download goes."""
-        named, file = self.config["weights"], self.model.card["weights"]["file"]
+        named, file = self.config["weights"], self.model.weights.file
         path = Path(named).expanduser() if named else self.model.folder / file
-        if not path.is_file() and not named and self.model.card["weights"].get("urls"):
+        if not path.is_file() and not named and self.model.weights.urls:
             self.fetched = True
             folder = self.config["weights_cache"]
             path = (Path(folder).expanduser() if folder else weights.default_cache()) / file
@@ -108,7 +118,7 @@ class Plan:
 
     def weights_key(self) -> str:
         """Official weights are known by their card, wherever they lie; others by their content."""
-        return self.model.card["weights"]["sha256"][:12] if self.fetched else self.contents.digest(self.weights)
+        return self.model.weights.sha256[:12] if self.fetched else self.contents.digest(self.weights)
 
     def _compared(self) -> list[str]:
         """The scans that get a reference run, as reference.subjects says."""
@@ -333,7 +343,7 @@ class Plan:
     def _size(self, scan):
         """What memory depends on, from the image's header alone; None where it cannot be read."""
         shape, voxel_mm = header_of(self.scans[scan].image)
-        return shape and memory.size_of(self.model.card, shape, voxel_mm, self.crop)
+        return shape and memory.size_of(self.model.network, shape, voxel_mm, self.crop)
 
     def benchmark_memory(self) -> int:
         """The same for the benchmark, which runs everything in turn."""

@@ -6,6 +6,8 @@ down; the first that works is taken, so that no environment is made for nothing.
 
 import platform
 import subprocess
+from collections.abc import Callable, Sequence
+from os import PathLike
 from pathlib import Path
 
 from synthseg_native.cohort import environments
@@ -29,7 +31,11 @@ DEFAULT = (("tensorflow", "cpu"), ("openvino", "cpu"))
 
 
 def problem(engine: str, precision: str, device: str) -> str | None:
-    """Why an engine cannot do what a configuration or a call asks for; None where it can."""
+    """Why an engine cannot do what a configuration or a call asks for; None where it can.
+
+    >>> problem("openvino", "float32", "gpu")
+    'device: gpu: openvino runs on the CPU only: use torch, or device auto'
+    """
     if precision == "bf16" and engine not in BF16:
         return f"precision: bf16: {engine} has float32 only: use {' or '.join(BF16)}, or precision float32"
     if device == "gpu" and engine in CPU_ONLY:
@@ -44,7 +50,7 @@ def without_gpu(engine: str, device: str) -> str | None:
     return None
 
 
-def candidates(precision="float32", device="auto") -> list[dict]:
+def candidates(precision: str = "float32", device: str = "auto") -> list[dict]:
     """This platform's ranking, best first: engine, device, and outcome: why it is out before it was tried, or None."""
     rows = []
     for engine, place in RANKING.get((platform.system(), environments.machine()), DEFAULT):
@@ -55,12 +61,19 @@ def candidates(precision="float32", device="auto") -> list[dict]:
     return rows
 
 
-def choose(folder, precision="float32", device="auto", log=environments.say) -> dict:
+def choose(
+    folder: str | PathLike,
+    precision: str = "float32",
+    device: str = "auto",
+    log: Callable[[str], None] = environments.say,
+    beside: Sequence[str] = (),
+) -> dict:
     """Deploy and verify the candidates until one works; what was ranked, dropped and chosen, as JSON can hold it.
 
     folder: where verifications are kept, one file per engine and kind of machine; what is known is not asked again.
-    precision, device: as configured. Raises SynthSegError("usage") where nothing is left, and SetupError where an
-    environment cannot be made: a network that is down says nothing about the machine.
+    precision, device: as configured. beside: other environments that will be needed, made along with the candidate's.
+    Raises SynthSegError("usage") where nothing is left, and SetupError where an environment cannot be made: a network
+    that is down says nothing about the machine.
     """
     rows, chosen = candidates(precision, device), None
     for row in rows:
@@ -69,6 +82,8 @@ def choose(folder, precision="float32", device="auto", log=environments.say) -> 
             continue
         if row["outcome"]:
             continue
+        if beside:
+            environments.ensure_all([row["engine"], *beside], log)
         finding = verified(row["engine"], folder, log)
         decision, row["outcome"] = finding["decision"], finding["decision"]["reason"]
         works = decision["device"] == row["device"] or (row["device"] == "cpu" and decision["device"])
@@ -83,7 +98,7 @@ def choose(folder, precision="float32", device="auto", log=environments.say) -> 
     return {"schema": 1, **about, "machine": record.machine(), "ranking": rows}
 
 
-def verified(engine: str, folder, log=environments.say) -> dict:
+def verified(engine: str, folder: str | PathLike, log: Callable[[str], None] = environments.say) -> dict:
     """This machine's verification of an engine's environment; both are made where they are missing.
 
     Raises SetupError.
@@ -103,12 +118,20 @@ def verified(engine: str, folder, log=environments.say) -> dict:
     return finding
 
 
-def of_results(path, folder, precision, device, looking=False, log=environments.say) -> str:
+def of_results(
+    path: str | PathLike,
+    folder: str | PathLike,
+    precision: str,
+    device: str,
+    looking: bool = False,
+    log: Callable[[str], None] = environments.say,
+    beside: Sequence[str] = (),
+) -> str:
     """The engine of a results folder: the one that `path` (engine.json) names, else chosen now and written there.
 
     Nothing changes it but the user, who deletes the file or names an engine; on another machine a line says so.
     looking: a dry run, which makes and writes nothing, goes by the best engine that may work here.
-    Raises SynthSegError("usage"), SetupError.
+    beside: see `choose`. Raises SynthSegError("usage"), SetupError.
     """
     path, found = Path(path), None
     if path.exists():
@@ -123,24 +146,22 @@ def of_results(path, folder, precision, device, looking=False, log=environments.
         log(f"engine auto: chosen when the workflow runs, and kept in {path}; this dry run goes by {engine}")
         return engine
     else:
-        found = choose(folder, precision, device, log)
+        found = choose(folder, precision, device, log, beside)
         write_json(path, found)
     return found["engine"]
 
 
-def for_command(arguments: list[str], folder) -> tuple[str, list[str]]:
+def for_command(arguments: list[str], folder: str | PathLike) -> tuple[str, list[str]]:
     """The engine's environment and the arguments for a call of the command line, whose engine may be auto.
 
     folder: keeps verifications between calls. An engine of the GPU that is asked for by name alone gets the device
     that its verification decides. Raises SynthSegError("usage"), SetupError.
     """
-    engine = _value(arguments, "--engine") or "tensorflow"
+    engine = _value(arguments, "--engine") or AUTO
     precision = _value(arguments, "--precision") or "float32"
     device = "cpu" if "--cpu" in arguments else _value(arguments, "--device") or "auto"
     if engine not in (AUTO, *NAMES):
         raise SynthSegError("usage", f"--engine {engine}: no such engine: use {AUTO} or one of {', '.join(NAMES)}")
-    if set(arguments) & {"--help", "-h", "--version"}:
-        return ("tensorflow" if engine == AUTO else engine), arguments
     if engine == AUTO:
         found = choose(folder, precision, device)
         # argparse goes by the last one.

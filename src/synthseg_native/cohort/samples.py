@@ -6,6 +6,7 @@ import io
 import os
 import re
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 
 from synthseg_native.errors import SynthSegError
@@ -42,12 +43,17 @@ class Scan:
 
     @property
     def scan(self) -> str:
-        """The path of a scan's results below an engine's folder, "sub-01/ses-a/anat/sub-01_ses-a_run-1_T1w"."""
+        """The path of a scan's results below an engine's folder.
+
+        >>> entities = {"participant_id": "01", "session_id": "a", "acq": "", "run": "1", "suffix": "T1w"}
+        >>> Scan(entities, "T1.nii.gz", ct=False).scan
+        'sub-01/ses-a/anat/sub-01_ses-a_run-1_T1w'
+        """
         folders = [PREFIXES[key] + self.entities[key] for key in ("participant_id", "session_id") if self.entities[key]]
         return "/".join([*folders, "anat", self.name])
 
 
-def read_samples(sheet) -> list[Scan]:
+def read_samples(sheet: str | PathLike) -> list[Scan]:
     """Read a tab-separated sample sheet; every mistake in it is reported at once, as `SynthSegError("usage")`."""
     sheet = Path(sheet)
     try:

@@ -1,25 +1,39 @@
-"""Engines: one module per runtime, all built from the same layer table.
+"""Engines: one module per runtime, all built from the same table of layers.
 
 The contract of a module ``engines.<name>``:
 
-``build(table, weights, shape, *, device, threads, precision)``
-    Returns an engine for padded volumes of one shape (X, Y, Z). `table` is from `layers.layer_table`, `weights` from
-    `layers.read_weights`. It imports its runtime here and not before, so that bad input is reported without it.
-    Raises SynthSegError("usage") for a device that it does not have, or a precision that this machine has not.
-``engine.posteriors(volume)``
-    Takes a float32 volume (X, Y, Z), which may be a mirrored view, and yields ``(start, slab)``: posteriors after the
-    last layer of the table, that is smoothed, as float32 (planes, Y, Z, labels) for the planes ``start: start +
-    planes`` of the first axis. The slabs cover the volume once, in any order; a slab is only valid until the next one
-    is asked for. A consumer thus accumulates the average with the mirror image in a single array.
+``CAN``
+    `capabilities.Capabilities`: what it compiles.
+``check(table)``
+    Refuses a table that asks for more, in one line: SynthSegError("usage"). No table is computed as something else.
+``build(table, weights, *, device, threads, precision)``
+    Returns an engine. `table` is from `layers.layer_table`, `weights` from `layers.read_weights`. It imports its
+    runtime here and not before, so that bad input is reported without it. Raises SynthSegError("usage") as
+    `check` does, for a device that it does not have, and for a precision that this machine has not.
+``engine.run(inputs, smoothing=0.0)``
+    Runs the network. inputs : {name of an input layer: float32 volume (X, Y, Z)}, all of one shape; a volume may be a
+    mirrored view. Yields ``(start, slab)``: what the last layer of the table gives, as float32 (planes, Y, Z, channels)
+    for the planes ``start: start + planes`` of the first axis. The slabs cover the volume once, the first planes first;
+    a slab is only valid until the next one is asked for. A consumer thus accumulates an average in a single array.
+    smoothing : sigma in voxels of a Gaussian (`layers.gaussian_kernel`, zeros outside the volume) over each channel of
+    the result, 0 for none; only of an engine whose ``CAN.smooths``. It is a stage of the pipeline, which decides what
+    is smoothed, and does it itself (`pipeline.smoothing`) for an engine that does not offer it. Engines may: they have
+    the planes at hand, and TensorFlow's own rounding is the reference's.
 ``engine.release()``
-    Gives back the memory that one call of `posteriors` leaves for the next one: there is none for now.
-``engine.reshape(shape)``
-    Goes over to padded volumes of another shape, and keeps what fits it too.
+    Gives back the memory that one call of `run` leaves for the next one: there is none for now.
+``engine.can``
+    The module's `CAN`.
 ``engine.name, engine.version, engine.device, engine.device_reason``
     What ran and where, for the record.
+
+An engine does one thing at a time; several engines may work at once, each in a thread of its own. TensorFlow and
+PyTorch keep the number of threads and their precision once per process: the engines of a process share them.
+
+Standard library only: the launcher asks which engines there are.
 """
 
 import importlib
+from types import ModuleType
 
 from synthseg_native.errors import SynthSegError
 
@@ -29,7 +43,7 @@ BF16 = ("openvino", "torch")  # engines that have it
 ANY_THREADS = ("openvino",)  # engines that give the same bytes for any number of threads
 
 
-def load(name, precision="float32"):
+def load(name: str, precision: str = "float32") -> ModuleType:
     """The module of an engine that has this precision. It does not import the runtime yet."""
     if name not in NAMES:
         raise SynthSegError("usage", f"{name}: no such engine: use one of {', '.join(NAMES)}")

@@ -7,27 +7,38 @@ The graph has no concatenated tensor, by two identities: conv(concat(a, b)) = co
 of kernel 3 of an image upsampled by 2 is a transposed convolution of kernel 4 and stride 2 (`transposed_kernel`).
 """
 
+import itertools
+import re
 from collections import OrderedDict
 
 import numpy as np
 
+from synthseg_native.engines import capabilities
 from synthseg_native.engines.kernels.stream import Stream, norm_of
 from synthseg_native.errors import SynthSegError
 
+# The kernels compute ELU behind every convolution but the last one, and a softmax behind that.
+CAN = capabilities.Capabilities(activations=("elu", "none"), ends=("softmax",), kernels=(1, 3), inputs=1)
 STREAMED = 4  # levels by kernels of our own, where there are so many
 KEPT_GRAPHS = 2  # for the last shapes of volumes: each has a copy of its weights
 # Kernel 4 of the transposed convolution from kernel 3 of the convolution, along one axis.
+# Of kinds of layers, to look at their order.
+LETTERS = {"input": "i", "conv": "c", "norm": "n", "pool": "p", "up": "u", "concat": "m", "softmax": "s"}
 TAPS = np.array([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], dtype=np.float64)
 
 
-def build(table, weights, shape, *, device="cpu", threads=1, precision="float32"):
+def check(table):
+    """See `engines`."""
+    capabilities.check("openvino", CAN, table)
+    if lack := _unlike(table):
+        raise capabilities.refuse("openvino", lack, table)
+
+
+def build(table, weights, *, device="cpu", threads=1, precision="float32"):
     """See `engines`. Devices: cpu. Precisions: float32, and bf16 where the CPU computes in it."""
     if device != "cpu":
         raise SynthSegError("usage", f"device {device}: the openvino engine runs on the cpu: ask for that")
-    if sum(layer.kind == "pool" for layer in table) < 1:
-        raise SynthSegError("usage", "levels 1: the openvino engine needs two or more: correct the model card")
-    if any(layer.kind == "conv" and layer.weights["kernel"][0] not in (1, 3) for layer in table):
-        raise SynthSegError("usage", "kernel: the openvino engine has convolutions of 3 alone: correct the model card")
+    check(table)
     ov = _import()
     core = ov.Core()
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -59,7 +70,7 @@ def transposed_kernel(kernel):
 class OpenVINOEngine:
     """An engine; see `engines` for the contract."""
 
-    name = "openvino"
+    name, can = "openvino", CAN
     device, device_reason = "cpu", "the openvino engine has no other"
 
     def __init__(self, ov, core, table, weights, threads, precision):
@@ -71,12 +82,10 @@ class OpenVINOEngine:
         self._stream = Stream(levels, last, weights, threads)
         self._graphs = OrderedDict()
 
-    def reshape(self, shape):
-        """Go over to padded volumes of another shape (X, Y, Z), which itself is the volume's to tell."""
-
-    def posteriors(self, volume):
+    def run(self, inputs, smoothing=0.0):
+        (volume,) = inputs.values()
         try:
-            yield from self._stream.posteriors(volume, self._run)
+            yield from self._stream.run(volume, self._coarse, smoothing)
         except RuntimeError as error:
             if "alloc" in str(error):  # std::bad_alloc, and what oneDNN says of it
                 raise MemoryError("OpenVINO: no memory for an array") from error
@@ -85,7 +94,7 @@ class OpenVINOEngine:
     def release(self):
         self._stream.release()
 
-    def _run(self, pooled):
+    def _coarse(self, pooled):
         """Features (planes, Y, Z, channels) of the coarser levels, from what the last streamed one pooled."""
         graph = self._graphs.pop(pooled.shape, None) or self._compile(pooled.shape)
         self._graphs[pooled.shape] = graph
@@ -127,6 +136,35 @@ class Level:
         self.source, self.head, self.tail = source, head, tail
         up, merge = tail[:2]
         self.skip, self.deep = layers[merge.inputs[0]], layers[up.inputs[0]]
+
+
+def _unlike(table):
+    """Where a table is no U-Net of the form that is cut and streamed; None where it is.
+
+    Kinds and activations are known to be right one by one; here it is how they follow one another.
+    """
+    convolutions = [layer for layer in table if layer.kind == "conv"]
+    for layer in convolutions[:-1]:
+        if layer.activation != "elu":
+            return f"no activation behind {layer.name} (it has elu there)"
+    if convolutions[-1].activation != "none" or convolutions[-1].weights["kernel"][0] != 1:
+        return f"last convolution {convolutions[-1].name} (it has one of kernel 1 without an activation)"
+    kinds = "".join(LETTERS[layer.kind] for layer in table)
+    if not re.fullmatch("i(c+np)+c+n(umc+n)+cs", kinds) or kinds.count("p") != kinds.count("u"):
+        return "order of layers (it has a U-Net of two levels or more, a skip connection on each)"
+    layers = {layer.name: layer for layer in table}
+    ends = [before for before, after in itertools.pairwise(table) if before.kind == "conv" and after.kind == "norm"]
+    skips = ends[: kinds.count("p")]
+    for before, layer in itertools.pairwise(table):
+        read = [before.name]
+        if layer.kind == "concat":
+            read.insert(0, skips.pop().name)
+        if list(layer.inputs) != read:
+            return f"inputs {', '.join(layer.inputs)} of {layer.name} (it has {', '.join(read)} there)"
+        source = layers[layer.inputs[0]]
+        if layer.kind == "conv" and source.kind == "concat" and layer.weights["kernel"][0] != 3:
+            return f"kernel 1 of {layer.name}, behind an upsampling (it has 3 there)"
+    return None
 
 
 def cut(table):

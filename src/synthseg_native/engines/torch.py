@@ -22,9 +22,11 @@ from math import prod
 
 import numpy as np
 
+from synthseg_native.engines import capabilities
 from synthseg_native.errors import SynthSegError
 from synthseg_native.networks.layers import NORMALISATION_EPSILON, gaussian_kernel
 
+CAN = capabilities.Capabilities(kernels=(1, 3))
 SLAB_BYTES = 2**27  # of one tensor in float32: a dozen planes of 256 x 256, 33 labels
 OLDEST = (2, 13)
 OLDEST_MPS = (2, 14)  # before it, 3-D convolutions on Apple's GPUs were slow or wrong
@@ -34,12 +36,16 @@ NO_MEMORY = re.compile("out of memory|can't allocate memory|invalid buffer size"
 FOLDED = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], np.float32)
 
 
-def build(table, weights, shape, *, device="cpu", threads=1, precision="float32"):
+def check(table):
+    """See `engines`."""
+    capabilities.check("torch", CAN, table)
+
+
+def build(table, weights, *, device="cpu", threads=1, precision="float32"):
     """See `engines`. Devices: cpu, gpu (cuda, else mps). Precisions: float32, and bf16 where the device has it."""
     if device not in ("cpu", "gpu"):
         raise SynthSegError("usage", f"device {device}: the torch engine runs on cpu or gpu: ask for one of them")
-    if any(layer.kind == "conv" and layer.weights["kernel"][0] not in (1, 3) for layer in table):
-        raise SynthSegError("usage", "kernel: the torch engine has convolutions of 1 and 3: correct the model card")
+    check(table)
     torch = start(threads)
     place = place_of(torch, device)
     if place is None:
@@ -48,7 +54,7 @@ def build(table, weights, shape, *, device="cpu", threads=1, precision="float32"
         raise SynthSegError("usage", f"torch {torch.__version__}: too old for Apple's GPUs: {_ADVICE}")
     if precision not in precisions(torch, place):
         raise SynthSegError("usage", f"precision bf16: this {device} does not compute in it: ask for float32")
-    return TorchEngine(torch, table, weights, shape, device, place, torch.bfloat16 if precision == "bf16" else None)
+    return TorchEngine(torch, table, weights, device, place, torch.bfloat16 if precision == "bf16" else None)
 
 
 _ADVICE = "install the environment envs/torch.txt"
@@ -98,11 +104,11 @@ def _folded(kernel):
 
 
 class TorchEngine:
-    """An engine for one shape; see `engines` for the contract."""
+    """An engine; see `engines` for the contract."""
 
-    name = "torch"
+    name, can = "torch", CAN
 
-    def __init__(self, torch, table, weights, shape, device, place, reduced):
+    def __init__(self, torch, table, weights, device, place, reduced):
         """reduced : the type of activations and weights but in `_precise` layers; None for float32."""
         self.torch = torch
         self.version = torch.__version__
@@ -113,18 +119,21 @@ class TorchEngine:
         self._layout = torch.channels_last_3d if place == "cpu" else torch.contiguous_format
         self._layers = {layer.name: layer for layer in table}
         self._type = reduced or torch.float32
+        self._images = [layer.name for layer in table if layer.kind == "input"]
         self._steps = self._plan(table)
         self._whole = {name for name, _ in self._steps}
-        # Where rounding costs most voxels, float32 stays: in what reads the image, and from the last doubling on.
+        # Where rounding costs most voxels, float32 stays: in what reads the images, and from the last doubling on.
         names = [layer.name for layer in table]
         doubled = max((number for number, layer in enumerate(table) if layer.kind == "up"), default=0)
-        self._precise = {*names[:2], *names[doubled:]}
-        self.reshape(shape)
+        first = next(number for number, layer in enumerate(table) if layer.kind == "conv")
+        self._precise = {*names[: first + 1], *names[doubled:]}
+        self._shapes = {}
         with self._told():
             self._weights = {layer.name: self._prepare(layer, weights.get(layer.name)) for layer in table}
 
-    def reshape(self, shape):
-        self._shapes = shapes = {}  # of each layer's output, without its channels
+    def _shape(self, shape):
+        """Note the shape of each layer's output, without its channels, for volumes of a shape."""
+        self._shapes = shapes = {}
         for layer in self._layers.values():
             size = shapes[layer.inputs[-1]] if layer.inputs else tuple(shape)
             if layer.kind == "pool":
@@ -134,10 +143,11 @@ class TorchEngine:
     def release(self):
         """Nothing is left by a pass."""
 
-    def posteriors(self, volume):
-        (image, _), *steps, (last, _) = self._steps
+    def run(self, inputs, smoothing=0.0):
+        steps, (last, _) = self._steps[len(self._images) : -1], self._steps[-1]
+        self._shape(inputs[self._images[0]].shape)
         with self._told():
-            whole = {image: self._put(np.ascontiguousarray(volume)[None, None])}
+            whole = {name: self._put(np.ascontiguousarray(inputs[name])[None, None]) for name in self._images}
             for name, done in steps:
                 output = self._empty(self._layers[name].channels, self._shapes[name], self._type)
                 for start, stop in self._slabs(name):
@@ -146,8 +156,12 @@ class TorchEngine:
                 for source in done:
                     del whole[source]
                 del output
+            kernel = self._gaussian(smoothing, self._layers[last].channels) if smoothing else None
             for start, stop in self._slabs(last):
-                result = self._compute(last, start, stop, whole)
+                if kernel is None:
+                    result = self._compute(last, start, stop, whole)
+                else:
+                    result = self._smoothed(last, start, stop, kernel, whole)
                 yield start, result[0].permute(1, 2, 3, 0).contiguous().cpu().numpy()
 
     @contextmanager
@@ -168,7 +182,8 @@ class TorchEngine:
         out instead."""
         readers = {layer.name: [other for other in table if layer.name in other.inputs] for layer in table}
         names = [name for name, those in readers.items() if len(those) > 1 or any(r.kind == "up" for r in those)]
-        names = [table[0].name, *names, table[-1].name]
+        images = [layer.name for layer in table if layer.kind == "input"]
+        names = [*images, *(name for name in names if name not in images), table[-1].name]
 
         def sources(name):
             for source in self._layers[name].inputs:
@@ -197,9 +212,6 @@ class TorchEngine:
             scale = values["gamma"] / np.sqrt(values["moving_variance"].astype(np.float64) + NORMALISATION_EPSILON)
             shift = values["beta"] - values["moving_mean"] * scale
             return [self._put(v.astype(np.float32).reshape(1, -1, 1, 1, 1)) for v in (scale, shift)]
-        if layer.kind == "smooth":
-            kernel = gaussian_kernel(layer.sigma)
-            return self._put(np.broadcast_to(kernel, (layer.channels, 1, *kernel.shape)))
         if layer.kind != "conv":
             return None
         kind = self.torch.float32 if layer.name in self._precise else self._type
@@ -210,6 +222,10 @@ class TorchEngine:
             kernel = _folded(kernel) if source.kind == "up" else kernel
             parts.append(self._put(kernel.transpose(4, 3, 0, 1, 2), kind))
         return parts, self._put(values["bias"], kind)
+
+    def _gaussian(self, sigma, channels):
+        kernel = gaussian_kernel(sigma)
+        return self._put(np.broadcast_to(kernel, (channels, 1, *kernel.shape)))
 
     def _read_by(self, layer):
         """The layers that a convolution reads, those behind a concatenation one by one."""
@@ -246,7 +262,10 @@ class TorchEngine:
                 part = self._convolve(source.name, start, stop, kernel, whole, bias if total is None else None)
             total = part if total is None else total.add_(part)
             del part
-        return self.torch.nn.functional.elu_(total) if layer.activation == "elu" else total
+        if layer.activation == "none":
+            return total
+        functional = self.torch.nn.functional
+        return (functional.elu_ if layer.activation == "elu" else functional.relu_)(total)
 
     def _convolve(self, source, start, stop, kernel, whole, bias=None, groups=1):
         """Planes start to stop of a convolution of a layer's output, which is zero outside of the volume.
@@ -292,6 +311,7 @@ class TorchEngine:
     def _softmax(self, layer, start, stop, whole):
         return self._planes(layer.inputs[0], start, stop, whole).softmax(dim=1)
 
-    def _smooth(self, layer, start, stop, whole):
-        kernel = self._weights[layer.name]
-        return self._convolve(layer.inputs[0], start, stop, kernel, whole, groups=layer.channels)
+    def _smoothed(self, name, start, stop, kernel, whole):
+        """Planes start to stop of a layer's output, each channel convolved with a `_gaussian`."""
+        with self.torch.inference_mode():
+            return self._convolve(name, start, stop, kernel, whole, groups=self._layers[name].channels)

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from synthseg_native.identity import current, stages
-from synthseg_native.results.outputs import image_extension
+from synthseg_native.scan.formats import image_extension
 
 if TYPE_CHECKING:
     from synthseg_native.jobs import Job

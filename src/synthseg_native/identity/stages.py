@@ -38,20 +38,22 @@ STAGES = {
     stage.name: stage
     for stage in (
         # One scan, native --------------------------------------------------------------------------------------------
-        Stage("read", "voxels, affine, facts of the header", ("image",), ("content", "accept"), ("scan/reading.py",)),
+        Stage("read", "voxels, affine, facts of the header", ("image",), ("content", "accept"),
+              ("scan/reading.py", "scan/formats.py")),
         Stage("grid", "the scan on the network's grid", ("read",), ("model", "ct", "crop", "autocrop"),
               ("scan/grid.py",)),
         Stage("network", "posteriors", ("grid", "weights"),
               ("engine", "precision", "device", "threads", "mode", "model", "weights", "environment"),
-              ("networks/cards.py", "networks/layers.py", "engines/{engine}.py")),
-        Stage("labels", "labels, margins, volumes", ("network",), ("mode", "model"), ("pipeline/posteriors.py",)),
+              ("networks/cards.py", "networks/layers.py", "engines/{engine}.py", "engines/capabilities.py")),
+        Stage("labels", "labels, margins, volumes", ("network",), ("mode", "model"),
+              ("pipeline/posteriors.py", "pipeline/smoothing.py")),
         Stage("own grid", "labels on the scan's own grid", ("labels",), ("interpolation", "keepgeom"),
               ("scan/own_grid.py",)),
         Stage("measures", "label maps, tables, sidecars", ("labels", "own grid"), ("model", "addctab", "display"),
-              ("results/outputs.py",)),
+              ("results/images.py", "results/tables.py", "results/sidecar.py", "results/hashes.py")),
         Stage("figures", "quality figures, raw", ("labels",), ("model",), ("results/figures.py",)),
         Stage("command", "the stages above, in order, with the options that were asked for", (), (),
-              ("options.py", "cli.py:parser", "pipeline/segment.py")),
+              ("options.py", "cli.py:parser", "pipeline/segment.py", "pipeline/core.py")),
         Stage("native step", "the engine's command line, the run record", (), (),
               ("cohort/runs/native.py", "cohort/runs/child.py", "cohort/runs/files.py", "identity/keys.py:flags"),
               ("native.py",)),
@@ -65,10 +67,10 @@ STAGES = {
               ("kind", "runtime", "model", "content", "accept", "ct", "mode", "crop", "threads"), ()),
         Stage("existing", "the user's label map, taken as it is", ("image", "label map of the user"),
               ("kind", "model", "content", "accept", "existing"),
-              ("cohort/runs/existing.py", "results/outputs.py")),
+              ("cohort/runs/existing.py", "results/images.py")),
         Stage("reference step", "the reference's command line, voxel counts, the run record", (), (),
               ("cohort/runs/reference.py", "cohort/runs/child.py", "cohort/runs/files.py", "identity/keys.py:flags",
-               "results/outputs.py"), ("reference.py",)),
+               "results/tables.py", "results/sidecar.py", "results/hashes.py"), ("reference.py",)),
         # What follows ------------------------------------------------------------------------------------------------
         Stage("picture", "the picture, with what is odd by today's limits", ("image", "labels", "figures"),
               ("display",), ("results/picture.py", "results/quality.py", "results/volumes.py", "scan/reading.py"),
@@ -104,6 +106,9 @@ UNCHANGING = {
     "cohort/containers.py": "images and leftovers; the command is in the list, the image is told by its key",
     "cohort/deploy.py": "before and after the jobs",
     "cohort/environments.py": "makes environments; what is in them is told by their lock",
+    "cohort/handover.py": "what is printed where runs end and begin",
+    "cohort/installers.py": "makes environments; what is in them is told by their lock",
+    "cohort/interpreters.py": "finds a Python; what computes is told by the lock",
     "cohort/job.py": "reads what the plan wrote",
     "cohort/plan.py": "asks this module; what it asks for is among the settings",
     "cohort/ranking.py": "chooses an engine, whose name is among the settings",
@@ -130,6 +135,7 @@ UNCHANGING = {
     "pipeline/__init__.py": "empty",
     "progress.py": "the bar",
     "results/__init__.py": "empty",
+    "results/staged.py": "files whole or not at all",
     "results/record.py": "time, machine, errors",
     "scan/__init__.py": "empty",
     "shared_disk.py": "locks and owners",
@@ -181,10 +187,9 @@ def counted(names: Iterable[str], engine: str = "") -> tuple[str, ...]:
 
 
 def model_digest(model: Model) -> str:
-    """What of a model (`cards.Model`) decides about labels: network, input, posterior, and of the label table values,
-    sides and classes. Titles, accuracy, colours and the names that are shown do not."""
-    computed_from = {name: model.card[name] for name in ("network", "input", "posterior")}
-    labels = model.labels
+    """What of a model (`cards.Model`) decides about labels: its networks, and of the label table values, sides and
+    classes. Titles, accuracy, colours and the names that are shown do not."""
+    computed_from, labels = model.computed_from(), model.labels
     table = {name: getattr(labels, name).tolist() for name in ("index", "flip", "topology")}
     return keys.digest(keys.settings_json(**computed_from, **table))
 

@@ -1,14 +1,20 @@
-"""A model folder: ``card.yaml`` (network, input, post-processing) and ``labels.tsv`` (one row per channel)."""
+"""A model folder: ``card.yaml`` (a list of networks) and a label table per network (``labels.tsv``, a row per channel).
+
+models/README.md describes both. A card is checked when it is read; behind `load` everything is typed.
+"""
 
 import csv
+import difflib
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import yaml
 
 from synthseg_native.errors import SynthSegError
+from synthseg_native.networks import layers
+from synthseg_native.networks.weights import WeightsFile
 
 # Label 24 is the fluid around the brain. Only with it is the sum over all structures the volume of the cavity.
 CSF = 24
@@ -41,26 +47,100 @@ class Labels:
 
 
 @dataclass(frozen=True)
-class Model:
-    """What a card says. resolution in mm, pad_multiple and min_size in voxels, smoothing_sigma in voxels.
+class Grid:
+    """The voxels that a network takes. resolution_mm : isotropic · pad_multiple, min_size : in voxels, per axis"""
 
+    resolution_mm: float
+    pad_multiple: int
+    min_size: int
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a network gives, and what is done with it.
+
+    channels : as many as the table of labels has rows · table : its file, beside the card · end : of `layers.ENDS`
+    smoothing_sigma : of the posteriors, in voxels, 0 for none · threshold : of a posterior that counts for a component
+    """
+
+    channels: int
+    table: str
+    end: str
+    smoothing_sigma: float
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network of a card.
+
+    layers : levels, features, convolutions_per_level, kernel, activation, as `layers.layer_table` takes them
+    inputs : names of what it reads, in this order; today the image alone
+    """
+
+    name: str
+    weights: WeightsFile
+    layers: dict
+    grid: Grid
+    inputs: tuple[str, ...]
+    outputs: Outputs
+
+    def shape(self) -> dict:
+        """What `layers.layer_table` takes."""
+        return {**self.layers, "labels": self.outputs.channels, "end": self.outputs.end, "inputs": self.inputs}
+
+    def table(self) -> list[layers.Layer]:
+        """Its layers."""
+        return layers.layer_table(**self.shape())
+
+    def computed_from(self) -> dict:
+        """What of the card decides about its numbers, as JSON can hold it: all but the weights, whose bytes do."""
+        found = {field: getattr(self, field) for field in ("name", "layers", "inputs")}
+        return {**found, "inputs": list(self.inputs), "grid": asdict(self.grid), "outputs": asdict(self.outputs)}
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a card says.
+
+    card : as it was read, for those who write cards · labels : the label table of the segmentation
     memory_mb : what one run may take
     """
 
     name: str
     folder: Path
     card: dict
+    networks: tuple[Network, ...]
     labels: Labels
-    resolution: float
-    pad_multiple: int
-    min_size: int
-    smoothing_sigma: float
-    threshold: float
     research_grade: bool
     memory_mb: int
 
+    @property
+    def network(self) -> Network:
+        """The network that segments; today the only one."""
+        return self.networks[0]
 
-def find_folder(name_or_folder) -> Path:
+    @property
+    def weights(self) -> WeightsFile:
+        return self.network.weights
+
+    @property
+    def labels_file(self) -> Path:
+        """The table that `labels` was read from."""
+        return self.folder / self.network.outputs.table
+
+    @property
+    def resolution(self) -> float:
+        """Of the network's grid, mm."""
+        return self.network.grid.resolution_mm
+
+    def computed_from(self) -> dict:
+        """What of the card decides about results, as JSON can hold it: not its title, accuracy, addresses, memory, nor
+        the weights and the label table, whose bytes do (`WeightsFile.sha256`, ``labels.tsv``)."""
+        return {"networks": [network.computed_from() for network in self.networks]}
+
+
+def find_folder(name_or_folder: str | Path) -> Path:
     """The folder of a model: a folder with a card, or a name below $SYNTHSEG_NATIVE_MODELS, ./models, the checkout."""
     places = [Path(name_or_folder), Path("models", name_or_folder)]
     places.append(Path(__file__).resolve().parents[3] / "models" / name_or_folder)
@@ -74,43 +154,144 @@ def find_folder(name_or_folder) -> Path:
     )
 
 
-def load(name_or_folder) -> Model:
+def load(name_or_folder: str | Path) -> Model:
     """Read and check a model folder. Raises SynthSegError("usage") with the file and the field that is wrong."""
     folder = find_folder(name_or_folder)
     path = folder / "card.yaml"
     try:
-        card = yaml.safe_load(path.read_text(encoding="utf-8"))
-        model = Model(
-            name=card["name"],
-            folder=folder,
-            card=card,
-            labels=read_labels(folder / "labels.tsv"),
-            resolution=float(card["input"]["resolution_mm"]),
-            pad_multiple=int(card["input"]["pad_multiple"]),
-            min_size=int(card["input"]["min_size"]),
-            smoothing_sigma=float(card["posterior"]["smoothing_sigma"]),
-            threshold=float(card["posterior"]["threshold"]),
-            research_grade=bool(card.get("research_grade", False)),
-            memory_mb=int(card["memory_mb"]),
-        )
-        channels, levels = card["network"]["labels"], card["network"]["levels"]
-    except (KeyError, TypeError, ValueError, OverflowError, yaml.YAMLError) as error:
-        reason = f"lacks the field {error}" if isinstance(error, KeyError) else f"{error}".splitlines()[0]
-        raise SynthSegError("usage", f"{path}: not a usable model card, {reason}: correct it") from error
-    if channels != len(model.labels):
-        raise SynthSegError(
-            "usage", f"{path}: {channels} labels, but {len(model.labels)} rows in labels.tsv: make them agree"
-        )
-    if model.memory_mb < 1:
-        raise SynthSegError("usage", f"{path}: memory_mb {card['memory_mb']} is no positive number: correct it")
-    if model.pad_multiple % 2 ** (levels - 1):
-        raise SynthSegError(
-            "usage", f"{path}: pad_multiple {model.pad_multiple} is no multiple of {2 ** (levels - 1)}: correct it"
-        )
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise _unusable(path, " ".join(f"{error}".split())[:200]) from error
+    return _model(folder, path, content)
+
+
+def _model(folder, path, content):
+    card = _Fields(path, "", content)
+    if "networks" not in card.content and "network" in card.content:
+        raise _unusable(path, "it has the old form (network, input, posterior)", "see models/README.md for networks")
+    entries = card.take("networks", list)
+    networks = tuple(_network(path, f"networks[{n}].", entry) for n, entry in enumerate(entries))
+    if len(networks) != 1:
+        raise _unusable(path, f"{len(networks)} networks", "list one: this version runs no others")
+    model = Model(
+        name=card.take("name", str),
+        folder=folder,
+        card=content,
+        networks=networks,
+        labels=read_labels(folder / networks[0].outputs.table),
+        research_grade=card.take("research_grade", bool, False),
+        memory_mb=card.take("memory_mb", int, least=1),
+    )
+    outputs, rows = model.network.outputs, len(model.labels)
+    if outputs.channels != rows:
+        raise _unusable(path, f"{outputs.channels} channels, but {rows} rows in {outputs.table}", "make them agree")
     return model
 
 
-def read_labels(path) -> Labels:
+def _network(path, place, content) -> Network:
+    entry = _Fields(path, place, content)
+    shape, grid, outputs = (
+        _Fields(path, f"{place}{name}.", entry.take(name, dict)) for name in ("layers", "grid", "outputs")
+    )
+    network = Network(
+        name=entry.take("name", str),
+        weights=_weights(path, place, entry.take("weights", dict)),
+        layers={
+            "levels": shape.take("levels", int, least=1),
+            "features": shape.take("features", int, least=1),
+            "convolutions_per_level": shape.take("convolutions_per_level", int, least=1),
+            "kernel": shape.take("kernel", int, least=1),
+            "activation": shape.take("activation", str, among=layers.ACTIVATIONS),
+        },
+        grid=Grid(
+            grid.take("resolution_mm", float, above=0),
+            grid.take("pad_multiple", int, least=1),
+            grid.take("min_size", int, least=1),
+        ),
+        inputs=tuple(entry.take("inputs", list)),
+        outputs=Outputs(
+            channels=outputs.take("channels", int, least=2),
+            table=outputs.take("table", str),
+            end=outputs.take("end", str, among=layers.ENDS),
+            smoothing_sigma=outputs.take("smoothing_sigma", float, least=0),
+            threshold=outputs.take("threshold", float, least=0),
+        ),
+    )
+    for fields in (entry, shape, grid, outputs):
+        fields.no_others()
+    if network.inputs != ("image",):
+        raise _unusable(path, f"{place}inputs {list(network.inputs)}", "give [image]: this version has no other input")
+    if network.outputs.end != "softmax":
+        raise _unusable(path, f"{place}outputs.end {network.outputs.end}", "give softmax: labels are of posteriors")
+    if network.layers["kernel"] % 2 == 0:
+        raise _unusable(path, f"{place}layers.kernel {network.layers['kernel']} is even")
+    halvings, multiple = 2 ** (network.layers["levels"] - 1), network.grid.pad_multiple
+    if multiple % halvings:
+        raise _unusable(path, f"{place}grid.pad_multiple {multiple} is no multiple of {halvings}")
+    return network
+
+
+def _weights(path, place, content) -> WeightsFile:
+    fields = _Fields(path, f"{place}weights.", content)
+    found = WeightsFile(
+        file=fields.take("file", str),
+        size=fields.take("size", int, None, least=1),
+        sha256=fields.take("sha256", str, None),
+        git_blob=fields.take("git_blob", str, None),
+        urls=tuple(fields.take("urls", list, ())),
+    )
+    fields.no_others()
+    return found
+
+
+def _unusable(path, what, remedy="correct it"):
+    return SynthSegError("usage", f"{path}: not a usable model card, {what}: {remedy}")
+
+
+class _Fields:
+    """A mapping of a card, taken field by field; what is wrong with one is said with its place, "networks[0].grid."."""
+
+    NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", list: "a list"}  # noqa: RUF012
+
+    def __init__(self, path, place, content):
+        if not isinstance(content, dict):
+            raise _unusable(path, f"{place.rstrip('.') or 'it'} is no mapping")
+        self.path, self.place, self.content, self.known = path, place, content, []
+
+    def take(self, name, kind, *default, least=None, above=None, among=None):
+        """The field, of this kind; the default where it lacks. least, above : bounds · among : values it may have"""
+        self.known.append(name)
+        value = self.content.get(name)
+        if value is None:
+            if not default:
+                raise _unusable(self.path, f"lacks the field {self.place}{name}")
+            return default[0]
+        where = f"{self.place}{name} {value}"
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise _unusable(self.path, f"{where if kind is not dict else self.place + name} is not {self._name(kind)}")
+        if kind is float and not np.isfinite(value):
+            raise _unusable(self.path, f"{where} is no finite number")
+        if (least is not None and value < least) or (above is not None and value <= above):
+            raise _unusable(self.path, f"{where} is not {f'{least} or more' if above is None else f'above {above}'}")
+        if among is not None and value not in among:
+            raise _unusable(self.path, f"{where} is not known", f"use one of {', '.join(among)}")
+        return value
+
+    def _name(self, kind):
+        return self.NAMES.get(kind, "a mapping")
+
+    def no_others(self):
+        """No field but those that were taken: a mistyped one would be passed over."""
+        for name in self.content:
+            if name not in self.known:
+                near = difflib.get_close_matches(str(name), self.known, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"the fields are {', '.join(self.known)}"
+                raise _unusable(self.path, f"{self.place}{name} is not known", hint)
+
+
+def read_labels(path: str | Path) -> Labels:
     """Read labels.tsv. Raises SynthSegError("usage") when it is missing, has other columns, or contradicts itself."""
     path = Path(path)
     try:

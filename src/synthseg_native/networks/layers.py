@@ -1,10 +1,10 @@
-"""The U-Net as a table of layers, from which every engine builds, and its weights.
+"""Networks as tables of layers, from which every engine builds, and their weights.
 
-SynthSeg 1.0, 2.0 and small models differ only in levels, features and labels. The table ends with the smoothing of the
-posteriors, so that an engine hands out finished posteriors and chooses itself how it smooths them.
+A table ends where its network ends: with the softmax, or without one. What is done with a network's numbers, smoothing,
+the average with the mirror image, the likeliest label, are stages of the pipeline.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil, prod
 from pathlib import Path
 
@@ -13,40 +13,61 @@ import numpy as np
 from synthseg_native.errors import SynthSegError
 
 NORMALISATION_EPSILON = 1e-3  # Keras' default, with which SynthSeg was trained
+KINDS = ("input", "conv", "norm", "pool", "up", "concat", "softmax")
+ACTIVATIONS = ("elu", "relu", "none")
+ENDS = ("softmax", "linear")
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One row of the table.
+    """One row of a table.
 
-    name : upstream's name, by which weights are found
+    name : upstream's name, by which weights are found; of an input the name of what it reads
     kind : input · conv (zero padding, stride 1, bias, then activation) · norm (multiply-add with stored moments) ·
-           pool (maximum over 2x2x2) · up (nearest, factor 2) · concat (inputs in this order, along channels) ·
-           softmax · smooth (3-D Gaussian per channel, zero padding)
+           pool (maximum over 2x2x2) · up (nearest, factor 2) · concat (inputs in this order, along channels) · softmax
     channels : channels of the output · inputs : names of the layers read
-    weights : shape per weight, Keras' names and layout (kernel: x, y, z, in, out)
-    activation : "elu", or "" for none · sigma : of the smoothing, in voxels
+    weights : shape per weight, Keras' names and layout (kernel: x, y, z, in, out); empty for a layer without any
+    activation : of ACTIVATIONS; elu has alpha 1
     """
 
     name: str
     kind: str
     channels: int
-    inputs: tuple = ()
-    weights: dict = None
-    activation: str = ""
-    sigma: float = 0.0
+    inputs: tuple[str, ...] = ()
+    weights: dict[str, tuple] = field(default_factory=dict)
+    activation: str = "none"
 
 
 def layer_table(
-    *, levels, features, labels, convolutions_per_level=2, kernel=3, activation="elu", smoothing_sigma=0.5
+    *,
+    levels: int,
+    features: int,
+    labels: int,
+    convolutions_per_level: int = 2,
+    kernel: int = 3,
+    activation: str = "elu",
+    end: str = "softmax",
+    inputs: tuple[str, ...] = ("image",),
 ) -> list[Layer]:
-    """The layers in the order of execution; the last one gives the posteriors.
+    """The U-Net of SynthSeg, its layers in the order of execution; the last one gives the result.
 
-    Features double per level. A skip connection leaves its level before the normalisation.
+    features : channels of the finest level, they double per level · labels : channels of the result
+    activation : of the convolutions but the last one, of ACTIVATIONS · end : of ENDS, what follows the last convolution
+    inputs : names of what the network reads, one channel each, put together in this order
+
+    A skip connection leaves its level before the normalisation. Raises SynthSegError("usage") for an activation or an
+    end that there is not.
+
+    >>> [layer.kind for layer in layer_table(levels=1, features=8, labels=3, convolutions_per_level=1)]
+    ['input', 'conv', 'norm', 'conv', 'softmax']
+    >>> table = layer_table(levels=2, features=8, labels=3, end="linear")
+    >>> table[-1].name, table[-1].activation, table[-1].weights["kernel"]
+    ('unet_likelihood', 'none', (1, 1, 1, 8, 3))
     """
-    if activation != "elu":
-        raise SynthSegError("usage", f"activation {activation}: not a layer of SynthSeg: set elu in the model card")
-    table = [Layer("unet_input", "input", 1)]
+    for what, value, known in (("activation", activation, ACTIVATIONS), ("end", end, ENDS)):
+        if value not in known:
+            raise SynthSegError("usage", f"{what} {value}: no such {what}: use one of {', '.join(known)}")
+    table = [Layer(name, "input", 1) for name in inputs]
 
     def add(name, kind, channels, inputs=None, **more):
         table.append(Layer(name, kind, channels, inputs or (table[-1].name,), **more))
@@ -60,6 +81,8 @@ def layer_table(
         names = ("gamma", "beta", "moving_mean", "moving_variance")
         add(name, "norm", channels, weights=dict.fromkeys(names, (channels,)))
 
+    if len(inputs) > 1:
+        add("unet_inputs", "concat", len(inputs), tuple(inputs))
     skips = []
     for level in range(levels):
         channels = features * 2**level
@@ -78,31 +101,39 @@ def layer_table(
         for j in range(convolutions_per_level):
             convolve(f"unet_conv_uparm_{number}_{j}", channels)
         normalise(f"unet_bn_up_{i}")
-    convolve("unet_likelihood", labels, 1, "")
-    add("unet_prediction", "softmax", labels)
-    if smoothing_sigma > 0:
-        add("smoothing", "smooth", labels, sigma=smoothing_sigma)
+    convolve("unet_likelihood", labels, 1, "none")
+    if end == "softmax":
+        add("unet_prediction", "softmax", labels)
     return table
 
 
-def table_of(model) -> list[Layer]:
-    """The layer table of a `cards.Model`."""
-    return layer_table(**model.card["network"], smoothing_sigma=model.smoothing_sigma)
+def end_of(table: list[Layer]) -> str:
+    """How a table ends: "softmax", or "linear" where its last layer is another one."""
+    return "softmax" if table[-1].kind == "softmax" else "linear"
 
 
-def count_parameters(table) -> int:
-    return sum(prod(shape) for layer in table for shape in (layer.weights or {}).values())
+def count_parameters(table: list[Layer]) -> int:
+    """How many numbers the weights of a table are.
+
+    >>> count_parameters(layer_table(levels=5, features=24, labels=32))  # SynthSeg 1.0
+    13242824
+    """
+    return sum(prod(shape) for layer in table for shape in layer.weights.values())
 
 
-def gaussian_kernel(sigma) -> np.ndarray:
-    """Full 3-D Gaussian, sum 1, float32; its window is that of upstream: 3 voxels for sigma 0.5."""
+def gaussian_kernel(sigma: float) -> np.ndarray:
+    """Full 3-D Gaussian, sum 1, float32, sigma in voxels; its window is that of upstream.
+
+    >>> gaussian_kernel(0.5).shape, gaussian_kernel(1.6).shape
+    ((3, 3, 3), (5, 5, 5))
+    """
     radius = int(ceil(2.5 * sigma) / 2)
     x, y, z = np.meshgrid(*[np.arange(-radius, radius + 1)] * 3, indexing="ij", sparse=True)
     kernel = np.exp(-(x**2) / (2 * sigma**2)) * np.exp(-(y**2) / (2 * sigma**2)) * np.exp(-(z**2) / (2 * sigma**2))
     return (kernel / kernel.sum()).astype(np.float32)
 
 
-def read_weights(path, table) -> dict:
+def read_weights(path: str | Path, table: list[Layer]) -> dict[str, dict[str, np.ndarray]]:
     """Read the weights of a Keras HDF5 file by layer name.
 
     Returns {layer name: {weight name: float32 array}}.

@@ -1,7 +1,6 @@
 """Find a model's weights: a file of the user, the file beside the card, or a checked download in the cache.
 
-Standard library only. A card is the dictionary of ``card.yaml``; its ``weights`` entry holds ``file`` and, where known,
-``size`` (bytes), ``sha256``, ``git_blob`` (SHA-1 of git's blob) and ``urls``.
+Standard library only.
 """
 
 import errno
@@ -15,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from synthseg_native import shared_disk
@@ -23,18 +23,33 @@ from synthseg_native.errors import SynthSegError
 CHUNK = 1 << 18
 
 
-def default_cache():
+@dataclass(frozen=True)
+class WeightsFile:
+    """A weights file as a card knows it.
+
+    file : its name · size : bytes · sha256, git_blob : hashes of its content, the latter SHA-1 of git's blob
+    urls : where it can be had. What is not known is None, and not checked.
+    """
+
+    file: str
+    size: int | None = None
+    sha256: str | None = None
+    git_blob: str | None = None
+    urls: tuple[str, ...] = ()
+
+
+def default_cache() -> Path:
     """Folder for downloads and kernels: ``$XDG_CACHE_HOME/synthseg-native``, else ``~/.cache/synthseg-native``."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "synthseg-native"
 
 
-def mismatch(path, expected):
-    """Return None if the file has the size and hashes of ``expected`` (a card's ``weights``), else what differs."""
+def mismatch(path: str | Path, expected: WeightsFile) -> str | None:
+    """Return None if the file has the size and hashes that are expected, else what differs."""
     path = Path(path)
     size = path.stat().st_size
-    if expected.get("size") not in (None, size):
-        return f"{size} bytes found, {expected['size']} expected"
+    if expected.size not in (None, size):
+        return f"{size} bytes found, {expected.size} expected"
     sha256 = hashlib.sha256()
     # Git's blob id is the SHA-1 of a short header and the contents.
     blob = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
@@ -42,21 +57,24 @@ def mismatch(path, expected):
         while block := stream.read(CHUNK):
             sha256.update(block)
             blob.update(block)
-    if expected.get("sha256") not in (None, sha256.hexdigest()):
-        return f"SHA-256 {sha256.hexdigest()} found, {expected['sha256']} expected"
-    if expected.get("git_blob") not in (None, blob.hexdigest()):
-        return f"git blob id {blob.hexdigest()} found, {expected['git_blob']} expected"
+    if expected.sha256 not in (None, sha256.hexdigest()):
+        return f"SHA-256 {sha256.hexdigest()} found, {expected.sha256} expected"
+    if expected.git_blob not in (None, blob.hexdigest()):
+        return f"git blob id {blob.hexdigest()} found, {expected.git_blob} expected"
     return None
 
 
-def resolve(card, model_dir, weights=None, cache=None, log=None, **options):
-    """Return the path of the model's weights, checked against the card; fetch them if they are nowhere.
+def resolve(
+    expected: WeightsFile, model: str, folder: str | Path, weights=None, cache=None, log=None, **options
+) -> Path:
+    """Return the path of the weights of a model, checked against its card; fetch them if they are nowhere.
+
+    expected : what the card says of them · model, folder : its name and where it lies
 
     Looked for in this order: ``weights`` (a path that the user names), the file beside the card, the cache folder.
     A user's file whose hash is not the card's is refused; a card without hashes takes any file.
     ``options`` go to `fetch`. Raises SynthSegError.
     """
-    expected = card["weights"]
     if weights is not None:
         path = Path(weights).expanduser()
         if not path.is_file():
@@ -64,22 +82,31 @@ def resolve(card, model_dir, weights=None, cache=None, log=None, **options):
         if problem := mismatch(path, expected):
             raise SynthSegError(
                 "usage",
-                f"{path}: not the weights of {card['name']} ({problem}): name the right file, or make a model folder "
+                f"{path}: not the weights of {model} ({problem}): name the right file, or make a model folder "
                 "of your own with its hash (models/README.md)",
             )
         return path
-    beside = Path(model_dir) / expected["file"]
+    beside = Path(folder) / expected.file
     if beside.is_file():
         if problem := mismatch(beside, expected):
             raise SynthSegError("usage", f"{beside}: damaged ({problem}): restore it or delete it")
         return beside
-    if not expected.get("urls"):
+    if not expected.urls:
         raise SynthSegError("usage", f"{beside}: no such weights file, and the card has no address: put it there")
-    return fetch(card, Path(cache or default_cache()).expanduser() / expected["file"], log=log, **options)
+    return fetch(expected, Path(cache or default_cache()).expanduser() / expected.file, log=log, **options)
 
 
-def fetch(card, destination, urls=None, log=None, attempts=4, pause=1.0, timeout=30.0, lock_wait=3600.0):
-    """Download the card's weights to ``destination`` unless a right file is there already; return the path.
+def fetch(
+    expected: WeightsFile,
+    destination: str | Path,
+    urls=None,
+    log=None,
+    attempts: int = 4,
+    pause: float = 1.0,
+    timeout: float = 30.0,
+    lock_wait: float = 3600.0,
+) -> Path:
+    """Download weights to ``destination`` unless a right file is there already; return the path.
 
     What has arrived waits in ``<destination>.part`` and is completed by a Range request, by this call or a later one.
     Each address is tried ``attempts`` times, with a pause that starts at ``pause`` seconds and doubles; ``timeout``
@@ -87,7 +114,6 @@ def fetch(card, destination, urls=None, log=None, attempts=4, pause=1.0, timeout
     bytes are deleted. A lock keeps a second process waiting, at most ``lock_wait`` seconds. ``log`` gets lines of text
     (default: stderr). Raises SynthSegError when no address gave the file.
     """
-    expected = card["weights"]
     destination = Path(destination)
     log = log or (lambda line: print(line, file=sys.stderr, flush=True))
     try:
@@ -100,7 +126,7 @@ def fetch(card, destination, urls=None, log=None, attempts=4, pause=1.0, timeout
                 if problem is None:
                     return destination
                 log(f"{destination}: damaged ({problem}): fetching it again")
-            _fetch_locked(expected, destination, urls or expected["urls"], log, attempts, pause, timeout)
+            _fetch_locked(expected, destination, urls or expected.urls, log, attempts, pause, timeout)
     except OSError as error:
         code = "disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "usage"
         raise SynthSegError(
@@ -120,7 +146,7 @@ def _fetch_locked(expected, destination, urls, log, attempts, pause, timeout):
             if attempt == 0 or resumed:
                 log(f"{destination.name}: {'resuming' if resumed else 'fetching'} from {url}")
             try:
-                _download(url, part, expected.get("size"), timeout, log)
+                _download(url, part, expected.size, timeout, log)
             except _AddressError as error:
                 failure, again = str(error), error.again
             else:

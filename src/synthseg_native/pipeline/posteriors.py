@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from synthseg_native.errors import SynthSegError
+from synthseg_native.pipeline.smoothing import smoothed
 from synthseg_native.scan.grid import workers
 
 MAX_MARGIN = 0.0655  # what the margin map can hold: 65500 steps of 1e-6
@@ -41,28 +42,36 @@ class Segmentation:
     removed: dict
 
 
-def predict(engine, volume, flip, progress=lambda share: None, threads=1) -> np.ndarray:
-    """Posteriors of a volume (X, Y, Z), averaged with those of its mirror image, sides swapped back.
+def predict(engine, volume, flip, sigma=0.0, progress=lambda share: None, threads=1) -> np.ndarray:
+    """Posteriors of a volume (X, Y, Z), smoothed, averaged with those of its mirror image, sides swapped back.
 
-    flip : (N,) channel of the mirrored structure; None: no averaging (fast mode). The engine's slabs go straight into
-    the one array of the result. progress is told the share that is done, in [0, 1].
+    flip : (N,) channel of the mirrored structure; None: no averaging (fast mode) · sigma : of the smoothing, in voxels,
+    0 for none. The engine's slabs go straight into the one array of the result. progress is told the share that is
+    done, in [0, 1].
     """
     planes, total, passes = volume.shape[0], None, 1 if flip is None else 2
     engine.release()  # of what a pass left that failed
     with workers(threads) as each:
-        for start, slab in engine.posteriors(volume):
+        for start, slab in _slabs(engine, volume, sigma):
             if total is None:
                 total = np.empty((planes, slab.shape[-1], *volume.shape[1:]), dtype=np.float32)
             each(_put, total[start : start + len(slab)], slab)
         progress(1 / passes)
         if flip is not None:
             del slab
-            for start, slab in engine.posteriors(volume[::-1]):
+            for start, slab in _slabs(engine, volume[::-1], sigma):
                 first = planes - start - len(slab)
                 each(lambda target, plane: _average(target, plane, flip), total[first : planes - start], slab[::-1])
             progress(1.0)
     engine.release()
     return np.moveaxis(total, 1, 3)
+
+
+def _slabs(engine, volume, sigma):
+    """What the engine makes of an image, smoothed by itself where it offers that: it has the planes at hand."""
+    if engine.can.smooths:
+        return engine.run({"image": volume}, sigma)
+    return smoothed(engine.run({"image": volume}), sigma)
 
 
 def _blocks(target, plane):
@@ -253,6 +262,11 @@ def finish(posteriors, box, labels, threshold, fast=False, threads=1) -> Segment
         return label(posteriors, labels.index, removed, boxes, threads)
     boxes, removed = keep_components(posteriors, labels.topology, threshold, threads)
     return label(posteriors[box], labels.index, removed, [_within(inner, box) for inner in boxes], threads)
+
+
+def volumes_mm3(segmentation: Segmentation, voxel_mm) -> np.ndarray:
+    """Sum of posteriors per channel, in mm3 (N,), float64. voxel_mm : (3,)"""
+    return segmentation.soft * np.prod(voxel_mm, dtype=np.float64)
 
 
 def _within(inner, box):

@@ -1,5 +1,6 @@
-"""One scan through the whole pipeline: read, regrid, network, labels, results."""
+"""One scan as files: read it, segment it by `core`, write what was asked for."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -8,9 +9,10 @@ import numpy as np
 from synthseg_native import engines, jobs, memory
 from synthseg_native.identity import command
 from synthseg_native.networks import cards, layers, weights
-from synthseg_native.pipeline import posteriors as posteriors_of
-from synthseg_native.results import figures, outputs, quality
-from synthseg_native.scan import grid, own_grid, reading
+from synthseg_native.pipeline import core
+from synthseg_native.results import images, tables
+from synthseg_native.results.sidecar import save_json, sidecar
+from synthseg_native.scan import reading
 
 INTERPOLATIONS = ("posterior", "nearest")
 
@@ -33,23 +35,48 @@ class Options:
     accept: tuple = ()
 
 
-@dataclass
-class _Run:
-    """One scan on its way. shape : (3,) of the scan · own : the label map on the scan's own grid, where asked for"""
+# Of the stages of `core`, the share of a run at which they begin, and the phase of the record that they are timed in.
+BEGINS = {
+    "read": 0.0,
+    "grid": 0.03,
+    "start": 0.05,
+    "network": 0.08,
+    "labels": 0.80,
+    "own grid": 0.88,
+    "measures": 0.91,
+    "quality": 0.91,
+    "picture": 0.92,
+    "write": 0.96,
+}
+PHASES = {"grid": "read", "labels": "postprocess", "own grid": "postprocess", "measures": "postprocess",
+          "quality": "postprocess", "picture": "write"}  # fmt: skip
 
-    found: reading.Scan
-    shape: tuple
-    gridded: grid.Regridded
-    prepared: grid.Prepared
-    result: posteriors_of.Segmentation | None = None
-    label_map: np.ndarray | None = None
-    figures: dict | None = None
-    own: own_grid.GridLabels | None = None
 
-    def to_input(self, array, background=0):
-        """An array on the image that the network saw (x, y, z, ...) as a view in the scan's axis order, uncropped."""
-        whole = grid.uncrop(array, self.prepared, background)
-        return grid.from_ras(whole, self.prepared.axes, self.prepared.flipped)
+class _Course:
+    """How far a run is: each stage on the clock, and told to `progress`. Ended when its block ends."""
+
+    def __init__(self, clock, progress):
+        self._clock, self._progress, self._phase, self._stack = clock, progress, None, ExitStack()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._stack.close()
+
+    def at(self, stage, share=0.0):
+        """So much of a stage is done, in [0, 1]."""
+        self.time(PHASES.get(stage, stage))
+        begin = BEGINS[stage]
+        end = min((other for other in BEGINS.values() if other > begin), default=1.0)
+        self._progress(stage, begin + share * (end - begin))
+
+    def time(self, phase):
+        """What follows counts for this phase."""
+        if phase != self._phase:
+            self._stack.close()
+            self._stack.enter_context(self._clock(phase))
+            self._phase = phase
 
 
 class Segmenter:
@@ -59,20 +86,23 @@ class Segmenter:
     """
 
     def __init__(self, name, options, weights_file=None):
-        """name : of a model or its folder. Raises SynthSegError for a model, engine or precision that is not there."""
+        """name : of a model or its folder. Raises SynthSegError for a model, engine or precision that is not
+        there, and for a network that the engine cannot compute."""
         self.options = options
         self.module = engines.load(options.engine, options.precision)
         self.model = cards.load(name)
+        self.table = self.model.network.table()
+        self.module.check(self.table)
         self._named = weights_file
         if weights_file:
             self.weights_file  # noqa: B018 (a wrong name is wrong use, before anything is run)
-        self.table = layers.table_of(self.model)
-        self.engine, self.shape = None, None
+        self.engine = None
 
     @cached_property
     def weights_file(self):
         """Looked for, and maybe fetched, when a scan is found to be worth it."""
-        return weights.resolve(self.model.card, self.model.folder, weights=self._named)
+        model = self.model
+        return weights.resolve(model.weights, model.name, model.folder, weights=self._named)
 
     @cached_property
     def weights_sha256(self):
@@ -89,171 +119,105 @@ class Segmenter:
         notes["model"].update(name=self.model.name, research_grade=self.model.research_grade)
 
     def run(self, job, staged, notes, clock, progress, in_thread=lambda call, *arguments: call(*arguments)):
-        """Segment the scan of a `jobs.Job`; write its results through `outputs.Staged`, fill the run record.
+        """Segment the scan of a `jobs.Job`; write its results through `staged.Staged`, fill the run record.
 
-        progress(phase, share done) is told now and then; in_thread(call, *arguments) makes the one long call. Returns
-        {"csv": row, "tsv": rows} for the tables. Raises SynthSegError, MemoryError, OSError.
+        progress(stage, share of the run that is done) is told now and then; in_thread(call, *arguments) makes the one
+        long call. Returns {"csv": row, "tsv": rows} for the tables. Raises SynthSegError, MemoryError, OSError.
         """
-        options, labels = self.options, self.model.labels
-        with clock("read"):
-            progress("read", 0.0)
-            run = self._read(job, notes)
-        places = {option: staged.path(path) for option, path in job.outputs.items() if option != "record"}
-        with clock("write"):
-            if "resample" in places:
-                outputs.save_image(places["resample"], run.gridded.data, run.gridded.affine, run.found.header)
-        run.gridded.data = None  # nothing large is kept that is not needed again
-        if "picture" not in places:
-            run.found.data = None
+        with _Course(clock, progress) as course:
+            course.at("read")
+            scan = self._read(job, notes)
+            places = {option: staged.path(path) for option, path in job.outputs.items() if option != "record"}
 
-        with clock("start"):
-            progress("start", 0.05)
-            notes["model"]["weights_sha256"] = self.weights_sha256
-            engine = self._engine_for(run.prepared.volume.shape)
-            notes["engine"]["version"] = engine.version
-            notes.update(device=engine.device, device_reason=engine.device_reason)
-        with clock("network"):
-            progress("network", 0.08)
-            flip = None if options.fast else labels.flip
-            passed = lambda share: progress("network", 0.08 + 0.72 * share)  # noqa: E731
-            posteriors = in_thread(posteriors_of.predict, engine, run.prepared.volume, flip, passed, options.threads)
-            run.prepared.volume = None
-        with clock("postprocess"):
-            progress("labels", 0.8)
-            run.result = posteriors_of.finish(
-                posteriors, run.prepared.box, labels, self.model.threshold, options.fast, options.threads
-            )
-            del posteriors
-            run.label_map = run.to_input(run.result.labels)
-            run.figures = figures.measure(labels, run.result.labels, run.result, run.gridded.voxel_mm)
-            if options.keepgeom or "native_grid" in places:
-                progress("input grid", 0.88)
-                run.own = self._own_grid(run)
-            notes["output"] = self._output(run)
-        with clock("write"):
-            progress("write", 0.92)
-            return self._write(run, job, staged, places, notes, progress)
+            def engine():
+                course.at("start")
+                return self._engine_for(notes)
+
+            def resampled(gridded):
+                if "resample" in places:
+                    course.time("write")
+                    images.save_image(places["resample"], gridded.data, gridded.affine, scan.header)
+
+            def segment():
+                options = self._core_options(job)
+                hooks = {"on_stage": course.at, "on_grid": resampled}
+                return core.segment(scan, self.model, engine, options, release=True, **hooks)
+
+            result = in_thread(segment)
+            notes["output"] = result.facts
+            course.at("write")
+            return self._write(scan, result, job, staged, places, notes)
+
+    def _core_options(self, job) -> core.Options:
+        o, grade = self.options, "" if self.model.research_grade else " (not for research)"
+        return core.Options(
+            fast=o.fast,
+            ct=o.ct,
+            crop=o.crop,
+            autocrop=o.autocrop,
+            own_grid=self._on_own_grid(job),
+            interpolation=o.interpolation,
+            title=f"{job.image.name} · {self.model.name}{grade}" if "picture" in job.outputs else None,
+            threads=o.threads,
+        )
+
+    def _on_own_grid(self, job):
+        return self.options.keepgeom or "native_grid" in job.outputs
 
     def _read(self, job, notes):
+        """The scan, noted in the record, if this machine has the memory that it takes."""
         options = self.options
         found = reading.read(job.image, options.accept)
         notes["input"] = found.description
-        size = memory.size_of(
-            self.model.card,
-            found.data.shape,
-            found.voxel_mm,
-            options.crop,
-            options.keepgeom or "native_grid" in job.outputs,
-        )
         # Before anything large is made; autocrop's size is not known yet, and never larger.
+        size = memory.size_of(
+            self.model.network, found.data.shape, found.voxel_mm, options.crop, self._on_own_grid(job)
+        )
         how = options.engine, options.precision, options.device
         notes["predicted_peak_mib"] = memory.predict(size, *how)
-        memory.check(job.image, size, *how, self.model.card)
-        gridded = grid.regrid(found, self.model.resolution, options.threads)
-        prepared = grid.prepare(
-            gridded.data,
-            gridded.affine,
-            pad_multiple=self.model.pad_multiple,
-            min_size=self.model.min_size,
-            ct=options.ct,
-            crop=options.crop,
-            autocrop=options.autocrop,
-        )
-        return _Run(found, found.data.shape, gridded, prepared)
+        memory.check(job.image, size, *how, self.model.network)
+        return found
 
-    def _own_grid(self, run):
-        """The label map on the scan's own grid, a `own_grid.GridLabels`."""
-        if self.options.interpolation == "nearest":
-            return own_grid.nearest_labels(run.label_map, run.gridded.factor, run.shape)
-        return own_grid.labels_on_grid(
-            grid.from_ras(run.result.posteriors, run.prepared.axes, run.prepared.flipped),
-            self.model.labels.index,
-            run.gridded.factor,
-            run.shape,
-            grid.crop_origin(run.prepared),
-            self.options.threads,
-        )
-
-    def _output(self, run) -> dict:
-        """What the run record says of the results."""
-        confidence, own = run.result.confidence, None
-        if run.own:
-            own = {
-                "labels_sha256": outputs.labels_sha256(run.own.labels),
-                "shape": list(run.own.labels.shape),
-                "voxel_mm": run.found.description["voxel_mm"],
-                "interpolation": self.options.interpolation,
-                "labels_missing": run.own.missing,
-                "labels_rescued": run.own.rescued,
-            }
-        return {
-            "labels_sha256": outputs.labels_sha256(run.label_map),
-            "shape": list(run.label_map.shape),
-            "voxel_mm": [round(float(v), 6) for v in run.gridded.voxel_mm],
-            "mean_confidence": None if confidence != confidence else round(confidence, 6),
-            "qc": run.figures,
-            "native_grid": own,
-        }
-
-    def _write(self, run, job, staged, places, notes, progress):
-        """Write what was asked for, and beside it what it is; returns what `run` returns."""
-        labels, result, header, affine = self.model.labels, run.result, run.found.header, run.gridded.affine
-        color_table = labels if self.options.addctab else None
-        on_own_grid = [option for option in ("native_grid", "o" if self.options.keepgeom else None) if option in places]
-        for option in on_own_grid:
-            outputs.save_labels(places[option], run.own.labels, run.found.affine, header, color_table)
-        if "o" not in on_own_grid:
-            outputs.save_labels(places["o"], run.label_map, affine, header, color_table)
-        if "post" in places:
-            background = np.eye(1, len(labels), dtype=np.float32)[0]  # outside a crop all is background
-            posteriors = run.to_input(result.posteriors, background)
-            outputs.save_image(places["post"], posteriors, affine, header, np.float32)
-        if "margin" in places:
-            outputs.save_margin(places["margin"], run.to_input(result.margin), affine, header)
-        volumes = outputs.soft_volumes(result, run.gridded.voxel_mm)
-        at_edge = [int(value) for value in run.figures["edge_voxels"]]
-        rows = outputs.volume_rows(labels, volumes, result.counts, run.gridded.voxel_mm, result.confidences, at_edge)
-        tables = {"csv": outputs.csv_row(job.image.name, labels, volumes), "tsv": rows}
-        if "vol" in places:
-            outputs.save_volumes_csv(places["vol"], labels, [tables["csv"]], first_cell="")
-        if "picture" in places:
-            progress("picture", 0.96)
-            self._draw(run, job, places["picture"], volumes)
-        note = jobs.note(job, command.wanted(self, job, notes["input"]["sha256"]), places, tables)
-        for option, path in job.sidecars.items():
-            extra = {jobs.NOTE: note} if option == "o" else {}
-            which = "native" if option in on_own_grid else "network"
-            outputs.save_json(staged.path(path), outputs.sidecar(notes, which) | extra)
-        return tables
-
-    def _draw(self, run, job, place, volumes):
-        from synthseg_native.results import picture
-
-        labels, grade = self.model.labels, "" if self.model.research_grade else " (not for research)"
-        picture.draw(
-            place,
-            run.found.data,
-            run.found.affine,
-            run.label_map,
-            run.gridded.affine,
-            labels,
-            title=f"{job.image.name} · {self.model.name}{grade}",
-            lines=picture.lines(quality.assess(run.figures, labels), labels, volumes),
-        )
-
-    def _engine_for(self, shape):
-        """The engine, ready for padded volumes of this shape."""
-        last, self.shape = self.shape, None  # none, where this fails
+    def _engine_for(self, notes):
+        """The engine, built at the first scan, and noted in the record."""
+        notes["model"]["weights_sha256"] = self.weights_sha256
         if self.engine is None:
+            options = self.options
             self.engine = self.module.build(
                 self.table,
                 layers.read_weights(self.weights_file, self.table),
-                shape,
-                device=self.options.device,
-                threads=self.options.threads,
-                precision=self.options.precision,
+                device=options.device,
+                threads=options.threads,
+                precision=options.precision,
             )
-        elif shape != last:
-            self.engine.reshape(shape)
-        self.shape = shape
+        notes["engine"]["version"] = self.engine.version
+        notes["engine"]["onednn"] = getattr(self.engine, "onednn", None)
+        notes.update(device=self.engine.device, device_reason=self.engine.device_reason)
         return self.engine
+
+    def _write(self, scan, result, job, staged, places, notes):
+        """Write what was asked for, and beside it what it is; returns what `run` returns."""
+        labels, header, affine = self.model.labels, scan.header, result.affine
+        color_table = labels if self.options.addctab else None
+        on_own_grid = [option for option in ("native_grid", "o" if self.options.keepgeom else None) if option in places]
+        for option in on_own_grid:
+            images.save_labels(places[option], result.own.labels, scan.affine, header, color_table)
+        if "o" not in on_own_grid:
+            images.save_labels(places["o"], result.labels, affine, header, color_table)
+        if "post" in places:
+            images.save_image(places["post"], result.posteriors(), affine, header, np.float32)
+        if "margin" in places:
+            images.save_margin(places["margin"], result.margin(), affine, header)
+        if "picture" in places:
+            places["picture"].write_bytes(result.picture)
+        found, at_edge = result.found, result.quality["labels_at_fov_edge"]
+        rows = tables.volume_rows(labels, result.volumes, found.counts, result.voxel_mm, found.confidences, at_edge)
+        made = {"csv": tables.csv_row(job.image.name, labels, result.volumes), "tsv": rows}
+        if "vol" in places:
+            tables.save_volumes_csv(places["vol"], labels, [made["csv"]], first_cell="")
+        note = jobs.note(job, command.wanted(self, job, notes["input"]["sha256"]), places, made)
+        for option, path in job.sidecars.items():
+            extra = {jobs.NOTE: note} if option == "o" else {}
+            which = "native" if option in on_own_grid else "network"
+            save_json(staged.path(path), sidecar(notes, which) | extra)
+        return made

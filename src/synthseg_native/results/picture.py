@@ -6,6 +6,8 @@ what is drawn is resampled.
 
 import logging
 import textwrap
+import threading
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,7 @@ FINE, THICK = 3, 5  # outlines are found on a grid this much finer than the pixe
 GREYS = 64  # levels; more of them store noise
 OUTSIDE = 0.09  # grey of what the scan does not cover, so that the edge of its field of view shows
 ODD = "! "  # opens a line that says what is odd
+_DRAWING = threading.Lock()  # matplotlib draws in one thread at a time
 MADE_BY = "synthseg-native"  # keyword of the text in the file that says what drew it
 TINTS = {"title": "#ffffff", "text": "#c8c8c8", "odd": "#ffc04d", "side": "#7fd4ff"}
 
@@ -47,8 +50,10 @@ def lines(qc, labels_table, volumes) -> list[str]:
     return [" · ".join(parts), *([ODD + remark for remark in qc["remarks"]] or ["nothing odd"])]
 
 
-def draw(path, image, image_affine, labels, labels_affine, labels_table, *, title, lines, made_by=""):
-    """Write a PNG of 1600 x 1100 pixels; the same input gives the same bytes.
+def draw(
+    image, image_affine, labels, labels_affine, labels_table, *, title: str, lines: list[str], made_by: str = ""
+) -> bytes:
+    """A PNG of 1600 x 1100 pixels; the same input gives the same bytes.
 
     image (X, Y, Z) real, labels (x, y, z) whole numbers, each with its affine (4, 4); the grids may differ.
     labels_table : `cards.Labels`, for the colours · title : any text · lines : see `lines`, drawn below the picture
@@ -79,7 +84,7 @@ def draw(path, image, image_affine, labels, labels_affine, labels_table, *, titl
         color, cover = _outlines(panel.labels, labels_table)
         canvas[panel.rows, panel.columns] = grey[..., None] * (1 - cover) + color
     subtitle = f"{VIEW} · grey from {low:.4g} to {high:.4g} · FreeSurfer's colours"
-    _write(path, canvas, panels, title, subtitle, [ODD + note for note in notes] + list(lines), made_by)
+    return _png(canvas, panels, title, subtitle, [ODD + note for note in notes] + list(lines), made_by)
 
 
 # Where the slices lie --------------------------------------------------------------------------------------------
@@ -211,8 +216,8 @@ def _pooled(fine):
 # The page --------------------------------------------------------------------------------------------------------
 
 
-def _write(path, canvas, panels, title, subtitle, lines, made_by):
-    """Put the text on the canvas (HEIGHT, WIDTH, 3) and write it, without a date and without the software's name."""
+def _png(canvas, panels, title, subtitle, lines, made_by):
+    """Put the text on the canvas (HEIGHT, WIDTH, 3); as PNG, without a date and without the software's name."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # its font cache is nobody's business
     from matplotlib import get_data_path
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -252,14 +257,16 @@ def _write(path, canvas, panels, title, subtitle, lines, made_by):
         wrapped[TEXT_LINES - 1 :] = [(f"{ODD}… and more: see the run record", True)]
     for number, (text, odd) in enumerate(wrapped):
         write(LEFT, HEIGHT - BOTTOM + 30 + 21 * number, text, 10, "odd" if odd else "text")
-    page.draw()
-    about = PngInfo()
+    with _DRAWING:
+        page.draw()
+    png, about = BytesIO(), PngInfo()
     if made_by:
         about.add_text(MADE_BY, made_by)
-    Image.fromarray(np.asarray(page.buffer_rgba())[..., :3]).save(path, format="PNG", pnginfo=about)
+    Image.fromarray(np.asarray(page.buffer_rgba())[..., :3]).save(png, format="PNG", pnginfo=about)
+    return png.getvalue()
 
 
-def made_by_of(path) -> str | None:
+def made_by_of(path: str | Path) -> str | None:
     """The word that a picture was drawn with; None without one, or where there is no picture."""
     try:
         with Path(path).open("rb") as file:

@@ -23,7 +23,7 @@ def new(kind, command) -> dict:
         "error": None,
         "scan": None,
         "command": list(command),
-        "engine": {"name": None, "version": None, "package_version": __version__},
+        "engine": {"name": None, "version": None, "onednn": None, "package_version": __version__},
         "model": {"name": None, "research_grade": None, "weights_sha256": None},
         "mode": "default",
         "precision": None,

@@ -1,4 +1,4 @@
-"""Reading a volumes.tsv; `outputs` writes it."""
+"""Reading a volumes.tsv; `tables` writes it."""
 
 import csv
 import math

@@ -8,6 +8,7 @@ import errno
 import gzip
 import hashlib
 import stat
+import threading
 import warnings
 import zlib
 from collections.abc import Iterable
@@ -20,7 +21,7 @@ import nibabel as nib
 import numpy as np
 
 from synthseg_native.errors import SynthSegError
-from synthseg_native.results.outputs import IMAGE_EXTENSIONS, image_extension
+from synthseg_native.scan.formats import IMAGE_EXTENSIONS, image_extension
 from synthseg_native.scan.grid import ras_order, voxel_sizes
 
 MAX_VOXELS = 2**30
@@ -113,17 +114,39 @@ def read(path: str | PathLike, accept: Iterable[str] = ()) -> Scan:
     raise SynthSegError("bad_input", f"{path}: {what}: {remedy}")
 
 
+class _Silence:
+    """No warning and no remark of nibabel's while somebody reads. Both are settings of the whole process: the first of
+    several threads that read at once makes them, the last one puts them back."""
+
+    def __init__(self):
+        self._lock, self._readers = threading.Lock(), 0
+
+    def __enter__(self):
+        with self._lock:
+            self._readers += 1
+            if self._readers > 1:
+                return
+            self._was_disabled, nib.imageglobals.logger.disabled = nib.imageglobals.logger.disabled, True
+            self._warnings = warnings.catch_warnings()
+            self._warnings.__enter__()
+            warnings.simplefilter("ignore")
+
+    def __exit__(self, *error):
+        with self._lock:
+            self._readers -= 1
+            if not self._readers:
+                self._warnings.__exit__(None, None, None)
+                nib.imageglobals.logger.disabled = self._was_disabled
+
+
+_SILENCE = _Silence()
+
+
 @contextmanager
 def _quiet():
     """nibabel's and numpy's remarks are reported here, as errors or flags."""
-    logger = nib.imageglobals.logger
-    was_disabled, logger.disabled = logger.disabled, True
-    try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.disabled = was_disabled
+    with _SILENCE, np.errstate(all="ignore"):
+        yield
 
 
 def _read(path, accept) -> Scan:

@@ -13,6 +13,7 @@ from synthseg_native.networks.layers import NORMALISATION_EPSILON, gaussian_kern
 # Largest difference to the CPU in results of order 1. Other orders of summation stay below 1e-5; reduced precision
 # (TF32, bfloat16) and wrong kernels do not.
 TOLERANCE = 1e-4
+SMOOTHING = 0.5  # of what the networks give, in voxels, as SynthSeg does it
 TOLERANCE_BF16 = 0.05  # of posteriors: with 8 bits of mantissa small networks stay below 0.02
 
 
@@ -217,24 +218,30 @@ def _softmax(x):
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
-def _network(table, weights, x, precision="float32"):
-    """The layer table, one array per layer; x is (X, Y, Z), the result (X, Y, Z, labels). Precise at any precision."""
-    done = {table[0].name: x[None, ..., None]}
-    for layer in table[1:]:
+def _relu(x):
+    return np.maximum(x, 0)
+
+
+def _network(table, weights, x, precision="float32", smoothing=SMOOTHING):
+    """The layer table, one array per layer, and the smoothing of what it gives; x is (X, Y, Z), or such arrays by
+    the names of inputs, the result (X, Y, Z, labels). Precise at any precision."""
+    given = x if isinstance(x, dict) else {table[0].name: x}
+    done = {name: volume[None, ..., None] for name, volume in given.items()}
+    for layer in table[len(done) :]:
         first, *others = (done[name] for name in layer.inputs)
         w = weights.get(layer.name)
         if layer.kind == "conv":
             out = _conv3d(first, **w)
-            out = _elu(out) if layer.activation == "elu" else out
+            out = {"elu": _elu, "relu": _relu, "none": lambda x: x}[layer.activation](out)
         elif layer.kind == "norm":
             out = _batch_normalisation(first, w["moving_mean"], w["moving_variance"], w["beta"], w["gamma"])
         elif layer.kind == "concat":
             out = np.concatenate([first, *others], axis=-1)
-        elif layer.kind == "smooth":
-            out = _depthwise_conv3d(first, np.repeat(gaussian_kernel(layer.sigma)[..., None, None], layer.channels, -1))
         else:
             out = {"pool": _max_pool3d, "up": _up_sampling3d, "softmax": _softmax}[layer.kind](first)
         done[layer.name] = out
+    if smoothing:
+        out = _depthwise_conv3d(out, np.repeat(gaussian_kernel(smoothing)[..., None, None], out.shape[-1], -1))
     return out[0]
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from synthseg_native.verification.probes import DeviceLost
+from synthseg_native.verification.probes import SMOOTHING, DeviceLost
 
 START_S = 300  # importing a runtime from a cold network file system takes its time
 PROBE_S = 120
@@ -151,11 +151,11 @@ def _serve(connection, name, kind, noise):
 
 
 def _network(engine, kind, table, weights, x, precision="float32"):
-    """What an engine makes of a volume: (X, Y, Z, labels)."""
+    """What an engine makes of a volume, smoothed: (X, Y, Z, labels)."""
     from synthseg_native import engines
 
-    built = engines.load(engine).build(table, weights, x.shape, device=kind, threads=1, precision=precision)
+    built = engines.load(engine).build(table, weights, device=kind, threads=1, precision=precision)
     result = np.full((*x.shape, table[-1].channels), np.nan, np.float32)
-    for start, slab in built.posteriors(x):
+    for start, slab in built.run({table[0].name: x}, SMOOTHING):
         result[start : start + len(slab)] = slab
     return result

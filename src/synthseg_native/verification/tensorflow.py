@@ -1,11 +1,11 @@
 """TensorFlow for the probes; see `process`."""
 
 import contextlib
-import os
 from typing import Any
 
 import numpy as np
 
+from synthseg_native.engines.tensorflow import has_onednn, set_environment
 from synthseg_native.networks.layers import NORMALISATION_EPSILON
 from synthseg_native.verification.process import versions_of
 
@@ -14,7 +14,7 @@ TITLE, ENGINE = "TensorFlow", "tensorflow"
 
 def start(kind: str) -> tuple[Any, dict[str, str], list[dict]]:
     """TensorFlow itself, versions, and the devices that it sees; for kind "cpu" the GPUs are hidden from it."""
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    set_environment()
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
@@ -33,7 +33,12 @@ def start(kind: str) -> tuple[Any, dict[str, str], list[dict]]:
                 tf.config.experimental.set_memory_growth(gpu, True)
     if kind == "cpu":
         tf.config.set_visible_devices([], "GPU")
-    return tf, {"tensorflow": tf.__version__, **versions_of("keras", "tensorflow-metal")}, seen
+    return tf, _versions(tf), seen
+
+
+def _versions(tf):
+    onednn = {None: "unknown", True: "on", False: "off"}[has_onednn()]
+    return {"tensorflow": tf.__version__, "oneDNN": onednn, **versions_of("keras", "tensorflow-metal")}
 
 
 def run(tf: Any, kind: str, operation: str, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, str]:

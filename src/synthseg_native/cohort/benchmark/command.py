@@ -107,7 +107,7 @@ def benchmark(arguments: argparse.Namespace) -> int:
     runner = Runner(code, pythons, work / "cache", upstream, 60 * arguments.timeout_min)
 
     def task(size: inputs.Size, model: str, threads: int, voxel_mm: float = 1.0) -> Task:
-        file = full / "weights.h5" if model == "full" else compact.folder / compact.card["weights"]["file"]
+        file = full / "weights.h5" if model == "full" else compact.folder / compact.weights.file
         return Task(heads[size, voxel_mm], full if model == "full" else compact.folder, file, size, threads)
 
     engines = [c for c in arguments.engines if c.environment in pythons]

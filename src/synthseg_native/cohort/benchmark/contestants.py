@@ -21,7 +21,7 @@ from synthseg_native.cohort.runs.reference import read_volumes_csv
 from synthseg_native.compare import compare_label_maps
 from synthseg_native.errors import SynthSegError
 from synthseg_native.networks.cards import read_labels
-from synthseg_native.results.outputs import labels_sha256
+from synthseg_native.results.hashes import labels_sha256
 
 REFERENCE, UPSTREAM = "reference", "upstream"
 PHASES = ("start", "read", "network", "postprocess", "write")

@@ -40,7 +40,7 @@ def measure_memory(
     for task, voxel_mm, own_grid in tasks:
         model = cards.load(task.model)
         name = "synthseg1" if model.name == "synthseg1size" else model.name
-        shape = memory.padded_shape(model.card, task.size, in_header(voxel_mm))
+        shape = memory.padded_shape(model.network, task.size, in_header(voxel_mm))
         for contestant in contestants:
             row = (contestant.engine, contestant.precision, contestant.device, name, *task.size, voxel_mm, *shape)
             row = tuple(map(as_text, (*row, own_grid)))

@@ -123,7 +123,7 @@ class Expectation:
             seconds = near["wall_s"] * scale * near["threads"] / threads
             return seconds, near["peak_rss_mib"] * max(1.0, scale)
         per_voxel, start = GUESSES[contestant.engine]
-        per_voxel *= cards.load(group.task.model).card["network"]["features"] / 24
+        per_voxel *= cards.load(group.task.model).network.layers["features"] / 24
         if contestant.precision == "bf16":
             per_voxel /= 2
         return start + per_voxel * voxels / threads, predicted_mib(group.task, contestant)
@@ -136,7 +136,7 @@ def in_header(voxel_mm: float) -> tuple[float, float, float]:
 
 def predicted_mib(task: Task, contestant: Contestant, voxel_mm: float = 1.0, own_grid: bool = False) -> float:
     """What the memory model says of a run."""
-    size = memory.size_of(cards.load(task.model).card, task.size, in_header(voxel_mm), own_grid=own_grid)
+    size = memory.size_of(cards.load(task.model).network, task.size, in_header(voxel_mm), own_grid=own_grid)
     if contestant.engine == UPSTREAM:
         return UPSTREAM_MEMORY * memory.predict(size, REFERENCE)
     return memory.predict(size, contestant.engine, contestant.precision, contestant.device)
@@ -144,7 +144,7 @@ def predicted_mib(task: Task, contestant: Contestant, voxel_mm: float = 1.0, own
 
 def padded_voxels(task: Task) -> int:
     """Voxels of the volume that the network sees."""
-    return int(np.prod(memory.padded_shape(cards.load(task.model).card, task.size, (1.0,) * 3)))
+    return int(np.prod(memory.padded_shape(cards.load(task.model).network, task.size, (1.0,) * 3)))
 
 
 class Benchmark:

@@ -37,7 +37,7 @@ BLUR = np.array([0.25, 0.5, 0.25], np.float32)
 def full_size(small: dict, small_weights: Weights, full: dict, seed: int = SEED) -> Weights:
     """{layer: {weight: float32 array}} of the network `full`, which computes about what `small` does, one level down.
 
-    small, full : the ``network`` entries of two model cards. full must have one level and some features more, and the
+    small, full : `cards.Network.shape` of two model cards. full must have one level and some features more, and the
     same labels. small_weights : from `layers.read_weights`.
     """
     if full["levels"] != small["levels"] + 1 or full["features"] <= small["features"] or small["features"] < 2:
@@ -146,12 +146,12 @@ def _last_level(weights: Weights, small_weights: Weights, small: dict, full: dic
 def write_h5(path: Path | str, table: Sequence[network.Layer], weights: Weights) -> None:
     """Write weights as Keras does (``layer_names``, and per layer ``weight_names`` and the arrays)."""
     with h5py.File(path, "w") as file:
-        layers = [layer for layer in table if layer.kind != "smooth"]  # upstream adds the smoothing later
-        file.attrs["layer_names"] = [layer.name for layer in layers]
+        names = ["unet_input" if layer.kind == "input" else layer.name for layer in table]  # upstream's
+        file.attrs["layer_names"] = names
         file.attrs["backend"], file.attrs["keras_version"] = "tensorflow", "2.15.0"
-        for layer in layers:
-            group = file.create_group(layer.name)
-            names = [f"{layer.name}/{name}:0" for name in layer.weights or ()]
+        for layer, place in zip(table, names, strict=True):
+            group = file.create_group(place)
+            names = [f"{layer.name}/{name}:0" for name in layer.weights]
             group.attrs["weight_names"] = names or np.zeros(0)
             for name in names:
                 array = weights[layer.name][name.split("/")[1].removesuffix(":0")]
@@ -169,7 +169,8 @@ def make_model(folder: Path | str, models_folder: Path | str, weights: Path | st
     full = models.load(models_folder / "synthseg1")
     shutil.copyfile(models_folder / "synthseg1" / "labels.tsv", folder / "labels.tsv")
     card = {key: value for key, value in full.card.items() if key not in ("cite", "title")}
-    card |= {"name": "synthseg1size", "research_grade": False, "weights": {"file": "weights.h5"}}
+    networks = [card["networks"][0] | {"weights": {"file": "weights.h5"}}]
+    card |= {"name": "synthseg1size", "research_grade": False, "networks": networks}
     (folder / "card.yaml").write_text(yaml.safe_dump(card), encoding="utf-8")
     place = folder / "weights.h5"
     beside = folder / "weights.h5.part"
@@ -177,11 +178,9 @@ def make_model(folder: Path | str, models_folder: Path | str, weights: Path | st
         shutil.copyfile(weights, beside)
     else:
         small = models.load(models_folder / "compact2mm")
-        small_weights = network.read_weights(
-            models_folder / "compact2mm" / small.card["weights"]["file"], network.table_of(small)
-        )
-        made = full_size(small.card["network"], small_weights, full.card["network"])
-        write_h5(beside, network.table_of(full), made)
+        small_weights = network.read_weights(models_folder / "compact2mm" / small.weights.file, small.network.table())
+        made = full_size(small.network.shape(), small_weights, full.network.shape())
+        write_h5(beside, full.network.table(), made)
     beside.replace(place)
     return folder
 

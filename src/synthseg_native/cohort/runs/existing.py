@@ -9,7 +9,7 @@ import numpy as np
 
 from synthseg_native.cohort.runs.files import REFERENCE_FILES
 from synthseg_native.errors import SynthSegError
-from synthseg_native.results import outputs
+from synthseg_native.results import images
 from synthseg_native.scan import reading
 
 REMEDY = "correct reference.pattern"
@@ -52,7 +52,7 @@ def take_existing(record: dict, settings: dict, scan: str, work: Path) -> None:
     image, data = _load(path)
     if data.ndim != 3 or not np.isfinite(data).all() or (data != np.rint(data)).any() or (data < 0).any():
         raise SynthSegError("bad_input", f"{path}: not a label map (3-D, integers from 0): {REMEDY}")
-    outputs.save_labels(work / REFERENCE_FILES["dseg"], data, image.affine, None)
+    images.save_labels(work / REFERENCE_FILES["dseg"], data, image.affine, None)
     record["engine"].update(name="existing label map", version=None, package_version=None)
     record.update(threads=None, device=None, device_reason=None, mode=None, precision=None)
     record["reference"].update(runtime="none", id=f"sha256:{reading.sha256_of(path)}")

@@ -8,7 +8,7 @@ from synthseg_native.cohort.runs.failures import attempt, failure
 from synthseg_native.cohort.runs.files import LOG, NATIVE_FILES, SOURCE, need_image, need_outputs
 from synthseg_native.errors import EXIT_CODES, SynthSegError
 from synthseg_native.identity import keys
-from synthseg_native.results import outputs
+from synthseg_native.results.sidecar import save_json, sidecar
 from synthseg_native.verification import verify
 
 # What the engine knows of its run. Time and memory are measure.py's: it also sees the interpreter start and end.
@@ -63,7 +63,7 @@ def run_native(
             raise failure(status, measured, child.log_of(work), image, timeout)
         need_outputs(work, [*(NATIVE_FILES[name] for name in made.values()), engine_record.name])
         for name, grid in (("sidecar", "network"), ("sidecar_native", "native")):
-            outputs.save_json(work / NATIVE_FILES[name], outputs.sidecar(record, grid=grid))
+            save_json(work / NATIVE_FILES[name], sidecar(record, grid=grid))
 
     return attempt(record, work, run, scan)
 

@@ -2,6 +2,7 @@
 
 import csv
 import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -16,7 +17,9 @@ from synthseg_native.cohort.runs.files import LOG, REFERENCE, REFERENCE_FILES, n
 from synthseg_native.errors import SynthSegError
 from synthseg_native.identity import keys
 from synthseg_native.networks import cards
-from synthseg_native.results import outputs
+from synthseg_native.results import tables
+from synthseg_native.results.hashes import labels_sha256
+from synthseg_native.results.sidecar import save_json, sidecar
 from synthseg_native.scan import reading
 
 CONTAINER_GRACE_S = 300  # the wrapper inside keeps the time; this is for a runtime that no longer answers
@@ -59,9 +62,9 @@ def run_reference(
         else:
             record["model"].update(name=card.name, research_grade=card.research_grade)
             shape, voxel_mm = record["input"]["shape"], record["input"]["voxel_mm"]
-            size = memory.size_of(card.card, shape, voxel_mm, settings.get("crop"), own_grid=False)
+            size = memory.size_of(card.network, shape, voxel_mm, settings.get("crop"), own_grid=False)
             predicted = record["predicted_peak_mib"] = memory.predict(size, memory.REFERENCE)
-            memory.check(image, size, memory.REFERENCE, card=card.card)
+            memory.check(image, size, memory.REFERENCE, network=card.network)
             limit_mb = memory_mb or max(card.memory_mb, memory.declared_mb(predicted))
             if kind == "own":
                 record["model"]["weights_sha256"] = reading.sha256_of(weights)
@@ -90,6 +93,7 @@ def _run_local(record: dict, job: containers.Job, python: Path | str) -> None:
     code = "from importlib.metadata import version; print('tensorflow ' + version('tensorflow'))"
     told = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
     record["engine"]["version"] = told.stdout.strip() or None
+    record["engine"]["onednn"] = sys.platform == "linux" or None  # as reference.py asks; a Mac's TensorFlow has none
 
 
 def _run_container(record: dict, job: containers.Job) -> None:
@@ -105,6 +109,7 @@ def _run_container(record: dict, job: containers.Job) -> None:
     record["machine"].update(system="Linux", arch=inside or record["machine"]["arch"], emulated=emulated)
     record["command"] = command
     record["engine"]["version"] = containers.version_of(job.settings)
+    record["engine"]["onednn"] = job.settings["kind"] == "own" or None  # upstream's is as its users run it
     limit = None if job.timeout is None else job.timeout + CONTAINER_GRACE_S
     try:
         # In the work folder, because podman leaves a file "oom" where it was called.
@@ -129,7 +134,7 @@ def _finish(record: dict, labels: cards.Labels, work: Path) -> None:
     values = np.asarray(image.dataobj).astype(np.int32)
     voxel_mm = image.header.get_zooms()[:3]
     record["output"] = {
-        "labels_sha256": outputs.labels_sha256(values),
+        "labels_sha256": labels_sha256(values),
         "shape": list(values.shape),
         "voxel_mm": [round(float(size), 6) for size in voxel_mm],
     }
@@ -138,8 +143,8 @@ def _finish(record: dict, labels: cards.Labels, work: Path) -> None:
         volumes = read_volumes_csv(work / "volumes.csv")
         soft = [float(volumes.get(name, "nan")) for name in labels.names]
     counts = [int(np.count_nonzero(values == index)) for index in labels.index]
-    outputs.save_volumes_tsv(work / REFERENCE_FILES["volumes"], outputs.volume_rows(labels, soft, counts, voxel_mm))
-    outputs.save_json(work / REFERENCE_FILES["sidecar"], outputs.sidecar(record))
+    tables.save_volumes_tsv(work / REFERENCE_FILES["volumes"], tables.volume_rows(labels, soft, counts, voxel_mm))
+    save_json(work / REFERENCE_FILES["sidecar"], sidecar(record))
 
 
 def read_volumes_csv(path: Path) -> dict[str, str]:

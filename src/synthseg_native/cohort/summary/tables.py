@@ -11,7 +11,7 @@ from synthseg_native.cohort.summary.aggregate import Runs, failed_rows, good_run
 from synthseg_native.cohort.summary.rows import COLUMNS, ENTITIES, Row
 from synthseg_native.cohort.tables import write_tsv
 from synthseg_native.networks.cards import Labels
-from synthseg_native.results.outputs import VOLUME_COLUMNS
+from synthseg_native.results.tables import VOLUME_COLUMNS
 
 BIDS_VERSION = "1.10.0"
 BIDS_IGNORE = "*_run.json\n*_compare.json\n*_volumes.tsv\n*_margin.nii.gz\n*_qc.png\n"

@@ -104,10 +104,12 @@ class Library:
 
     def _key(self):
         """A name for what the compiled code depends on."""
-        writers = {inspect.getsourcefile(write) for write, _ in self._kernels.values()} | {__file__}
+        # Modules beside this one hold what the writers share: sizes, layouts.
+        writers = {Path(inspect.getsourcefile(write)) for write, _ in self._kernels.values()}
+        files = sorted({*writers, *Path(__file__).parent.glob("*.py")})
         kernels = sorted((name, write.__name__, arguments) for name, (write, arguments) in self._kernels.items())
         told = repr((_llvm().__version__, _llvm().binding.llvm_version_info, self.machine, kernels)).encode()
-        return hashlib.sha256(b"".join([told, *(Path(path).read_bytes() for path in sorted(writers))])).hexdigest()
+        return hashlib.sha256(b"".join([told, *(path.read_bytes() for path in files)])).hexdigest()
 
 
 def _kept(file: Path) -> bytes | None:

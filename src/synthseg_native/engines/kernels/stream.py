@@ -1,11 +1,11 @@
-"""The finest levels of the network, a few planes at a time through the kernels of `kernels`.
+"""The finest levels of the network, a few planes at a time through kernels of our own.
 
 At the finest level a tensor of the whole volume takes a gigabyte. Here a layer computes its planes when the next one
 asks for them, and keeps them until they were read: only the coarser levels' skip tensors are ever whole. The finest
 level's head is computed twice, for what is pooled and for the tail: that takes about as long as getting the memory of
 its skip tensor from the system, and takes a quarter less memory.
 
-Stream.posteriors : image -> head of level 0 -> head of level 1 -> `deep`, all that is coarser, given by the caller
+Stream.run : image -> head of level 0 -> head of level 1 -> `deep`, all that is coarser, given by the caller
     -> tail of level 1 -> tail of level 0, which reads head of level 0 again -> posteriors, BLOCK planes at a time
 """
 
@@ -15,12 +15,14 @@ from itertools import pairwise
 
 import numpy as np
 
-from synthseg_native.engines.kernels import language, operations
+from synthseg_native.engines.kernels import language, operations, winograd
+from synthseg_native.engines.kernels.layout import TILE, VECTORS, Layout, block_of, zeros
 from synthseg_native.networks.layers import NORMALISATION_EPSILON, gaussian_kernel
 from synthseg_native.networks.weights import default_cache
 
-BLOCK = operations.TILE  # planes done at a time
+BLOCK = TILE  # planes done at a time
 PARTS = 4  # of a kernel's rows, for each thread
+SMOOTHED = (1, 3)  # sizes of the smoothing's kernel: none, and SynthSeg's
 KEPT = 3 * BLOCK  # planes of a tensor that is not kept whole: what a convolution reads lies in three blocks
 
 
@@ -34,7 +36,7 @@ class Memory:
 
     def take(self, layout, planes):
         free = self._free[layout, planes]
-        return free.pop() if free else operations.zeros((planes, *layout.plane), ahead=layout.halo)
+        return free.pop() if free else zeros((planes, *layout.plane), ahead=layout.halo)
 
     def give(self, layout, array):
         self._free[layout, len(array)].append(array)
@@ -62,7 +64,7 @@ class Planes:
     @classmethod
     def of(cls, memory, array, lanes):
         """Planes that hold an array (planes, Y, Z, channels)."""
-        planes = cls(memory, operations.Layout(array.shape[1:3], array.shape[3], lanes), len(array))
+        planes = cls(memory, Layout(array.shape[1:3], array.shape[3], lanes), len(array))
         planes.layout.inside(planes.array[: len(array)])[...] = array
         planes.done = len(array)
         return planes
@@ -98,18 +100,18 @@ class Convolution:
     def __init__(self, layer, norm, sources, weights, library):
         machine, w = library.machine, weights[layer.name]
         self.channels, self.sources = layer.channels, sources
-        block, kernel = operations.block_of(layer.channels, machine), w["kernel"]
+        block, kernel = block_of(layer.channels, machine), w["kernel"]
         if kernel.shape[0] == 1:
             kernel = np.pad(kernel, [(1, 1)] * 3 + [(0, 0)] * 2)
         ups = [upsampled for _, upsampled in sources]
         parts = np.split(kernel, np.cumsum([n for n, _ in sources])[:-1], axis=3)
-        self.weights = operations.winograd_weights(parts, ups, block)
+        self.weights = winograd.winograd_weights(parts, ups, block)
         unchanged = np.repeat(np.float32([[1], [0]]), layer.channels, axis=1)
         after = unchanged if norm is None else norm_of(weights[norm.name])
         self.per_channel = np.ascontiguousarray(np.concatenate([w["bias"][None], after]), dtype=np.float32)
-        self.scratch = operations.scratch_size(sources, layer.channels, machine.lanes)
+        self.scratch = winograd.scratch_size(sources, layer.channels, machine.lanes)
         self.kernel = f"convolution_{''.join('du'[up] for up in ups)}_{block}"
-        library.add(self.kernel, operations.convolution, ups, block)
+        library.add(self.kernel, winograd.convolution, ups, block)
 
 
 class Stream:
@@ -121,7 +123,7 @@ class Stream:
     def __init__(self, levels, last, weights, threads):
         self._threads, self._levels, self._memory = threads, [], Memory()
         library = language.Library(language.this_machine())
-        self._lanes = library.machine.lanes
+        self._machine, self._lanes = library.machine, library.machine.lanes
         for level in levels:
             head = _convolutions(level.head, [(level.source.channels, False)], weights, library)
             pool = norm_of(weights[level.head[-2].name])
@@ -134,27 +136,27 @@ class Stream:
         w = weights[layer.name]
         self._labels = layer.channels
         self._likelihood = operations.likelihood_weights(w["kernel"][0, 0, 0], w["bias"], block)
-        self._likelihood_scratch = len(self._likelihood) * block * operations.VECTORS * self._lanes
+        self._likelihood_scratch = len(self._likelihood) * block * VECTORS * self._lanes
         library.add("likelihood", operations.likelihood, block)
-        smooth = [layer for layer in last if layer.kind == "smooth"]
-        gauss = gaussian_kernel(smooth[0].sigma) if smooth else np.ones((1, 1, 1))
-        self._gauss = gauss.sum(axis=(1, 2), dtype=np.float64).astype(np.float32)  # it is that along each axis
-        library.add("smoothing", operations.smoothing, len(self._gauss))
+        for size in SMOOTHED:
+            library.add(f"smoothing_{size}", operations.smoothing, size)
         self._pool = ThreadPoolExecutor(threads)
         self._compiled = self._pool.submit(library.compile, default_cache() / "kernels")  # meanwhile the scan is read
         sizes = [layer.scratch for head, _, tail in self._levels for layer in [*head, *tail]]
         size = max(*sizes, self._likelihood_scratch)
-        self._scratch = operations.zeros((threads, -(-size // 16) * 16))
+        self._scratch = zeros((threads, -(-size // 16) * 16))
 
-    def posteriors(self, volume, deep):
+    def run(self, volume, deep, sigma=0.0):
         """Yield (start, slab): posteriors (planes, Y, Z, labels) of a volume (X, Y, Z); a slab is valid until the next
         one is asked for. deep : called with (planes, Y, Z, channels) of the last level's pooling, returns features
-        (planes, Y, Z, channels) in one's place."""
+        (planes, Y, Z, channels) in one's place. sigma : of the smoothing of the posteriors, 0 for none."""
+        self._gauss = _along_an_axis(sigma)
         read = (n for head, _, tail in self._levels for layer in [*head, *tail] for n, _ in layer.sources)
-        layout = operations.Layout(volume.shape[1:], max(self._labels, *read), self._lanes, len(self._gauss))
-        self._zeros = operations.zeros(layout.plane)
-        self._outside = operations.zeros(layout.plane)  # written where no plane is, and never read
+        layout = Layout(volume.shape[1:], max(self._labels, *read), self._lanes, len(self._gauss))
+        self._zeros = zeros(layout.plane)
+        self._outside = zeros(layout.plane)  # written where no plane is, and never read
         self._kernels = self._compiled.result()
+        self._add_smoothing(len(self._gauss))
         # Its memory is not kept: nothing else has this layout.
         image = planes = Planes.of(Memory(), volume[..., None], self._lanes)
         skips, heads = [], [head for head, _, _ in self._levels]
@@ -181,6 +183,14 @@ class Stream:
         """Give back the memory that one pass leaves for the next."""
         self._memory.release()
 
+    def _add_smoothing(self, size):
+        """Compile the smoothing of a size that SynthSeg does not have."""
+        name = f"smoothing_{size}"
+        if name not in self._kernels:
+            library = language.Library(self._machine)
+            library.add(name, operations.smoothing, size)
+            self._kernels |= library.compile(default_cache() / "kernels")
+
     def _head_of(self, planes, layers, whole):
         for layer in layers:
             planes = self._convolve(layer, [planes], kept=None if whole and layer is layers[-1] else KEPT)
@@ -188,7 +198,7 @@ class Stream:
 
     def _convolve(self, layer, sources, kept):
         skip = sources[0]
-        layout = operations.Layout(skip.layout.shape, layer.channels, self._lanes)
+        layout = Layout(skip.layout.shape, layer.channels, self._lanes)
         result = Planes(self._memory, layout, skip.count, kept)
         zeros = self._zeros.ctypes.data
 
@@ -209,14 +219,14 @@ class Stream:
                     *(first, last, y, z, layer.channels, row, *sizes),
                 )  # fmt: skip
 
-            self._share(run, -(-y // operations.TILE))
+            self._share(run, -(-y // TILE))
 
         result.make = make
         return result
 
     def _pool_of(self, source, norm, whole):
         (y, z), channels = source.layout.shape, source.layout.channels
-        layout = operations.Layout((y // 2, z // 2), channels, self._lanes)
+        layout = Layout((y // 2, z // 2), channels, self._lanes)
         result = Planes(self._memory, layout, source.count // 2, None if whole else KEPT)
 
         def make(x):
@@ -240,7 +250,7 @@ class Stream:
         """Likelihoods, softmax and smoothing of the features of the finest level."""
         (y, z), labels, size = source.layout.shape, self._labels, len(self._gauss)
         reach = size // 2
-        layout = operations.Layout((y, z), labels, self._lanes, halo=reach)
+        layout = Layout((y, z), labels, self._lanes, halo=reach)
         # Smoothed plane by plane: what one takes lies in two blocks, if the kernel is not very large.
         kept = BLOCK * (1 + -(-2 * reach // BLOCK))
         probabilities = Planes(self._memory, layout, source.count, kept)
@@ -261,7 +271,7 @@ class Stream:
 
         probabilities.make = make
         width = -(-z // self._lanes) * self._lanes
-        slab = operations.zeros((BLOCK + reach, labels, y, width))
+        slab = zeros((BLOCK + reach, labels, y, width))
         start = 0
         while start < source.count:
             probabilities.need(start + reach + 1)
@@ -270,7 +280,7 @@ class Stream:
             table = np.array(probabilities.addresses(start - reach, stop + reach, self._zeros.ctypes.data))
 
             def run(first, last, scratch, start=start, stop=stop, table=table):
-                self._kernels["smoothing"](
+                self._kernels[f"smoothing_{size}"](
                     *(array.ctypes.data for array in (table, slab, self._gauss, scratch)),
                     *(stop - start, first, last, z, labels, layout.row, labels * y * width, y * width, width),
                 )
@@ -291,6 +301,12 @@ class Stream:
                 run(first, last, scratch)
 
         list(self._pool.map(work, self._scratch))
+
+
+def _along_an_axis(sigma):
+    """`gaussian_kernel` along each of its axes, float32; of sigma 0 the kernel that changes nothing."""
+    gauss = gaussian_kernel(sigma) if sigma else np.ones((1, 1, 1))
+    return gauss.sum(axis=(1, 2), dtype=np.float64).astype(np.float32)
 
 
 def _convolutions(layers, sources, weights, library):

@@ -1,0 +1,311 @@
+"""Convolutions of the finest levels as kernels (`language`), on planes as in `layout`.
+
+They are Winograd's F(4x4, 3x3) along x and y, and plain along z (Lavin and Gray 2016, arXiv:1509.09308): a tile of
+6 x 6 numbers gives 4 x 4 results with 36 products where the definition takes 144.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.polynomial import Polynomial
+
+from synthseg_native.engines.kernels.layout import TILE, VECTORS
+
+POINTS = TILE + 2  # numbers of a tile, and products
+# Along z, plain; of an image upsampled by 2 an even result has two factors for two numbers, and the odd one after it.
+ALONG = {False: np.eye(3), True: np.array([[1, 0, 0], [0, 1, 1], [1, 1, 0], [0, 0, 1]])}
+CHUNK = 64  # numbers of a row done at a time: what a tile takes stays in the cache of one core
+
+
+def minimal_filtering(points):
+    """Winograd's minimal filtering of TILE results by a kernel g of 3 with so many points besides infinity, as matrices
+    (input, kernel, results): results @ ((kernel @ g) * (input @ d)) is the convolution of a tile d.
+
+    Toom and Cook's: results and g are polynomials' coefficients, multiplied by their values at the points; transposed.
+    """
+    whole = Polynomial.fromroots(points)
+    bases = [Polynomial.fromroots([other for other in points if other != point]) for point in points]
+    given = np.zeros((POINTS, POINTS))
+    for row, polynomial in zip(given, [*bases, whole], strict=True):
+        row[: len(polynomial.coef)] = polynomial.coef
+    powers = np.vander(points, TILE, increasing=True)
+    kernel = [powers[:, :3] / [[base(point)] for base, point in zip(bases, points, strict=True)], [[0, 0, 1]]]
+    return given, np.concatenate(kernel), np.concatenate([powers.T, np.eye(TILE)[:, -1:]], axis=1)
+
+
+class Winograd:
+    """How the convolution of one or more sources put together goes by tiles. sources : for each whether it is upsampled
+    by 2 (nearest neighbour) before
+
+    kernel, results : of `minimal_filtering` · inputs : for each source the matrix that transforms its part of a tile,
+    without rows that give 0 · points : for each the points that its rows are for
+    pairs : all pairs of points (along x, along y), first the `common` ones, that every source has
+    """
+
+    def __init__(self, sources):
+        # With 1 and -1 among the points, the one for -1 is always 0 in a tile of an upsampled image, and need not be
+        # computed. The others give half the rounding error: powers are nearer to 1 (measured on normal numbers).
+        at = (0, 1, -1, 2, -2) if any(sources) else (0, 0.625, -0.625, 1.375, -1.375)
+        given, self.kernel, self.results = minimal_filtering(at)
+        # A tile of an upsampled image has its 6 numbers from 4.
+        inputs = [given @ np.repeat(np.eye(4), [1, 2, 2, 1], axis=0) if upsampled else given for upsampled in sources]
+        self.points = [[point for point in range(POINTS) if matrix[point].any()] for matrix in inputs]
+        self.inputs = [matrix[points] for matrix, points in zip(inputs, self.points, strict=True)]
+        pairs = [(i, j) for i in range(POINTS) for j in range(POINTS)]
+        here = [pair for pair in pairs if all(set(pair) <= set(points) for points in self.points)]
+        self.pairs, self.common = here + [pair for pair in pairs if pair not in here], len(here)
+
+    def products(self, source):
+        """How many pairs of points a source has."""
+        return len(self.points[source]) ** 2
+
+
+def _wide(upsampled, lanes):
+    """Numbers of a row that a chunk's results need, and the rest of a register."""
+    return (CHUNK // 2 if upsampled else CHUNK) + lanes
+
+
+def scratch_size(sources, channels, lanes) -> int:
+    """Numbers that a thread needs for itself. sources : (channels, upsampled) of each"""
+    winograd = Winograd([upsampled for _, upsampled in sources])
+    inputs = sum(winograd.products(i) * n * _wide(upsampled, lanes) for i, (n, upsampled) in enumerate(sources))
+    return inputs + POINTS**2 * (channels * _wide(False, lanes) + lanes)
+
+
+def winograd_weights(kernels, sources, block) -> np.ndarray:
+    """The kernels (3, 3, 3, in, out) of all sources as `convolution` reads them.
+
+    For each source (pairs of points, blocks of out, in, along z, out within a block); computed in float64.
+    """
+    winograd, packed = Winograd(sources), []
+    for kernel, upsampled, points in zip(kernels, sources, winograd.points, strict=True):
+        pairs = [pair for pair in winograd.pairs if set(pair) <= set(points)]
+        ins, outs = kernel.shape[3:]
+        along = ALONG[upsampled]
+        wide = np.tensordot(winograd.kernel, kernel.astype(np.float64), axes=1)
+        ordered = np.empty((len(pairs), outs // block, ins, len(along), block), dtype=np.float32)
+        for target, (i, j) in zip(ordered, pairs, strict=True):
+            taps = np.tensordot(along, np.tensordot(winograd.kernel[j], wide[i], axes=1), axes=1)  # (along z, in, out)
+            target[...] = taps.reshape(len(along), ins, -1, block).transpose(2, 1, 0, 3)
+        packed.append(ordered.ravel())
+    return np.concatenate(packed)
+
+
+def convolution(program, name, sources, block):
+    """Write the convolution of kernel 3 with zero padding of one or more sources put together, then bias, ELU, and a
+    factor and a summand per channel, for TILE planes of the result.
+
+    sources : for each whether it is upsampled by 2 (nearest neighbour) before · block : see `block_of`
+    Pointers: table of planes, of a source from the one before to the one after the results, an upsampled one's
+    without repetition; table of planes of the result; `winograd_weights`; bias, factor, summand per channel; scratch.
+    Integers: tiles along y, from and to; Y and Z of the result, its channels, its row; channels and row per source.
+    """
+    with program.kernel(name, 5, 6 + 2 * len(sources)) as code:
+        _Convolution(code, sources, block).write()
+
+
+@dataclass
+class _Source:
+    """What `_Convolution` knows of a source.
+
+    matrix, points : as `Winograd` has them · wide : see `_wide` · table : its first plane's number · planes : pointers
+    scratch, weights : where its transformed tile and its weights begin
+    taps : for each factor along z the registers of the result that its products go into, and where in a transformed
+    row what it is multiplied with begins
+    """
+
+    upsampled: bool
+    channels: object
+    row: object
+    matrix: np.ndarray
+    points: list
+    wide: int
+    table: int
+    planes: list
+    scratch: object
+    weights: object
+    taps: list
+
+    def here(self, code, value):
+        """A place along an axis of the result, or a length, in the source."""
+        return code.half(value) if self.upsampled else value
+
+
+class _Convolution:
+    """The code of a `convolution`."""
+
+    def __init__(self, code, sources, block):
+        self.code, self.block, self.winograd = code, block, Winograd(sources)
+        self.place = {pair: number for number, pair in enumerate(self.winograd.pairs)}
+        self.wide, self.step = _wide(False, code.lanes), VECTORS * code.lanes
+        self.table, results, self.weights, self.per_channel, self.scratch, *integers = code.arguments
+        self.first, self.last, self.ys, self.zs, self.out, self.row, *rest = integers
+        self.results = [code.address(results, n) for n in range(TILE)]
+        taps_of = {
+            False: [[(v, z + v * code.lanes) for v in range(VECTORS)] for z in range(3)],
+            True: [[(0, 0)], [(0, 1)], [(1, 1)], [(1, 2)]],
+        }
+        self.sources, scratch, weights, table = [], code.int(0), code.int(0), 0
+        for number, (upsampled, channels, row) in enumerate(zip(sources, rest[::2], rest[1::2], strict=True)):
+            matrix, points = self.winograd.inputs[number], self.winograd.points[number]
+            products, wide = self.winograd.products(number), _wide(upsampled, code.lanes)
+            planes = [code.address(self.table, table + n) for n in range(matrix.shape[1])]
+            source = _Source(
+                upsampled=upsampled,
+                channels=channels,
+                row=row,
+                matrix=matrix,
+                points=points,
+                wide=wide,
+                table=table,
+                planes=planes,
+                scratch=scratch,
+                weights=weights,
+                taps=taps_of[upsampled],
+            )
+            self.sources.append(source)
+            scratch = code.add(scratch, code.times(channels, products * wide))
+            weights = code.add(weights, code.times(channels, self.out, products * len(ALONG[upsampled])))
+            table += len(planes)
+        # Then the sums of the 36 products, and a tile of registers between the two steps of its transform.
+        self.sums = scratch
+        self.between = code.add(scratch, code.times(self.out, POINTS**2 * self.wide))
+
+    def write(self):
+        code, step = self.code, self.step
+        with code.loop(self.first, self.last) as tile, code.loop(0, self.zs, CHUNK) as chunk:
+            y, z = code.times(tile.index, TILE), chunk.index
+            left = code.b.sub(self.zs, z)
+            registers = code.b.sdiv(code.add(left, step - 1), code.int(step))
+            numbers = code.least(code.times(registers, step), CHUNK)
+            for source in self.sources:
+                self.transform(source, y, z, numbers)
+            more = code.less(CHUNK, left)
+            following = (
+                code.b.select(more, y, code.add(y, TILE)),
+                code.b.select(more, code.add(z, CHUNK), code.int(0)),
+            )
+            common, count = self.winograd.common, len(self.winograd.pairs)
+            self.multiply(0, common, self.sources, numbers, following)
+            if common < count:
+                plain = [source for source in self.sources if not source.upsampled]
+                self.multiply(common, count, plain, numbers, following)
+            self.finish(y, z, numbers)
+
+    def transform(self, source, y, z, numbers):
+        """Read a tile's rows of a source, write what its products need."""
+        code, size = self.code, len(source.planes)
+        across = code.times(source.row, source.channels)
+        y, z, numbers = (source.here(code, value) for value in (y, z, numbers))
+        stop = code.add(numbers, code.lanes)
+        with code.loop(0, source.channels) as channel, code.loop(0, stop, code.lanes) as along:
+            start = code.add(code.times(y, across), code.times(channel.index, source.row), z, along.index)
+            for j in range(size):
+                with code.apart():
+                    column = [code.load(plane, start, code.times(across, j)) for plane in source.planes]
+                    self.put_column(source.matrix, column, j, size)
+            start = code.add(source.scratch, code.times(channel.index, source.wide), along.index)
+            for i, first_point in enumerate(source.points):
+                with code.apart():
+                    line = self.line(i, size)
+                    for factors, second_point in zip(source.matrix, source.points, strict=True):
+                        pair = self.place[first_point, second_point]
+                        to = code.times(source.channels, pair * source.wide)
+                        code.store(code.combination(factors, line), self.scratch, start, to)
+
+    def put_column(self, matrix, column, j, size):
+        """The first step of a tile's transform: keep matrix @ column as column j of `size`."""
+        for i, factors in enumerate(matrix):
+            place = (i * size + j) * self.code.lanes
+            self.code.store(self.code.combination(factors, column), self.scratch, self.between, place)
+
+    def line(self, i, size):
+        """For the second step line i of what the first one kept."""
+        places = [(i * size + j) * self.code.lanes for j in range(size)]
+        return [self.code.load(self.scratch, self.between, place) for place in places]
+
+    def multiply(self, start, stop, sources, numbers, following):
+        """For each pair of points the sum over channels and z, for all channels of the result. Meanwhile what the
+        following tile (y, z) reads is brought near."""
+        code, block = self.code, self.block
+        with (
+            code.loop(start, stop) as pair,
+            code.loop(0, numbers, self.step) as along,
+            code.loop(0, self.out, block) as outs,
+        ):
+            total = [code.constant(0)] * (block * VECTORS)
+            for upsampled in (True, False):
+                these = [source for source in sources if source.upsampled == upsampled]
+                for source in these:
+                    total = self.add_products(source, pair.index, along.index, outs.index, total, following)
+                total = self.interleaved(total) if upsampled and these else total
+            at = code.times(pair.index, self.out, self.wide)
+            at = code.add(self.sums, at, code.times(outs.index, self.wide), along.index)
+            for n in range(block):
+                for v in range(VECTORS):
+                    code.store(total[n * VECTORS + v], self.scratch, at, n * self.wide + v * code.lanes)
+
+    def add_products(self, source, pair, along, outs, total, following):
+        """Add what a source gives to `block` channels of the result, two registers of each."""
+        code, block, taps, n = self.code, self.block, source.taps, source.channels
+        values = code.add(source.scratch, code.times(pair, n, source.wide), source.here(code, along))
+        factors = code.times(n, code.add(code.times(pair, self.out), outs), len(taps))
+        factors = code.add(source.weights, factors)
+        ahead = self.ahead(source, pair, along, outs, following)
+        with code.loop(0, n, carry=total) as channel:
+            code.prefetch(*ahead, code.times(channel.index, source.row))
+            at, inputs = code.add(values, code.times(channel.index, source.wide)), {}
+            for tap, reads in enumerate(taps):
+                here = code.add(factors, code.times(channel.index, len(taps) * block), tap * block)
+                inputs |= {start: code.load(self.scratch, at, start) for _, start in reads if start not in inputs}
+                for number in range(block):
+                    factor = code.spread(self.weights, here, number)
+                    for register, start in reads:
+                        sum_ = number * VECTORS + register
+                        channel.values[sum_] = code.fma(factor, inputs[start], channel.values[sum_])
+        return channel.values
+
+    def ahead(self, source, pair, along, outs, following):
+        """A line of cache that the following tile (y, z) reads: each pair of points stands for a plane and a row of it,
+        and the parts that a pair is done in for the lines of that row."""
+        code, count = self.code, len(source.planes)
+        plane = code.least(code.b.sdiv(pair, code.int(count)), count - 1)
+        line = code.b.srem(code.b.sdiv(outs, code.int(self.block)), code.int(VECTORS))
+        y, z = following
+        z = code.add(z, along, code.times(line, code.lanes))
+        y, z = source.here(code, y), source.here(code, z)
+        y = code.add(y, code.b.srem(pair, code.int(count)))
+        start = code.add(code.times(y, source.row, source.channels), z)
+        return code.address(self.table, code.add(source.table, plane)), start
+
+    def interleaved(self, total):
+        """From registers of even and of odd results to such of neighbours."""
+        code, lanes = self.code, self.code.lanes
+        lows, highs = ([lane // 2 + half + lane % 2 * lanes for lane in range(lanes)] for half in (0, lanes // 2))
+        pairs = zip(total[::2], total[1::2], strict=True)
+        return [code.pick(*pair, order) for pair in pairs for order in (lows, highs)]
+
+    def finish(self, y, z, numbers):
+        """From the 36 sums of a tile to its 4 x 4 results."""
+        code, results = self.code, self.winograd.results
+        with code.loop(0, self.out) as channel:
+            bias, factor, summand = (
+                code.spread(self.per_channel, channel.index, code.times(self.out, kind)) for kind in range(3)
+            )
+            with code.loop(0, numbers, code.lanes) as along:
+                at = code.add(self.sums, code.times(channel.index, self.wide), along.index)
+                for j in range(POINTS):
+                    with code.apart():
+                        starts = [code.times(self.out, self.place[i, j] * self.wide) for i in range(POINTS)]
+                        self.put_column(results, [code.load(self.scratch, at, start) for start in starts], j, POINTS)
+                here = code.add(z, along.index)
+                within = [code.less(code.add(y, j), self.ys) for j in range(TILE)]
+                for i, plane in enumerate(self.results):
+                    with code.apart():
+                        line = self.line(i, POINTS)
+                        for j, factors in enumerate(results):
+                            above = code.times(code.add(y, j + 1), self.out, self.row)
+                            at = code.add(above, code.times(channel.index, self.row), here, 1)
+                            vector = code.plus(code.combination(factors, line), bias)
+                            vector = code.fma(code.elu(vector), factor, summand)
+                            code.store(code.inside(vector, here, self.zs, within[j]), plane, at)

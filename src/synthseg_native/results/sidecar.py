@@ -1,0 +1,36 @@
+"""What stands beside a label map: BIDS metadata, as JSON."""
+
+import json
+from pathlib import Path
+
+
+def sidecar(record: dict, grid: str = "network") -> dict:
+    """BIDS metadata of a label map, from its run record.
+
+    grid : "network", or "native" for the map on the input's own grid.
+    """
+    engine, of_grid = record["engine"], record["output"] if grid == "network" else record["output"]["native_grid"]
+    voxel_mm = "x".join(f"{v:g}" for v in of_grid["voxel_mm"])
+    if grid == "network":
+        resolution = f"{voxel_mm} mm, axes as in the input image"
+    else:
+        how = {"posterior": "from resampled posteriors", "nearest": "by nearest neighbour"}[of_grid["interpolation"]]
+        resolution = f"the input image's own grid ({voxel_mm} mm), labels {how}"
+    method = {
+        "SegmentationMethod": f"{record['model']['name']} with {engine['name']} {engine['version']}",
+        "ResearchGrade": record["model"]["research_grade"],
+    }
+    if (record["reference"] or {}).get("kind") == "existing":  # nobody knows what made it
+        method = {"SegmentationMethod": "existing label map"}
+    return {
+        "Type": "Discrete",
+        "SpatialReference": "orig",
+        "Sources": [record["input"]["name"]],
+        "Resolution": resolution,
+        **method,
+    }
+
+
+def save_json(path: str | Path, content):
+    """Write JSON for people and programs; numbers that are not finite are an error."""
+    Path(path).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")

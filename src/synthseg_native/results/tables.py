@@ -1,0 +1,77 @@
+"""Tables of volumes that a run leaves: SynthSeg's own CSV, and a TSV with voxel counts and confidence."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+# File names need not be UTF-8, and go out as they came in.
+TABLE = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+
+
+def csv_row(image_name: str, labels, volumes: np.ndarray) -> list[str]:
+    """What SynthSeg's table says of one image: its name, then mm3 rounded to 3 decimals.
+
+    volumes : (N,) soft volumes, background first. Models with label 24 open with the total intracranial volume.
+    """
+    values = [float(v) for v in volumes[1:]]
+    if labels.has_total_intracranial:
+        values.insert(0, sum(values))
+    return [image_name.replace(".nii.gz", ""), *(str(round(value, 3)) for value in values)]
+
+
+def save_volumes_csv(path: str | Path, labels, rows: list, first_cell: str = "subject"):
+    """SynthSeg's own table: header and `csv_row`s, CR LF, lower-case names. For lists its first cell is empty."""
+    total = ["total intracranial"] if labels.has_total_intracranial else []
+    with Path(path).open("w", **TABLE) as file:
+        writer = csv.writer(file)
+        writer.writerow([first_cell, *total, *labels.names[1:]])
+        writer.writerows(rows)
+
+
+VOLUME_COLUMNS = (
+    "index",
+    "name",
+    "freesurfer_name",
+    "soft_volume_mm3",
+    "n_voxels",
+    "voxel_volume_mm3",
+    "mean_posterior",
+    "at_fov_edge",
+)
+
+
+def volume_rows(labels, volumes, counts, voxel_mm, confidences=None, at_edge=None) -> list[list]:
+    """One row of VOLUME_COLUMNS per structure: soft volume (sum of posteriors) and voxel count, both also in mm3.
+
+    volumes (N,) in mm3, or None where only a label map is known; counts (N,) voxels; confidences (N,) mean posterior
+    of the label over its voxels; at_edge : label values that touch the edge of the image. What is not known is n/a.
+    """
+    size = float(np.prod(voxel_mm, dtype=np.float64))
+
+    def number(values, channel, digits):
+        return "n/a" if values is None or not np.isfinite(values[channel]) else f"{values[channel]:.{digits}f}"
+
+    return [
+        [
+            int(labels.index[channel]),
+            labels.names[channel],
+            labels.freesurfer_names[channel],
+            number(volumes, channel, 3),
+            int(counts[channel]),
+            f"{counts[channel] * size:.3f}",
+            number(confidences, channel, 4),
+            "n/a" if at_edge is None else str(int(labels.index[channel]) in at_edge).lower(),
+        ]
+        for channel in range(1, len(labels))
+    ]
+
+
+def save_volumes_tsv(path: str | Path, rows: list | dict):
+    """Write `volume_rows`; with an image's name in front of each where `rows` is {name: rows}."""
+    several = isinstance(rows, dict)
+    with Path(path).open("w", **TABLE) as file:
+        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+        writer.writerow([*(["image"] if several else []), *VOLUME_COLUMNS])
+        for name, part in rows.items() if several else [(None, rows)]:
+            writer.writerows([[name, *row] for row in part] if several else part)

@@ -1,0 +1,333 @@
+"""Seeded faults: does a test fail for each? Run by hand; pytest does not collect this.
+
+python tests/mutations.py [--only NAME ...] [--checkout FOLDER] [--jobs N] [--list]
+
+Each fault is a small change of text in one file. It is made in a scratch copy of the checkout, and the tests named
+beside it must fail there. They are the quick ones; the tests with real networks and containers guard the same again.
+First the same tests run without any fault: what fails then catches nothing, and its faults are unclear. The exit status
+is 1 if a fault survives, 2 if one is unclear: its text is not there once, or its tests fail without it.
+
+--checkout takes another state of the project, with the same list: a fault may have several places, of which the first
+whose file is there counts.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("src", "scripts", "tests", "workflow", "models", "envs", "config", "profiles", "benchmarks", "docs")
+COPIED += ("training", "Snakefile", "snakemake", "synthseg-native", "pyproject.toml", "README.md", "Makefile")
+COPIED += (".gitignore", ".ci")
+PACKAGE = "src/synthseg_native"
+LIMIT_S = 600
+FAILED = 1  # pytest's exit status where a test failed; others say that the tests could not run
+
+
+@dataclass(frozen=True)
+class Fault:
+    """area, name : what is wrong · places : (file, text, its replacement), the first whose file is there counts
+    tests : files below tests/unit, of which those that are there run
+    """
+
+    area: str
+    name: str
+    places: tuple[tuple[str, str, str], ...]
+    tests: tuple[str, ...]
+
+
+def fault(area, name, file, old, new, *tests, earlier=()):
+    """earlier: places in states in which the code lay elsewhere, a file's name or (file, text, replacement)."""
+    more = [(place, old, new) if isinstance(place, str) else place for place in earlier]
+    return Fault(area, name, ((file, old, new), *more), tests)
+
+
+FAULTS = [
+    # The engine: from the scan to posteriors, labels and the scan's own grid.
+    fault("engine", "padding has its odd plane on the near side", "scan/grid.py",
+          "np.pad(data, [(m // 2, m - m // 2) for m in margins])",
+          "np.pad(data, [(m - m // 2, m // 2) for m in margins])", "test_image.py", earlier=["image.py"]),
+    fault("engine", "resampling aligns centres instead of outer faces", "scan/grid.py",
+          "start = -(factor - 1) / (2 * factor)", "start = 0.0", "test_image.py", earlier=["image.py"]),
+    fault("engine", "the new affine keeps the old origin", "scan/grid.py",
+          "new[:3, 3] = new[:3, 3] - new[:3, :3] @ (0.5 * (factor - 1))", "new[:3, 3] = new[:3, 3]",
+          "test_image.py", earlier=["image.py"]),
+    fault("engine", "brightness is cut at another percentile", "scan/grid.py",
+          "[0.5, 99.5], overwrite_input", "[0.5, 99.0], overwrite_input", "test_image.py", earlier=["image.py"]),
+    fault("engine", "axes point the other way", "scan/grid.py",
+          "affine[np.arange(3), axes] < 0", "affine[np.arange(3), axes] > 0", "test_image.py", earlier=["image.py"]),
+    fault("engine", "a crop forgets flipped axes on the way back", "scan/grid.py",
+          "origin[axis] = n - stop if flip else start", "origin[axis] = start",
+          "test_image.py", "test_cli_many.py", earlier=["image.py"]),
+    fault("engine", "CT is not clipped from below", "scan/grid.py",
+          "np.clip(data, 0, MAX_HOUNSFIELD)", "np.minimum(data, MAX_HOUNSFIELD)",
+          "test_image.py", "test_cli.py", earlier=["image.py"]),
+    fault("engine", "the intercept of a header is forgotten", "scan/reading.py",
+          "np.float64(intercept or 0)", "np.float64(0)", "test_scan.py", earlier=["scan.py"]),
+    fault("engine", "voxel sizes may contradict each other by half", "scan/reading.py",
+          "if difference > 0.05:", "if difference > 0.5:", "test_scan.py", "test_bad_input.py", earlier=["scan.py"]),
+    fault("engine", "a cut-off file is padded", "scan/reading.py",
+          "    if length < needed:\n", "    if length < needed // 2:\n",
+          "test_scan.py", "test_bad_input.py", earlier=["scan.py"]),
+    fault("engine", "a mirrored qform is no fault", "scan/reading.py",
+          "np.linalg.det(sform[:3, :3]) * np.linalg.det(qform[:3, :3]) < 0",
+          "np.linalg.det(sform[:3, :3]) * np.linalg.det(qform[:3, :3]) < -1e9",
+          "test_scan.py", "test_bad_input.py", earlier=["scan.py"]),
+    fault("engine", "the mirror image is weighed less", "pipeline/posteriors.py",
+          "channel *= np.float32(0.5)", "channel *= np.float32(0.4)", "test_posterior.py", earlier=["posterior.py"]),
+    fault("engine", "the mirror image keeps its sides", "pipeline/posteriors.py",
+          "in zip(block, flip, strict=True):", "in zip(block, range(len(block)), strict=True):",
+          "test_posterior.py", earlier=["posterior.py"]),
+    fault("engine", "a tie goes to the last label", "pipeline/posteriors.py",
+          "where=posterior > first)", "where=posterior >= first)", "test_posterior.py", earlier=["posterior.py"]),
+    fault("engine", "the smallest part of the brain is kept", "pipeline/posteriors.py",
+          "sizes[1:].argmax() + 1", "sizes[1:].argmin() + 1", "test_posterior.py", earlier=["posterior.py"]),
+    fault("engine", "a rescued label takes another's last voxel", "scan/own_grid.py",
+          "if voxel in taken or (holder > 0 and counts[holder] == 1):", "if voxel in taken:",
+          "test_native_grid.py", earlier=["native_grid.py"]),
+    fault("engine", "nearest labels round halves down", "scan/own_grid.py",
+          "np.floor(_centres(n, f) + 0.5 + 1e-6)", "np.floor(_centres(n, f) + 0.5 - 1e-6)",
+          "test_native_grid.py", earlier=["native_grid.py"]),
+    # Memory and measurement.
+    fault("engine", "the prediction forgets the largest stage", "memory.py",
+          "max(stages))", "min(stages))", "test_memory.py"),
+    fault("engine", "a job declares what is predicted and no more", "memory.py",
+          "predicted * (1 + TOLERANCE) * MIB", "predicted * MIB", "test_memory.py", "test_plan.py"),
+    fault("records", "a signal is no failure of the command", "measure.py",
+          "else 128 + killed_by", "else 0", "test_measure.py"),
+    fault("records", "the peak is another unit", "measure.py",
+          "if sys.platform == \"darwin\" else 2**10), 1)", "if sys.platform == \"darwin\" else 2**20), 1)",
+          "test_measure.py", "test_runs.py"),
+    # The comparison.
+    fault("comparison", "ten times as many voxels may differ", "compare.py",
+          '"max_fraction_different": 1e-5', '"max_fraction_different": 1e-4', "test_compare.py"),
+    fault("comparison", "a voxel that changed side is excused", "compare.py",
+          "side[pairs[0]] * side[pairs[1]] < 0", "side[pairs[0]] * side[pairs[1]] < -1", "test_compare.py"),
+    fault("comparison", "a margin at the limit is a close call", "compare.py",
+          "np.count_nonzero(values >= limit)", "np.count_nonzero(values > limit)", "test_compare.py"),
+    fault("comparison", "a lost label is named in the wrong map", "compare.py",
+          '"reference" if e["n_voxels_native"] else "native"', '"native" if e["n_voxels_native"] else "reference"',
+          "test_compare.py"),
+    fault("comparison", "a lost label is no difference", "compare.py",
+          '    if result["labels_lost"]:\n', '    if len(result["labels_lost"]) > 9:\n', "test_compare.py"),
+    fault("comparison", "both limits of a volume must be broken", "compare.py",
+          '"max_volume_difference_mm3"] and not within_percent', '"max_volume_difference_mm3"] and within_percent',
+          "test_compare.py"),
+    fault("comparison", "the distance is taken in one map", "compare.py",
+          "distance = np.maximum(distance, here)", "distance = here", "test_compare.py"),
+    fault("comparison", "grids may be a millimetre apart", "compare.py",
+          "GEOMETRY_TOLERANCE_MM = 0.01", "GEOMETRY_TOLERANCE_MM = 1.0", "test_compare.py"),
+    # What is written.
+    fault("records", "labels are hashed as 16 bits", "results/outputs.py",
+          'dtype="<i4")', 'dtype="<i2")', "test_outputs.py", earlier=["outputs.py"]),
+    fault("records", "margins are cut off instead of rounded", "results/outputs.py",
+          "np.rint(steps, out=steps)", "np.floor(steps, out=steps)", "test_outputs.py", earlier=["outputs.py"]),
+    fault("records", "a phase in two parts counts its last", "results/record.py",
+          "self.seconds[phase] += ", "self.seconds[phase] = ", "test_record.py", earlier=["record.py"]),
+    fault("records", "no failure passes by itself", "results/record.py",
+          '"transient": error.transient', '"transient": False', "test_record.py", "test_cli.py", earlier=["record.py"]),
+    fault("records", "the colour table has another version", "results/outputs.py",
+          'struct.pack(">5i", 1, -2,', 'struct.pack(">5i", 1, -1,', "test_outputs.py", earlier=["outputs.py"]),
+    fault("records", "the brain counts label 24", "results/quality.py",
+          "(index != 0) & (index != CSF)", "(index != 0) & (index != -CSF)", "test_quality.py", earlier=["quality.py"]),
+    fault("records", "only a larger left side is asymmetric", "results/quality.py",
+          "abs(asymmetry) > ", "asymmetry > ", "test_quality.py", earlier=["quality.py"]),
+    fault("records", "the last plane is no edge of the image", "results/quality.py",
+          "for end in (0, -1)]", "for end in (0, 1)]", "test_quality.py", earlier=["quality.py"]),
+    # The summary and the sheet.
+    fault("summary", "a verdict on other label maps is shown", "cohort/summary/aggregate.py",
+          "elif made_from and made_from != there:", "elif made_from and not there:", "test_summary.py",
+          earlier=["cohort/summary.py"]),
+    fault("summary", "participants lose their prefix", "cohort/summary/aggregate.py",
+          '"participant_id": "sub-"', '"participant_id": ""', "test_summary.py", earlier=["cohort/summary.py"]),
+    fault("summary", "the brain is what is not brain", "cohort/summary/aggregate.py",
+          'if row["index"] != CSF]', 'if row["index"] == CSF]', "test_summary.py", earlier=["cohort/summary.py"]),
+    fault("summary", "every cohort is homogeneous", "cohort/summary/homogeneity.py",
+          "len(counts) == 1 for counts in kinds.values()", "len(counts) >= 1 for counts in kinds.values()",
+          "test_summary.py", earlier=["cohort/summary.py"]),
+    fault("summary", "names that differ in case share results", "cohort/samples.py",
+          "key = scan.scan.casefold()", "key = scan.scan", "test_samples.py"),
+    fault("summary", "the suffix CT is no CT", "cohort/samples.py",
+          'if ct in EMPTY and entities["suffix"] == "CT":', 'if ct == "auto" and entities["suffix"] == "CT":',
+          "test_samples.py"),
+    # The containers.
+    fault("containers", "a container has the network", "cohort/containers.py",
+          '["--network", "none", "--read-only"', '["--read-only"', "test_containers.py"),
+    fault("containers", "the scan can be written to", "cohort/containers.py",
+          "_mount(engine.name, source, target, readonly=True)", "_mount(engine.name, source, target)",
+          "test_containers.py"),
+    fault("containers", "a container may swap", "cohort/containers.py",
+          ', "--memory-swap", f"{job.memory_mb}m"]', "]", "test_containers.py"),
+    fault("containers", "the base image is no part of an image's key", "cohort/containers.py",
+          "        base,\n        platform or \"\",", '        platform or "",', "test_containers.py", "test_plan.py"),
+    fault("containers", "a daemon that died is a broken scan", "cohort/containers.py",
+          "if DIED.search(text):", "if DIED.fullmatch(text):", "test_containers.py"),
+    # The launcher and its environments.
+    fault("launcher", "a dry run needs the lock", "scripts/environment.py",
+          '"--version", "-v", "--dry-run", "--dryrun", "-n",', '"--version", "-v", "--dry-run", "--dryrun",',
+          "test_launcher.py"),
+    fault("launcher", "a foreign workflow in the folder is run", "scripts/environment.py",
+          "not Path.cwd().samefile(ROOT)", 'not Path("Snakefile").exists()', "test_launcher.py"),
+    fault("launcher", "an option's value after = is not seen", "scripts/environment.py",
+          "return argument[len(long) + 1 :]", "return None", "test_launcher.py"),
+    fault("launcher", "foreign packages are let in", "cohort/environments.py",
+          '("PYTHONPATH", "PYTHONHOME",', '("PYTHONHOME",', "test_environments.py"),
+    fault("launcher", "processors share an environment", "cohort/environments.py",
+          '{lock_hash(name)} {sys.platform} {machine()}"', '{lock_hash(name)} {sys.platform}"',
+          "test_environments.py"),
+    # Identity: what is current.
+    fault("identity", "settings in another order are others", "identity/keys.py",
+          "sort_keys=True, ", "", "test_keys.py", "test_code.py", earlier=["cohort/keys.py"]),
+    fault("identity", "parts of a digest run together", "identity/keys.py",
+          'sha.update(len(data).to_bytes(8, "little") + data)', "sha.update(data)",
+          "test_keys.py", "test_code.py", earlier=["cohort/keys.py"]),
+    fault("identity", "fast mode is not asked for", "identity/keys.py",
+          'settings.get("mode") == "fast"', 'settings.get("mode") == "Fast"',
+          "test_runs.py", earlier=["cohort/keys.py"]),
+    fault("identity", "a docstring makes a cohort run again", "identity/code.py",
+          "return isinstance(node.value, ast.Constant)", "return False", "test_code.py", "test_keys.py",
+          earlier=[(file, "node.body = node.body[1:] or [ast.Pass()]", "node.body = node.body or [ast.Pass()]")
+                   for file in ("identity/keys.py", "cohort/keys.py")]),
+    fault("identity", "a replaced image with its old time is not seen", "identity/contents.py",
+          "seen = [about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino]",
+          "seen = [about.st_size, 0, 0, 0]", "test_contents.py", "test_plan.py",
+          earlier=[("cohort/state.py", "seen = [stat.st_size, stat.st_mtime_ns]", "seen = [stat.st_size, 0]")]),
+    fault("identity", "a vanished image is another one", "identity/contents.py",
+          "return known[-1] if known and len(known) == 5 else None",
+          "return known[-1] if known and len(known) == 5 and Path(path).exists() else None",
+          "test_contents.py", "test_plan.py",
+          earlier=[("cohort/state.py", "return self.known.get(path, [None])[-1]",
+                    "return self.known.get(path, [None])[-1] if Path(path).exists() else None")]),
+]  # fmt: skip
+
+
+class Unclear(Exception):
+    """Whether a fault is caught cannot be told; the message is one line."""
+
+
+def place_of(found: Fault, checkout: Path) -> tuple[Path, str, str]:
+    """Path below the checkout, text and replacement of a fault. Raises Unclear."""
+    for name, old, new in found.places:
+        path = Path(name) if name.startswith("scripts/") else Path(PACKAGE) / name
+        if (checkout / path).is_file():
+            times = (checkout / path).read_text(encoding="utf-8").count(old)
+            if times != 1:
+                raise Unclear(f"{path}: {times} times, not once: {old.strip()}")
+            return path, old, new
+    raise Unclear(f"no such file: {' or '.join(name for name, _, _ in found.places)}")
+
+
+def tests_of(found: Fault, checkout: Path, broken: frozenset[str] = frozenset()) -> list[str]:
+    """The fault's test files that the checkout has, but the broken ones. Raises Unclear where it has none."""
+    files = (f"tests/unit/{name}" for name in found.tests if name not in broken)
+    there = [file for file in files if (checkout / file).is_file()]
+    if not there:
+        raise Unclear(f"no such tests: {' '.join(found.tests)}")
+    return there
+
+
+def scratch(checkout: Path, folder: Path) -> Path:
+    """A copy of what the tests need of a checkout; its environments are linked."""
+    folder.mkdir()
+    for name in COPIED:
+        if (checkout / name).is_dir():
+            shutil.copytree(checkout / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif (checkout / name).exists():
+            shutil.copy2(checkout / name, folder / name)
+    (folder / ".envs").mkdir()
+    for environment in (checkout / ".envs").glob("*-*"):
+        if not environment.name.startswith("code-"):
+            (folder / ".envs" / environment.name).symlink_to(environment.resolve())
+    return folder
+
+
+def pytest(folder: Path, tests: list[str]) -> tuple[int, str]:
+    """Exit status of the quick tests in some files, and the first test that failed or the last line."""
+    command = [sys.executable, "-B", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    command += ["--basetemp", folder / ".tests", "-m", "not slow and not docker", *tests]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
+        return FAILED, f"more than {LIMIT_S} s"
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    failed = [line.split(" - ")[0].split("::", 1)[-1] for line in lines if line.startswith(("FAILED", "ERROR"))]
+    return done.returncode, failed[0] if failed else lines[-1] if lines else ""
+
+
+def try_fault(found: Fault, folder: Path, broken: frozenset[str]) -> tuple[bool, str]:
+    """Whether the fault, made in a scratch copy, is caught, and by which test. Raises Unclear.
+
+    broken : test files that fail without any fault
+    """
+    path, old, new = place_of(found, folder)
+    text = (folder / path).read_text(encoding="utf-8")
+    try:
+        (folder / path).write_text(text.replace(old, new), encoding="utf-8")
+        status, said = pytest(folder, tests_of(found, folder, broken))
+    finally:
+        (folder / path).write_text(text, encoding="utf-8")
+    if status not in (0, FAILED):
+        raise Unclear(f"pytest ended with {status}: {said}")
+    return status == FAILED, said
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="faults whose area or name has this word")
+    parser.add_argument("--checkout", type=Path, default=ROOT, metavar="FOLDER", help="another state of the project")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="how many at once (default 2)")
+    parser.add_argument("--list", action="store_true", help="name the faults, and run nothing")
+    args = parser.parse_args(argv)
+    faults = [one for one in FAULTS if not args.only or any(word in f"{one.area} {one.name}" for word in args.only)]
+    if not faults:
+        parser.error("no fault has such a name")
+    checkout, start, count = args.checkout.resolve(), time.monotonic(), {"caught": 0, "SURVIVED": 0, "UNCLEAR": 0}
+    for one in faults if args.list else []:
+        print(f"{one.area:10}  {one.name}  ({' '.join(one.tests)})")
+    if args.list:
+        return 0
+
+    with tempfile.TemporaryDirectory(prefix="mutations-") as place:
+        folders = SimpleQueue()
+        for number in range(args.jobs):
+            folders.put(scratch(checkout, Path(place) / str(number)))
+
+        def borrow(work):
+            """Run work(folder) in a scratch copy that nobody uses."""
+            folder = folders.get()
+            try:
+                return work(folder)
+            finally:
+                folders.put(folder)
+
+        def one_fault(one):
+            try:
+                caught, said = borrow(lambda folder: try_fault(one, folder, broken))
+                outcome = "caught" if caught else "SURVIVED"
+            except Unclear as error:
+                outcome, said = "UNCLEAR", str(error)
+            return one, outcome, said
+
+        with ThreadPoolExecutor(args.jobs) as pool:
+            files = sorted({f for one in faults for f in one.tests if (checkout / "tests/unit" / f).is_file()})
+            sound = pool.map(lambda f: (f, *borrow(lambda folder: pytest(folder, [f"tests/unit/{f}"]))), files)
+            failing = {file: said for file, status, said in sound if status != 0}
+            for file, said in failing.items():
+                print(f"{file}: fails without any fault: {said}", flush=True)
+            broken = frozenset(failing)
+            for one, outcome, said in pool.map(one_fault, faults):
+                count[outcome] += 1
+                print(f"{outcome:8}  {one.area:10}  {one.name}: {said}", flush=True)
+    print(f"{count['caught']} of {len(faults)} faults caught in {time.monotonic() - start:.0f} s")
+    return 2 if count["UNCLEAR"] else 1 if count["SURVIVED"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
