@@ -137,6 +137,7 @@ HOMOGENEOUS = {
     "interpolation": ("key", "interpolation"),
     "engine": ("engine", "name"),
     "engine_version": ("engine", "version"),
+    "onednn": ("engine", "onednn"),
     "package_version": ("engine", "package_version"),
     "precision": ("precision",),
     "device": ("device",),
