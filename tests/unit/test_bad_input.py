@@ -276,6 +276,7 @@ SCANS = {
     "gzip cut in the header": (cut("scan.nii.gz", 40), "the file is cut off or damaged"),
     "mgz cut": (cut("scan.mgz", 5000, kind=nib.MGHImage), "the file is cut off or damaged"),
     "NIfTI cut in the data": (cut("scan.nii", 3000), "the file is cut off: 3000 bytes, and the header wants 32352"),
+    "NIfTI without its last byte": (cut("scan.nii", 32351), "32351 bytes, and the header wants 32352"),
     "NIfTI cut in the header": (cut("scan.nii", 100), "the file is cut off or damaged"),
     "mgh cut in the data": (cut("scan.mgh", 3000, kind=nib.MGHImage), "3000 bytes, and the header wants 32284"),
     "gzip with a hole": (gzip_with_a_hole, "the file is cut off or damaged"),

@@ -30,7 +30,7 @@ rule compare:
         code=CODE,
         labels=LABELS,
         thresholds=keys.settings_json(**PLAN.config["equivalence"]),
-        made_by=lambda wildcards: step_code("compare.py"),
+        step=lambda wildcards: step_code("compare.py"),
     message:
         "Compare {wildcards.scan} ({wildcards.engine}) with the reference"
     shell:
@@ -39,7 +39,7 @@ rule compare:
         {params.python:q} -B {params.code:q}/scripts/compare.py \
             --labels {params.labels:q} \
             --thresholds {params.thresholds:q} \
-            --made-by {params.made_by:q} \
+            --made-by {params.step:q} \
             --native {input.native:q} \
             --native-record {input.native_record:q} \
             --native-volumes {input.native_volumes:q} \

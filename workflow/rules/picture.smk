@@ -2,6 +2,11 @@
 # drawing makes pictures again and no network.
 
 
+def labels_of_picture(wildcards, input):
+    """What Snakemake's report says of a picture."""
+    return report_labels.of_picture(wildcards, input, PLAN.model.labels)
+
+
 rule picture:
     """Draw the label map's outlines on the image, with what is odd about the run below."""
     input:
@@ -15,9 +20,7 @@ rule picture:
             category="Pictures",
             subcategory="{engine}",
             caption="../report/picture.rst",
-            labels=lambda wildcards, input: report_labels.of_picture(
-                wildcards, input, PLAN.model.labels
-            ),
+            labels=labels_of_picture,
         ),
     log:
         "<results>/logs/picture/{engine}/{scan}.log",
@@ -31,7 +34,7 @@ rule picture:
         image=IMAGE,
         labels=LABELS,
         title=lambda wildcards: PLAN.title(wildcards.engine, wildcards.scan),
-        made_by=lambda wildcards: step_code("picture.py"),
+        step=lambda wildcards: step_code("picture.py"),
     message:
         "Draw {wildcards.scan} ({wildcards.engine})"
     shell:
@@ -44,7 +47,7 @@ rule picture:
             --record {input.record:q} \
             --labels {params.labels:q} \
             --title {params.title:q} \
-            --made-by {params.made_by:q} \
+            --made-by {params.step:q} \
             --out {output.picture:q} \
             2>&1 | tee {log:q} >&2
         """

@@ -5,7 +5,7 @@ rule summary:
     """One row per image and engine; volumes of all; what each column means."""
     input:
         runs=wanted_runs,
-        once=lambda wildcards: PLAN.wanted_once(),
+        once=lambda wildcards: there(PLAN.wanted_once()),
     output:
         summary=report(
             "<results>/summary.tsv",

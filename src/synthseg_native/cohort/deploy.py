@@ -5,15 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from synthseg_native.cohort import containers, demo, environments, ranking, state
+from synthseg_native.cohort import containers, demo, environments, job, ranking, state
 from synthseg_native.cohort.plan import Plan
 from synthseg_native.errors import SynthSegError
 from synthseg_native.networks import weights
 
 
 def prepare(plan: Plan) -> None:
-    """Write the manifest and what is known of files' contents. For a call that runs something."""
-    plan.manifest.write(plan.state)
+    """Write the manifest, for the jobs too, and what is known of files' contents. For a call that runs something."""
+    os.environ[job.VARIABLE] = str(plan.manifest.write(plan.state))
     plan.contents.save()
 
 

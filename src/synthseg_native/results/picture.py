@@ -7,10 +7,13 @@ what is drawn is resampled.
 import logging
 import textwrap
 import threading
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+
+from synthseg_native.networks.cards import Labels
 
 WIDTH, HEIGHT = 1600, 1100  # pixels
 SLICES = 5
@@ -35,7 +38,7 @@ MADE_BY = "synthseg-native"  # keyword of the text in the file that says what dr
 TINTS = {"title": "#ffffff", "text": "#c8c8c8", "odd": "#ffc04d", "side": "#7fd4ff"}
 
 
-def lines(qc, labels_table, volumes) -> list[str]:
+def lines(qc: dict, labels_table: Labels, volumes: Sequence[float]) -> list[str]:
     """The text below the picture: some volumes to go by, then what is odd.
 
     qc : what `quality.assess` returned · volumes : (N,) soft volumes in mm3, background first
@@ -51,7 +54,15 @@ def lines(qc, labels_table, volumes) -> list[str]:
 
 
 def draw(
-    image, image_affine, labels, labels_affine, labels_table, *, title: str, lines: list[str], made_by: str = ""
+    image: np.ndarray,
+    image_affine: np.ndarray,
+    labels: np.ndarray,
+    labels_affine: np.ndarray,
+    labels_table: Labels,
+    *,
+    title: str,
+    lines: list[str],
+    made_by: str = "",
 ) -> bytes:
     """A PNG of 1600 x 1100 pixels; the same input gives the same bytes.
 
