@@ -114,16 +114,16 @@ def test_results_that_nobody_touched_since_their_record_are_not_read(tmp_path, r
     file.write_text("labels")
     record.write_text("{}")
     contents = Contents()
-    assert contents.is_as_made(file, sha("labels"), record) and read == []
+    assert contents.is_as_made(file, sha("labels"), record.stat()) and read == []
     time.sleep(TICK_S)
     os.utime(file)
-    assert contents.is_as_made(file, sha("labels"), record) and read == [str(file)]
+    assert contents.is_as_made(file, sha("labels"), record.stat()) and read == [str(file)]
     file.write_text("by hand")
-    assert not contents.is_as_made(file, sha("labels"), record)
+    assert not contents.is_as_made(file, sha("labels"), record.stat())
     os.utime(file, (0, 0))
-    assert not contents.is_as_made(file, sha("labels"), record), "the change time tells"
+    assert not contents.is_as_made(file, sha("labels"), record.stat()), "the change time tells"
     file.unlink()
-    assert not contents.is_as_made(file, sha("labels"), record)
+    assert not contents.is_as_made(file, sha("labels"), record.stat())
 
 
 def test_results_that_were_exchanged_are_seen(tmp_path):
@@ -133,7 +133,7 @@ def test_results_that_were_exchanged_are_seen(tmp_path):
     time.sleep(TICK_S)
     (tmp_path / "a").rename(tmp_path / "c")
     (tmp_path / "b").rename(tmp_path / "a")
-    assert not Contents().is_as_made(tmp_path / "a", sha("a"), tmp_path / "run.json")
+    assert not Contents().is_as_made(tmp_path / "a", sha("a"), (tmp_path / "run.json").stat())
 
 
 def test_kept_values(memory):

@@ -4,12 +4,18 @@ What is current the results themselves say (`identity.current`). Snakemake's own
 another folder, or gone.
 """
 
+from __future__ import annotations
+
 import csv
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from synthseg_native.cohort.paths import read_json, write_text
 from synthseg_native.identity import current
 from synthseg_native.results import picture
+
+if TYPE_CHECKING:
+    from synthseg_native.cohort.plan import Plan
 
 FOLDER = ".state"
 NAMED = 3  # scans that a line names before it counts the others
@@ -32,7 +38,7 @@ def mark_failed(state: Path) -> None:
     write_text(failed_mark(state), "The last run did not finish well; the next one makes the summary again.\n")
 
 
-def to_make(plan) -> set[str]:
+def to_make(plan: Plan) -> set[str]:
     """Files that have to be made, or made again, of all that the sheet asks for. plan: a `plan.Plan`.
 
     Snakemake looks at what a target needs only where the target itself is stale; it does not see that a picture is
@@ -49,7 +55,7 @@ def to_make(plan) -> set[str]:
     return found | ({summary} if failed_mark(plan.state).exists() or not _says_what_is(plan, summary) else set())
 
 
-def _says_what_is(plan, summary: str) -> bool:
+def _says_what_is(plan: Plan, summary: str) -> bool:
     """Whether a summary has a row for every native run, and the word of each that stays as it is."""
     try:
         with Path(summary).open(encoding="utf-8", newline="") as file:
@@ -63,7 +69,7 @@ def _says_what_is(plan, summary: str) -> bool:
     )
 
 
-def _drawn_or_compared_otherwise(plan) -> set[str]:
+def _drawn_or_compared_otherwise(plan: Plan) -> set[str]:
     """Pictures and comparisons that say of themselves that other code, limits or thresholds made them."""
     drawing, comparing = plan.step_key("picture.py"), plan.step_key("compare.py")
     pairs = [pair for pair in plan.states if pair[0] != "reference"]
@@ -75,7 +81,7 @@ def _drawn_or_compared_otherwise(plan) -> set[str]:
     }
 
 
-def lines(plan) -> list[str]:
+def lines(plan: Plan) -> list[str]:
     """What a call says before its first job: what is made again and why, what was edited, what cannot be made again."""
     alike: dict[tuple[str, str], list] = {}
     for (engine, scan), state in plan.states.items():

@@ -86,14 +86,18 @@ def run_state(files: dict[str, str], wanted: dict, contents: Contents, failure: 
     files: its results, name -> path, "record" among them; wanted: its identity; failure: where the record of a failed
     attempt would lie. Files that nobody touched since they were made are not read; see `Contents.is_as_made`.
     """
-    record = _json(files["record"])
+    try:
+        about = Path(files["record"]).stat()
+        record = _json(files["record"])
+    except OSError:
+        record = None
     failed = _json(failure) if failure else None
     if isinstance(failed, dict) and _finished(failed) >= _finished(record):
         return State(FAILED, (_at(failed, "error", "message") or "it did not say why",))
     if not isinstance(record, dict) or record.get("status") != "ok":
         others = any(Path(path).exists() for name, path in files.items() if name != "record")
         return State(MISSING, ("its run record is missing" if others else "has not run",))
-    as_made = lambda path, sha256: contents.is_as_made(path, sha256, files["record"])  # noqa: E731
+    as_made = lambda path, sha256: contents.is_as_made(path, sha256, about)  # noqa: E731
     made = record.get("files")
     return state_of(files, made if isinstance(made, dict) else {}, recorded_identity(record), wanted, as_made)
 
