@@ -110,7 +110,10 @@ def wanted_runs(wildcards):
 
 @cache
 def step_code(script):
-    """The digest of a step's code, once per call. A param, so that other code runs the step again."""
+    """The digest of a step's code, once per call. A param, so that other code runs the step again.
+
+    Pictures and comparisons keep it, and are asked themselves (`make_again`): theirs is not for Snakemake to compare.
+    """
     return PLAN.step_key(script)
 
 

@@ -29,8 +29,8 @@ rule compare:
         python=PYTHON,
         code=CODE,
         labels=LABELS,
-        thresholds=keys.settings_json(**PLAN.config["equivalence"]),
-        step=lambda wildcards: step_code("compare.py"),
+        thresholds=constant(keys.settings_json(**PLAN.config["equivalence"])),
+        step=lambda wildcards, input: step_code("compare.py"),
     message:
         "Compare {wildcards.scan} ({wildcards.engine}) with the reference"
     shell:

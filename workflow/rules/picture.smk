@@ -33,8 +33,8 @@ rule picture:
         code=CODE,
         image=IMAGE,
         labels=LABELS,
-        title=lambda wildcards: PLAN.title(wildcards.engine, wildcards.scan),
-        step=lambda wildcards: step_code("picture.py"),
+        title=lambda wildcards, input: PLAN.title(wildcards.engine, wildcards.scan),
+        step=lambda wildcards, input: step_code("picture.py"),
     message:
         "Draw {wildcards.scan} ({wildcards.engine})"
     shell:

@@ -195,6 +195,6 @@ def model_digest(model: Model) -> str:
 
 
 def display_digest(model: Model) -> str:
-    """What of a model is shown: names, sides and colours of its label table."""
+    """What of a model is shown: its name and grade, names, sides and colours of its label table."""
     labels = model.labels
-    return keys.digest(labels.names, labels.freesurfer_names, labels.hemispheres, labels.colors, labels.index.tolist())
+    return keys.digest(model.name, model.research_grade, labels.names, labels.freesurfer_names, labels.hemispheres, labels.colors, labels.index.tolist())
