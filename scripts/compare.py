@@ -21,6 +21,7 @@ def main(argv=None) -> int:
     parser.add_argument("--reference-volumes", help="its volumes.tsv")
     parser.add_argument("--labels", required=True, help="the model's labels.tsv")
     parser.add_argument("--thresholds", default="{}", type=json.loads, help="JSON object; overrides the defaults")
+    parser.add_argument("--made-by", help="digest of what compares, kept in the file")
     parser.add_argument("--out", required=True, type=Path, help="where to write the comparison")
     arguments = parser.parse_args(argv)
     try:
@@ -46,7 +47,8 @@ def compare(arguments) -> dict:
     )
     about = reference["reference"]
     text = verdict_text(result["verdict"], about["kind"])
-    return {"schema": 1, "scan": native["scan"], "verdict_text": text, "reference": about, **result}
+    made_by = {"made_by": arguments.made_by} if arguments.made_by else {}
+    return {"schema": 1, "scan": native["scan"], "verdict_text": text, "reference": about, **made_by, **result}
 
 
 def read_record(path) -> dict:

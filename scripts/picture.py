@@ -10,7 +10,7 @@ import numpy as np
 
 from synthseg_native.errors import SynthSegError
 from synthseg_native.networks import cards
-from synthseg_native.results import picture, volumes
+from synthseg_native.results import picture, quality, volumes
 from synthseg_native.results.staged import Staged
 from synthseg_native.scan import reading
 
@@ -23,6 +23,7 @@ def main(argv=None) -> int:
     parser.add_argument("--record", required=True, help="its run record")
     parser.add_argument("--labels", required=True, help="the model's labels.tsv")
     parser.add_argument("--title", required=True, help="what stands above the picture")
+    parser.add_argument("--made-by", default="", help="digest of what draws it, kept in the file")
     parser.add_argument("--out", required=True, type=Path, help="the PNG to write")
     arguments = parser.parse_args(argv)
     try:
@@ -39,7 +40,7 @@ def draw(arguments):
     label_map = read(arguments.dseg, nib.load)
     labels = read(arguments.dseg, lambda path: np.asarray(label_map.dataobj).astype(np.int32))
     found = read(arguments.volumes, lambda path: soft_volumes(path, labels_table))
-    qc = read(arguments.record, lambda path: json.loads(Path(path).read_text(encoding="utf-8"))["output"]["qc"])
+    qc = read(arguments.record, lambda path: assessed(path, labels_table))
     image = reading.read(
         arguments.image, reading.ACCEPTABLE
     )  # whether it may be taken was decided when it was segmented
@@ -52,8 +53,17 @@ def draw(arguments):
             labels_table,
             title=arguments.title,
             lines=picture.lines(qc, labels_table, found),
+            made_by=arguments.made_by,
         )
         staged.path(arguments.out).write_bytes(drawn)
+
+
+def assessed(path, labels_table):
+    """What is odd about the run by today's limits, from the figures in its record."""
+    record = json.loads(Path(path).read_text(encoding="utf-8"))
+    if record["output"]["qc"] is None:
+        raise ValueError("it has no quality figures")
+    return quality.of_record(record, labels_table)
 
 
 def soft_volumes(path, labels_table):

@@ -11,7 +11,7 @@ import sys
 import traceback
 from contextlib import contextmanager, suppress
 
-from synthseg_native import __version__
+from synthseg_native import __version__, options
 from synthseg_native.errors import SynthSegError
 from synthseg_native.results import record
 
@@ -33,14 +33,6 @@ exit status:
   4  the machine: memory, disk, time
   130  stopped by Ctrl-C; call again to go on
 """
-# What SynthSeg_predict.py and mri_synthseg also have.
-NOT_YET = {
-    "robust": "SynthSeg-robust",
-    "parc": "the cortical parcellation",
-    "qc": "SynthSeg's quality scores (--picture and the qc figures in --record are this program's own)",
-    "photo": "Photo-SynthSeg",
-}
-MAX_CROP = 512  # larger than any head, and as small as the network then works on
 GRAVEST_FIRST = (1, 4, 2, 3)
 
 
@@ -103,8 +95,9 @@ def parser() -> argparse.ArgumentParser:
     add("--precision", default="float32", metavar="NAME", help="numbers of the network: float32 (default), or bf16, "
         "which openvino and torch have: labels nearly the same")  # fmt: skip
     add("--recompute", action="store_true", help="do all scans again, also those whose results are current")
+    add("--overwrite-edited", action="store_true", help="also those whose label maps were changed by hand")
     add("--version", action="version", version=f"synthseg-native {__version__}")
-    for name in NOT_YET:
+    for name in options.NOT_YET:
         add(f"--{name}", nargs="?", const=True, help=argparse.SUPPRESS)
     return p
 
@@ -123,7 +116,7 @@ def main(argv=None) -> int:
     try:
         try:
             with _as_synthseg_error(arguments.i or "--i"):
-                call, segmenter = _begin(arguments)
+                call, segmenter = options.read(arguments)
         except SynthSegError as failure:
             notes = record.new("native", ["synthseg-native", *argv])
             # Only of a single scan it is known where its record would go; wrong use must not replace a good one, nor
@@ -140,88 +133,34 @@ def main(argv=None) -> int:
         os._exit(130)  # the network's thread is still busy, and must not be waited for
 
 
-def _begin(arguments):
-    """What the call is to do and what does it; all wrong use is found here, before anything is run."""
-    from synthseg_native import jobs as planning
-    from synthseg_native.pipeline import segment
-    from synthseg_native.scan import reading
-
-    def usage(text):
-        return SynthSegError("usage", text)
-
-    for name, what in NOT_YET.items():
-        if getattr(arguments, name):
-            raise usage(f"--{name}: {what}: synthseg-native does not have it yet: leave it out")
-    for name in ("i", "o"):
-        if not getattr(arguments, name):
-            raise usage(f"--{name}: missing: see synthseg-native --help")
-    if arguments.engine == "auto":
-        arguments.engine = _engine_here()
-    if arguments.threads < 1:
-        raise usage(f"--threads {arguments.threads}: too few: give 1 or more")
-    if arguments.v1 and arguments.model not in (None, "synthseg1"):
-        raise usage(f"--v1 and --model {arguments.model}: they contradict each other: give one of them")
-    if arguments.cpu and arguments.device not in (None, "cpu"):
-        raise usage(f"--cpu and --device {arguments.device}: they contradict each other: give one of them")
-    if arguments.interpolation not in segment.INTERPOLATIONS:
-        known = " or ".join(segment.INTERPOLATIONS)
-        raise usage(f"--interpolation {arguments.interpolation}: not known: give {known}")
-    crop = arguments.crop
-    if crop and (len(crop) not in (1, 3) or min(crop) < 1 or max(crop) > MAX_CROP):
-        sizes = " ".join(map(str, crop))
-        raise usage(f"--crop {sizes}: not one or three sizes in voxels, 1 to {MAX_CROP}: correct it")
-    if crop and arguments.autocrop:
-        raise usage("--crop and --autocrop: they exclude each other: give one of them")
-    accept = tuple(sorted({name.strip() for name in arguments.accept.split(",")} - {""}))
-    reading.check_accept(accept)
-    call = planning.plan(vars(arguments))
-    options = segment.Options(
-        engine=arguments.engine,
-        device=arguments.device or "cpu",
-        precision=arguments.precision,
-        threads=arguments.threads,
-        fast=arguments.fast,
-        ct=arguments.ct,
-        crop=crop and tuple(crop * (3 // len(crop))),
-        autocrop=arguments.autocrop,
-        keepgeom=arguments.keepgeom,
-        interpolation=arguments.interpolation,
-        addctab=arguments.addctab,
-        accept=accept,
-    )
-    name = arguments.model or ("synthseg1" if arguments.v1 else "synthseg2")
-    return call, segment.Segmenter(name, options, arguments.weights)
-
-
-def _engine_here() -> str:
-    """The engine whose runtime this environment has: the launcher chooses the environment, and names the engine."""
-    from importlib.util import find_spec
-
-    for name in ("openvino", "tensorflow", "torch"):
-        if find_spec(name):
-            print(f"engine auto: {name}, whose runtime is in this environment", file=sys.stderr)
-            return name
-    return "tensorflow"  # which then says what to install
-
-
 def _segment_all(call, segmenter, arguments, argv):
-    """Segment every scan that is not current; the exit status of the whole call."""
+    """Segment every scan that is not current; the exit status of the whole call.
+
+    A label map that was changed by hand is left alone, unless the call says otherwise.
+    """
+    from synthseg_native.identity.current import CURRENT, EDITED, counts
     from synthseg_native.progress import Progress
 
     jobs, tables = call.jobs, Tables(call, segmenter.model.labels)
+    states = {id(job): state for job, state in zip(jobs, _states(jobs, segmenter), strict=True)}
     if not arguments.recompute:
-        tables.add_current(segmenter)
-    todo = [job for job in jobs if id(job) not in tables.volumes]
+        tables.add(job for job in jobs if states[id(job)].word == CURRENT)
+    kept = [job for job in jobs if states[id(job)].word == EDITED and not arguments.overwrite_edited]
+    todo = [job for job in jobs if id(job) not in tables.volumes and job not in kept]
     failures, started = [], 0
     with Progress(len(todo)) as bar:
         if call.results:
             what = f"{len(call.results)} images, {call.results[0].name} for one, are results of earlier calls"
             bar.say(f"{what} and left out", sys.stdout)
-        if len(todo) < len(jobs):
-            what = (
-                f"{len(jobs) - len(todo)} of {len(jobs)} scans are" if len(jobs) > 1 else f"{jobs[0].outputs['o']} is"
-            )
+        if n_current := len(tables.volumes):
+            what = f"{n_current} of {len(jobs)} scans are" if len(jobs) > 1 else f"{jobs[0].outputs['o']} is"
             bar.say(f"{what} current and left out (--recompute does all)", sys.stdout)
+        for why, number in counts(states[id(job)] for job in todo).items():
+            what = f"{number} of {len(jobs)} scans" if len(jobs) > 1 else f"{jobs[0].outputs['o']}"
+            bar.say(f"{what} again: {why}", sys.stdout)
+        edited = [_edited(job, states[id(job)]) for job in kept]
+        for failure in edited:
+            bar.say(f"synthseg-native: {failure.message}", sys.stderr)
         for job in todo:
             started += 1
             failure = _segment_one(job, segmenter, tables, bar, argv)
@@ -236,15 +175,40 @@ def _segment_all(call, segmenter, arguments, argv):
             failures.append(failure)
             bar.say(f"synthseg-native: {failure.message}", sys.stderr)
         if len(jobs) > 1:
-            counts = [(started - failed, "segmented"), (len(jobs) - len(todo), "current"), (failed, "failed")]
-            counts.append((len(todo) - started, "not started"))
-            bar.say(", ".join(f"{n} {what}" for n, what in counts if n), sys.stdout)
-    codes = {failure.exit_code for failure in failures}
+            ends = [(started - failed, "segmented"), (n_current, "current"), (len(kept), "edited and left alone")]
+            ends += [(failed, "failed"), (len(todo) - started, "not started")]
+            bar.say(", ".join(f"{n} {what}" for n, what in ends if n), sys.stdout)
+    codes = {failure.exit_code for failure in [*failures, *edited]}
     return next((code for code in GRAVEST_FIRST if code in codes), 0)
+
+
+def _states(jobs, segmenter):
+    """What the results of each job are now, as `identity.current.State`."""
+    from synthseg_native import jobs as planning
+    from synthseg_native.identity import command
+    from synthseg_native.scan.reading import sha256_of
+
+    weights_known = True
+    for job in jobs:
+        wanted = None
+        try:
+            if weights_known and job.sidecars["o"].is_file():
+                wanted = command.wanted(segmenter, job, sha256_of(job.image))
+        except SynthSegError:
+            weights_known = False  # none, say: the run of the scan tells
+        except OSError:  # of the scan, which its run tells
+            pass
+        yield planning.state(job, wanted)
+
+
+def _edited(job, state):
+    remedy = "kept, and left out of the tables: --overwrite-edited makes it again"
+    return SynthSegError("bad_input", f"{job.outputs['o']}: {', '.join(state.why)}: {remedy}")
 
 
 def _segment_one(job, segmenter, tables, bar, argv):
     """Segment a scan and publish all its results together; what went wrong as a SynthSegError, or None."""
+    from synthseg_native.results import quality
     from synthseg_native.results.sidecar import save_json
     from synthseg_native.results.staged import Staged
 
@@ -258,7 +222,7 @@ def _segment_one(job, segmenter, tables, bar, argv):
     try:
         with _as_synthseg_error(job.image), Staged() as staged:
             places = tables.places(staged)
-            volumes = segmenter.run(job, staged, notes, clock, progress, bar.wait_for)
+            volumes = segmenter.run(job, staged, notes, clock, progress, bar.in_thread)
             tables.write(places, {id(job): volumes})
             record.succeed(notes)
             notes["seconds"] = clock.report()
@@ -271,7 +235,7 @@ def _segment_one(job, segmenter, tables, bar, argv):
     tables.volumes[id(job)] = volumes
     grade = "" if notes["model"]["research_grade"] else " (not for research)"
     took = f"segmented with {notes['model']['name']}{grade} in {notes['seconds']['total']:.1f} s"
-    flags = notes["output"]["qc"]["flags"]
+    flags = quality.of_record(notes, segmenter.model.labels)["flags"]
     bar.say(f"{job.outputs['o']}: {took}{'; look at it: ' if flags else ''}{', '.join(flags)}", sys.stdout)
     if notes["memory_remark"]:
         bar.say(f"synthseg-native: {job.image}: {notes['memory_remark']}", sys.stderr)
@@ -320,19 +284,11 @@ class Tables:
         self.call, self.labels, self.volumes = call, labels, {}
         self.predicted = 0  # MiB, of the largest scan so far
 
-    def add_current(self, segmenter):
+    def add(self, jobs):
         """Take the volumes of the scans whose results are current."""
         from synthseg_native import jobs as planning
 
-        for job in self.call.jobs:
-            if not job.sidecars["o"].is_file():
-                continue
-            try:
-                settings = segmenter.settings(job)
-            except SynthSegError:
-                return  # no weights, say: the run of the scan tells
-            if volumes := planning.current(job, settings):
-                self.volumes[id(job)] = volumes
+        self.volumes |= {id(job): planning.volumes(job) for job in jobs}
 
     def note_memory(self, notes):
         """The peak of this process, which earlier scans of the call share, beside what was predicted."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from synthseg_native.errors import SynthSegError
+from synthseg_native.identity import current, stages
 from synthseg_native.scan.formats import IMAGE_EXTENSIONS, image_extension
 from synthseg_native.scan.reading import sha256_of
 
@@ -150,7 +151,8 @@ def _of_folder(folder, given):
         if _note(Job(job.image, {"o": folder / _derived(job, "o")}, job.alike).sidecars["o"]):
             made |= {_place(folder / _derived(job, option)) for option in PER_SCAN}
     results = [job.image for job in jobs if _place(job.image) in made]
-    jobs = [job for job in jobs if job.image not in results]
+    left_out = set(results)
+    jobs = [job for job in jobs if job.image not in left_out]
     if not jobs:
         endings = " ".join(IMAGE_EXTENSIONS)
         raise SynthSegError(
@@ -234,35 +236,60 @@ def _check_places(call, lists):
 # What is current -----------------------------------------------------------------------------------------------------
 
 
-def note(job, settings, input_sha256, made, volumes) -> dict:
-    """What the sidecar of "o" remembers: the settings of the call, the scan's name and hash, and what it gave.
+def note(job, identity, made, volumes) -> dict:
+    """What the sidecar of "o" remembers: what made the results (`identity.command.wanted`), the scan's name, and what
+    it gave.
 
     made : option -> where the result lies now · volumes : from which the tables of a call are written without a run
     """
     return {
-        "Settings": settings,
+        "Identity": identity,
         "Input": job.image.name,
-        "InputSHA256": input_sha256,
         "ResultsSHA256": {option: sha256_of(path) for option, path in made.items()},
         "Volumes": volumes,
     }
 
 
-def current(job, settings):
-    """The volumes that an earlier run noted, if its results are those that this call would make; else None."""
+def state(job, wanted) -> current.State:
+    """What the results of a job are now, by the note that an earlier call left.
+
+    wanted : the identity of what this call would make, None where that cannot be said (no weights, say)
+    """
     found = _note(job.sidecars["o"])
     try:
-        made = found["ResultsSHA256"]
-        same = (
-            (found["Settings"], found["Input"]) == (settings, job.image.name)
-            and all(path.is_file() for path in [*job.outputs.values(), *job.sidecars.values()])
-            and found["InputSHA256"] == sha256_of(job.image)
-            and all(made[option] == sha256_of(path) for option, path in job.outputs.items() if option != "record")
-            and ("record" not in job.outputs or _json(job.outputs["record"])["status"] == "ok")
-        )
-        return found["Volumes"] if same else None
-    except (OSError, KeyError, TypeError):  # no note, or not as ours are
-        return None
+        made, source, recorded = (found[name] for name in ("ResultsSHA256", "Input", "Identity"))
+        files = {**job.outputs, **{f"sidecar of {option}": path for option, path in job.sidecars.items()}}
+        result = current.state_of(files, made, recorded, wanted, lambda path, sha256: sha256_of(path) == sha256)
+        more = [
+            f"{path.name} is of another call"
+            for option, path in job.outputs.items()
+            if option not in made and option != "record"
+        ]
+        if source != job.image.name:
+            more.append(f"made from another scan, {source}")
+        if "record" in job.outputs and (_json(job.outputs["record"]) or {}).get("status") != "ok":
+            more.append("the last run failed")
+    except OSError as error:
+        return current.State(current.MISSING, (f"{error.filename}: {error.strerror}",))
+    except (KeyError, TypeError, AttributeError):  # no note, or not as ours are
+        if isinstance(found, dict) and "Settings" in found:
+            return _earlier(job, found)
+        return current.State(current.MISSING, ("there is no note of how it was made",))
+    if more and wanted and result.word in (current.CURRENT, current.STALE):
+        return current.State(current.STALE, (*result.why, *more))
+    return result
+
+
+def _earlier(job, found) -> current.State:
+    """The state of results whose note is of an earlier version: their label maps may be edited all the same."""
+    made = found.get("ResultsSHA256") or {}
+    files = {option: path for option, path in job.outputs.items() if option in job.sidecars}
+    return current.state_of(files, made, None, {"form": stages.FORM}, lambda path, sha256: sha256_of(path) == sha256)
+
+
+def volumes(job) -> dict:
+    """The volumes that the note of a job with current results keeps."""
+    return _note(job.sidecars["o"])["Volumes"]
 
 
 def _json(path):

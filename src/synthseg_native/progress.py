@@ -13,7 +13,7 @@ TICK_S = 0.5
 
 
 class Progress:
-    """``with Progress(number of scans) as bar``: `show` moves it, `say` prints past it, `wait_for` runs a long call."""
+    """``with Progress(number of scans) as bar``: `show` moves it, `say` prints past it, `in_thread` calls at length."""
 
     def __init__(self, scans: int):
         self.done = 0
@@ -43,7 +43,7 @@ class Progress:
         with tqdm.external_write_mode(file=file):
             print(printable(line), file=file, flush=True)
 
-    def wait_for(self, function: Callable, *arguments: object) -> object:
+    def in_thread(self, function: Callable, *arguments: object) -> object:
         """Call a function in a thread of its own: meanwhile the clock ticks and Ctrl-C is heard at once."""
         outcome = {}
 

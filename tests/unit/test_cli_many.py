@@ -17,6 +17,7 @@ from stand_in import Brightness, affine, head
 
 from synthseg_native import cli, engines
 from synthseg_native.errors import SynthSegError
+from synthseg_native.identity import stages
 from synthseg_native.networks import weights
 from synthseg_native.results import images
 from synthseg_native.results.hashes import labels_sha256
@@ -77,7 +78,7 @@ def test_a_second_call_leaves_out_what_is_current(stand_in, run, cohort, tmp_pat
     table, before = rows(tmp_path / "v.csv"), Brightness.passes
     (tmp_path / "v.csv").unlink()
     capsys.readouterr()
-    assert run(*call, "--threads", "3") == 0
+    assert run(*call) == 0
     assert Brightness.passes == before
     assert rows(tmp_path / "v.csv") == table  # without a run
     assert capsys.readouterr().out.startswith("2 of 2 scans are current")
@@ -96,6 +97,77 @@ def test_a_second_call_leaves_out_what_is_current(stand_in, run, cohort, tmp_pat
     assert Brightness.passes == before + 8
     assert run(*call) == 0  # the results of --fast are there now
     assert Brightness.passes == before + 12
+
+
+def test_threads_count_where_an_engine_does_not_promise_the_same_bytes(stand_in, run, scan, tmp_path, capsys):
+    for engine, again in (("openvino", 0), ("tensorflow", 2)):
+        call = ("--i", scan, "--o", tmp_path / f"{engine}.nii", "--engine", engine)
+        assert run(*call) == 0
+        before = Brightness.passes
+        capsys.readouterr()
+        assert run(*call, "--threads", "3") == 0
+        assert Brightness.passes == before + again
+        assert ("again: threads: 1 to 3" in capsys.readouterr().out) == bool(again)
+
+
+def test_other_code_makes_scans_again_and_says_so(stand_in, run, cohort, tmp_path, monkeypatch, capsys):
+    """A git pull between two calls: no table may hold what two versions made."""
+    call = ("--i", cohort, "--o", tmp_path / "out", "--vol", tmp_path / "v.csv")
+    assert run(*call) == 0
+    before = Brightness.passes
+    capsys.readouterr()
+    codes = stages.codes
+    monkeypatch.setattr(stages, "codes", lambda *given: codes(*given) | {"network": "another", "labels": "other"})
+    assert run(*call) == 0
+    assert Brightness.passes == before + 4
+    assert capsys.readouterr().out.startswith("2 of 2 scans again: the code changed (network, labels)\n")
+    assert run(*call) == 0
+    assert Brightness.passes == before + 4
+
+
+def test_a_label_map_that_was_edited_is_kept_and_said(stand_in, run, cohort, tmp_path, capsys):
+    out = tmp_path / "out"
+    call = ("--i", cohort, "--o", out, "--vol", tmp_path / "v.csv")
+    assert run(*call) == 0
+    image = nib.load(out / "a_synthseg.nii.gz")
+    nib.save(nib.Nifti1Image(np.zeros(image.shape, np.int32), image.affine), out / "a_synthseg.nii.gz")
+    edited, before = (out / "a_synthseg.nii.gz").read_bytes(), Brightness.passes
+    capsys.readouterr()
+    for more in ([], ["--fast"], ["--recompute"]):
+        assert run(*call, *more) == 3
+        said = capsys.readouterr()
+        assert said.err == (
+            f"synthseg-native: {out / 'a_synthseg.nii.gz'}: a_synthseg.nii.gz was changed since it was made: "
+            "kept, and left out of the tables: --overwrite-edited makes it again\n"
+        )
+        assert said.out.splitlines()[-1].endswith("1 edited and left alone")
+        assert (out / "a_synthseg.nii.gz").read_bytes() == edited
+        assert [row[0] for row in rows(tmp_path / "v.csv")] == ["subject", "b"]
+    assert Brightness.passes == before + 3  # b: fast, and with --recompute
+    assert run(*call, "--overwrite-edited") == 0
+    assert (out / "a_synthseg.nii.gz").read_bytes() != edited
+    assert [row[0] for row in rows(tmp_path / "v.csv")] == ["subject", "a", "b"]
+
+
+def test_results_of_an_earlier_version_are_made_again_once(stand_in, run, scan, tmp_path, capsys):
+    call = ("--i", scan, "--o", tmp_path / "o.nii")
+    assert run(*call) == 0
+    sidecar = tmp_path / "o.json"
+    content = json.loads(sidecar.read_text())
+    content["SynthSegNative"]["Settings"] = content["SynthSegNative"].pop("Identity")
+    sidecar.write_text(json.dumps(content))
+    capsys.readouterr()
+    before = Brightness.passes
+    assert run(*call) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.endswith("o.nii again: made by an earlier version, which did not note all that made it")
+    assert run(*call) == 0
+    assert Brightness.passes == before + 2
+
+    sidecar.write_text(json.dumps(content))
+    (tmp_path / "o.nii").write_bytes(b"by hand")
+    assert run(*call) == 3
+    assert (tmp_path / "o.nii").read_bytes() == b"by hand"
 
 
 def test_a_bad_scan_fails_alone(stand_in, run, cohort, tmp_path, capsys):

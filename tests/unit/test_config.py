@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from rule_patterns import with_patterns
-from synthseg_native import cli, engines
+from synthseg_native import engines, options
 from synthseg_native.cohort import config as configuration
 from synthseg_native.cohort import demo, deploy, ranking
 from synthseg_native.cohort.plan import Plan
@@ -52,7 +52,7 @@ def test_the_model_has_no_default(schema):
 
 def test_a_crop_is_no_larger_than_the_command_takes(schema):
     ways = schema["properties"]["crop"]["anyOf"]
-    assert [ways[1]["maximum"], ways[2]["items"]["maximum"]] == [cli.MAX_CROP] * 2
+    assert [ways[1]["maximum"], ways[2]["items"]["maximum"]] == [options.MAX_CROP] * 2
 
 
 # The demonstration ---------------------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ def test_the_demonstration_says_so_at_both_ends(shipped, root, capfd, monkeypatc
     deploy.finish(with_patterns(plan), root, success=True)
     assert capfd.readouterr().err == f"this was the demonstration; {demo.WHAT_TO_CHANGE}\n"
     # The jobs of a cluster read the same Snakefile, and a dry run is none: neither says it again.
-    Plan(config, root, looking=True)
+    Plan(config, root, dry_run=True)
     monkeypatch.setenv("SYNTHSEG_NATIVE_CODE", "/the/runs")
     Plan(config, root)
     assert capfd.readouterr().err == "tensorflow demo\n" * 2

@@ -1,12 +1,14 @@
 """Which scans a call is about, where results go, and what counts as current."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
 from synthseg_native import jobs
 from synthseg_native.errors import SynthSegError
+from synthseg_native.identity import current, stages
 
 
 def touch(folder, *names):
@@ -199,7 +201,8 @@ def test_lists_that_do_not_fit(tmp_path):
 
 # What is current -----------------------------------------------------------------------------------------------------
 
-SETTINGS = {"fast": False, "crop": [64, 80, 48], "weights": "abc"}
+WANTED = {"form": stages.FORM, "engine": "openvino", "mode": "default", "crop": None, "weights": "abc"}
+WANTED["code"] = {"network": "one", "grid": "two", "labels": "three"}
 VOLUMES = {"csv": ["a", "1.5"], "tsv": [[2, "x"]]}
 
 
@@ -210,27 +213,49 @@ def done(tmp_path):
     (tmp_path / "run.json").write_text('{"status": "ok"}')
     (job,) = plan(i=tmp_path / "a.nii", o=tmp_path / "o.nii", post=tmp_path / "p.nii", record=tmp_path / "run.json")
     made = {option: path for option, path in job.outputs.items() if option != "record"}
-    note = jobs.note(job, SETTINGS, jobs.sha256_of(job.image), made, VOLUMES)
+    note = jobs.note(job, WANTED, made, VOLUMES)
     job.sidecars["o"].write_text(json.dumps({"Type": "Discrete", "SynthSegNative": note}))
     return job
 
 
+def state(job, **changes):
+    found = jobs.state(job, WANTED | changes)
+    return found.word, ", ".join(found.why)
+
+
 def test_results_of_the_same_call_are_current(done):
-    assert jobs.current(done, SETTINGS) == VOLUMES
-    assert jobs.current(done, {**SETTINGS, "fast": True}) is None
-    assert jobs.current(done, {**SETTINGS, "more": 1}) is None
+    assert state(done) == ("current", "")
+    assert jobs.volumes(done) == VOLUMES
+    assert state(done, mode="fast") == ("stale", "mode: default to fast")
+    assert state(done, crop=[64, 64, 64]) == ("stale", "crop: none to [64, 64, 64]")
+    assert state(done, threads=3) == ("current", ""), "openvino gives the same bytes for any number"
+    assert state(done, code=WANTED["code"] | {"grid": "other"}) == ("stale", "the code changed (grid)")
+    assert jobs.state(done, None) == current.State("stale"), "without weights nothing can be said"
 
 
-@pytest.mark.parametrize("name", ["a.nii", "o.nii", "p.nii"])
-def test_changed_files_are_not_current(done, name):
+def test_another_image_is_stale(done):
+    note = json.loads(done.sidecars["o"].read_text())
+    note["SynthSegNative"]["Identity"] |= {"content": "b", "code": WANTED["code"] | {"read": "four"}}
+    done.sidecars["o"].write_text(json.dumps(note))
+    of_it = {"code": note["SynthSegNative"]["Identity"]["code"]}
+    assert state(done, content="b", **of_it) == ("current", "")
+    assert state(done, content="c", **of_it) == ("stale", "the image changed")
+
+
+@pytest.mark.parametrize(("name", "word"), [("o.nii", "edited"), ("p.nii", "stale")])
+def test_changed_files_are_not_current(done, name, word):
+    """A label map may be changed by hand, and is then the user's; other results are made again."""
     done.image.with_name(name).write_text("changed")
-    assert jobs.current(done, SETTINGS) is None
+    said = "o.nii was changed since it was made" if word == "edited" else "p.nii is not as it was made"
+    assert state(done) == (word, said)
+    assert state(done, mode="fast")[0] == word
+    assert jobs.state(done, None).word == word
 
 
-@pytest.mark.parametrize("name", ["a.nii", "o.nii", "p.nii", "run.json", "o.json"])
+@pytest.mark.parametrize("name", ["o.nii", "p.nii", "run.json", "o.json"])
 def test_missing_files_are_not_current(done, name):
     done.image.with_name(name).unlink()
-    assert jobs.current(done, SETTINGS) is None
+    assert state(done)[0] == "missing"
 
 
 def test_a_result_of_another_call_does_not_count(done):
@@ -238,29 +263,49 @@ def test_a_result_of_another_call_does_not_count(done):
     note = json.loads(done.sidecars["o"].read_text())
     del note["SynthSegNative"]["ResultsSHA256"]["post"]
     done.sidecars["o"].write_text(json.dumps(note))
-    assert jobs.current(done, SETTINGS) is None
+    assert state(done) == ("stale", "p.nii is of another call")
     del done.outputs["post"]
-    assert jobs.current(done, SETTINGS) == VOLUMES
+    assert state(done)[0] == "current"
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"SynthSegNative": 3}', '{"SynthSegNative": {"Settings": null}}'])
 def test_a_sidecar_that_is_no_note_of_ours(done, text):
     done.sidecars["o"].write_text(text)
-    assert jobs.current(done, SETTINGS) is None
+    assert state(done)[0] in ("missing", "stale")
+
+
+@pytest.mark.parametrize("part", ["ResultsSHA256", "Identity", "Input"])
+@pytest.mark.parametrize("value", [None, 3, [], "text"])
+def test_a_damaged_note_is_not_current(done, part, value):
+    note = json.loads(done.sidecars["o"].read_text())
+    note["SynthSegNative"][part] = value
+    done.sidecars["o"].write_text(json.dumps(note))
+    assert state(done)[0] in ("missing", "stale")
 
 
 def test_a_failed_run_in_between_is_not_current(done):
     done.outputs["record"].write_text('{"status": "failed"}')
-    assert jobs.current(done, SETTINGS) is None
+    assert state(done) == ("stale", "the last run failed")
 
 
 def test_the_same_scan_under_another_name_is_another(done):
     other = done.image.with_name("b.nii")
     other.write_bytes(done.image.read_bytes())
-    assert jobs.current(jobs.Job(other, done.outputs), SETTINGS) is None
+    found = jobs.state(jobs.Job(other, done.outputs), WANTED)
+    assert str(found) == "stale: made from another scan, a.nii"
 
 
 def test_touching_a_file_changes_nothing(done):
     done.image.touch()
     done.outputs["o"].touch()
-    assert jobs.current(done, SETTINGS) == VOLUMES
+    assert state(done)[0] == "current"
+
+
+def test_many_scans_beside_their_results_are_planned_at_once(tmp_path):
+    """Whether an image is a result is looked up, not searched for: 4000 scans took 11 s."""
+    names = [f"{number:04}.nii" for number in range(1500)]
+    touch(tmp_path, *names, *(name.replace(".nii", "_synthseg.nii") for name in names))
+    start = time.process_time()
+    found = call(i=tmp_path, o=tmp_path)
+    assert (len(found.jobs), len(found.results)) == (1500, 1500)
+    assert time.process_time() - start < 2

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from scipy.ndimage import affine_transform
 
 from synthseg_native.networks import cards
@@ -331,3 +332,12 @@ def test_bad_input_of_the_step_is_one_line(step, tmp_path, name, content, messag
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "o").exists()
+
+
+def test_a_picture_says_what_drew_it(tmp_path):
+    info = PngInfo()
+    info.add_text(picture.MADE_BY, "0123456789ab")
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png", pnginfo=info)
+    Image.new("RGB", (4, 4)).save(tmp_path / "b.png")
+    assert picture.made_by_of(tmp_path / "a.png") == "0123456789ab"
+    assert picture.made_by_of(tmp_path / "b.png") is None and picture.made_by_of(tmp_path / "c.png") is None

@@ -1,8 +1,7 @@
-"""What the rules ask of a configuration: runs, files and rerun keys, without running anything."""
+"""What the rules ask of a configuration: runs, files and identities, without running anything."""
 
 import json
 import os
-import shutil
 
 import nibabel as nib
 import numpy as np
@@ -30,8 +29,8 @@ def make(root, tmp_path, monkeypatch):
             image = tmp_path / f"images/{scan}.nii"
             if not image.exists():
                 image.write_text(f"image {scan}")
-        looking = config.pop("looking", False)
-        return with_patterns(Plan(BASICS | config, root, looking))
+        dry_run = config.pop("dry_run", False)
+        return with_patterns(Plan(BASICS | config, root, dry_run))
 
     return plan
 
@@ -58,7 +57,7 @@ def test_weights_that_are_named_must_be_there(make):
 def test_official_weights_are_no_input_and_known_by_their_card(make, tmp_path):
     plan = make(model="synthseg1", weights_cache=str(tmp_path / "cache"))
     assert plan.fetched and plan.weights == str(tmp_path / "cache/synthseg_1.0.h5")
-    assert plan.weights_input() == [] and plan.weights_key() == "7d2e32d298fe"
+    assert plan.weights_key() == "7d2e32d298fe"
     assert plan.native_settings("tensorflow", scan_of("01")) == make(model="synthseg1").native_settings(
         "tensorflow", scan_of("01")
     ), "where the cache lies is no reason to run again"
@@ -66,9 +65,7 @@ def test_official_weights_are_no_input_and_known_by_their_card(make, tmp_path):
 
 def test_own_weights_are_known_by_their_content(make, tmp_path):
     (tmp_path / "own.h5").write_text("weights")
-    before = make(weights="own.h5")
-    first = before.weights_key()
-    assert before.weights_input() == ["own.h5"]
+    first = make(weights="own.h5").weights_key()
     (tmp_path / "own.h5").write_text("others!")
     assert make(weights="own.h5").weights_key() != first
 
@@ -76,8 +73,9 @@ def test_own_weights_are_known_by_their_content(make, tmp_path):
 def test_content_decides_not_the_time_stamp(make, tmp_path):
     def key():
         plan = make()
+        found = json.loads(plan.native_settings("tensorflow", scan_of("01")))["content"]
         deploy.prepare(plan)
-        return json.loads(plan.native_settings("tensorflow", scan_of("01")))["content"]
+        return found
 
     image, first = tmp_path / "images/01.nii", key()
     os.utime(image, (0, 0))
@@ -89,23 +87,27 @@ def test_content_decides_not_the_time_stamp(make, tmp_path):
 
 def test_an_image_that_vanished_keeps_its_key(make, tmp_path):
     plan = make()
-    deploy.prepare(plan)
     before = plan.native_settings("tensorflow", scan_of("01"))
+    deploy.prepare(plan)
     (tmp_path / "images/01.nii").unlink()
     assert with_patterns(Plan(BASICS, plan.root)).native_settings("tensorflow", scan_of("01")) == before
 
 
-def test_a_missing_image_is_an_input_only_where_its_label_map_is_there(make, tmp_path):
+def test_an_image_is_an_input_only_where_the_workflow_makes_it(make):
+    """Its content decides: neither its place nor its time."""
+    plan = make()
+    assert plan.image(scan_of("01")) == plan.benchmarked_images() == []
+    plan.demo_images = [plan.image_path(scan_of("01"))]
+    assert plan.image(scan_of("01")) == ["images/01.nii"]
+
+
+def test_results_of_a_vanished_image_are_asked_for_where_they_are_there(make, tmp_path):
     plan = make()
     (tmp_path / "images/01.nii").unlink()
-    assert plan.image("tensorflow", scan_of("01")) == []
     dseg = tmp_path / plan.path("dseg", "tensorflow", scan_of("01"))
     dseg.parent.mkdir(parents=True)
     dseg.touch()
-    assert plan.image("tensorflow", scan_of("01")) == ["images/01.nii"]
-    assert plan.image("reference", scan_of("01")) == []
-    assert str(dseg.relative_to(tmp_path)) in plan.wanted_runs()
-    assert plan.path("record", "tensorflow", scan_of("01")) not in plan.wanted_runs(), "it cannot be made again"
+    assert plan.wanted_of("tensorflow", scan_of("01")) == [str(dseg.relative_to(tmp_path))], "no other can be made"
 
 
 def test_a_picture_of_a_vanished_image_is_asked_for_only_where_it_is_there(make, tmp_path):
@@ -165,27 +167,6 @@ def test_what_a_row_accepts_is_part_of_both_runs(make, tmp_path):
         assert json.loads(settings(accepting))["accept"] == ["no_orientation"]
 
 
-def test_another_drawing_is_no_reason_to_run_a_network(make, root, tmp_path):
-    shutil.copytree(root / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
-    for folder in ("scripts", "workflow", "models"):
-        shutil.copytree(root / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    make()
-    config = BASICS
-
-    def digests():
-        plan = Plan(config, tmp_path)
-        return plan.engine_code, plan.step_key("picture.py")
-
-    before = digests()
-    drawing = tmp_path / "src/synthseg_native/results/picture.py"
-    drawing.write_text(drawing.read_text() + "\n_CHANGED = True\n")
-    after = digests()
-    assert after[0] == before[0] and after[1] != before[1]
-    quality = tmp_path / "src/synthseg_native/results/quality.py"
-    quality.write_text(quality.read_text() + "\n_CHANGED = True\n")
-    assert digests()[0] != before[0], "its numbers are in the run record"
-
-
 def test_a_path_with_braces_is_no_input_and_known_by_its_content(make, tmp_path):
     """Snakemake would take them for a wildcard."""
     image = tmp_path / "images/{scan}.nii"
@@ -195,7 +176,7 @@ def test_a_path_with_braces_is_no_input_and_known_by_its_content(make, tmp_path)
     for content in ("one", "other"):
         image.write_text(content)
         plan = with_patterns(Plan(BASICS | {"benchmark": {"scans": 1}}, root))
-        assert plan.image("tensorflow", name) == plan.image("reference", name) == plan.benchmarked_images() == []
+        assert plan.image(name) == plan.benchmarked_images() == []
         seen.add(json.loads(plan.native_settings("tensorflow", name))["content"])
     assert len(seen) == 2 and None not in seen
 
@@ -216,8 +197,9 @@ def test_existing_label_maps_are_known_by_content_and_may_vanish(make, tmp_path)
 
     def key():
         plan = make(("01",), **options)
+        found = json.loads(plan.reference_settings(scan_of("01")))["existing"]
         deploy.prepare(plan)
-        return json.loads(plan.reference_settings(scan_of("01")))["existing"]
+        return found
 
     first = key()
     (tmp_path / "maps/sub-01.nii").write_text("map two")
@@ -245,33 +227,14 @@ def test_engines_run_side_by_side_and_none_makes_the_other_run_again(make):
     assert both.native_settings("tensorflow", scan) == one.native_settings("tensorflow", scan)
     assert both.native_settings("openvino", scan) == make(engines=["openvino"]).native_settings("openvino", scan)
     assert both.reference_settings(scan) == one.reference_settings(scan)
-    assert both.locks["openvino"] == environments.lock_hash("openvino") != both.locks["tensorflow"]
-    assert both.engine_code["openvino"] != both.engine_code["tensorflow"]
+    locks = [both.identity(engine, scan)["environment"] for engine in both.engines]
+    assert locks == [environments.lock_hash("tensorflow"), environments.lock_hash("openvino")]
+    assert locks[0] != locks[1]
+    code = [both.identity(engine, scan)["code"] for engine in both.engines]
+    assert code[0]["network"] != code[1]["network"]
+    assert {name: code[0][name] for name in code[0] if name != "network"}.items() <= code[1].items()
     assert set(one.wanted_runs()) < set(both.wanted_runs())
     assert "results/env/openvino.json" in both.wanted_once()
-
-
-def test_an_engine_s_code_is_its_own(make, root, tmp_path):
-    for folder in ("src", "scripts", "workflow", "models"):
-        shutil.copytree(root / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    make()
-    config = BASICS | {"engines": ["tensorflow", "openvino"]}
-
-    def codes():
-        return Plan(config, tmp_path).engine_code
-
-    def change(name):
-        path = tmp_path / "src/synthseg_native" / name
-        path.write_text(path.read_text() + "\n_CHANGED = True\n")
-
-    before = codes()
-    change("engines/openvino.py")
-    after = codes()
-    assert after["tensorflow"] == before["tensorflow"] and after["openvino"] != before["openvino"]
-    change("memory.py")
-    assert codes() == after, "another prediction of memory changes no label"
-    change("pipeline/posteriors.py")
-    assert not set(codes().values()) & set(after.values())
 
 
 @pytest.mark.parametrize(
@@ -308,7 +271,7 @@ def test_auto_is_the_engine_that_the_results_folder_names(make, tmp_path, monkey
     with pytest.raises(SynthSegError, match=r"results/engine\.json: device: gpu: openvino runs on the CPU only"):
         make(engines="auto", device="gpu")
     (tmp_path / "results/engine.json").unlink()
-    assert make(engines="auto", looking=True).engines != [] and not (tmp_path / "results/engine.json").exists()
+    assert make(engines="auto", dry_run=True).engines != [] and not (tmp_path / "results/engine.json").exists()
 
 
 def test_auto_is_chosen_after_all_mistakes_are_found(make, tmp_path, monkeypatch):

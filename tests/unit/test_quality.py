@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from synthseg_native.networks import cards
-from synthseg_native.results import quality
+from synthseg_native.results import figures, quality
 
 # One side in mm3, about what adults have.
 VOLUMES = {
@@ -38,7 +38,9 @@ def sound(table):
 
 
 def assess(table, case, voxel_mm=(1, 1, 1)):
-    found = quality.assess(table, case.labels, case, np.array(voxel_mm, dtype=np.float32))
+    raw = figures.measure(table, case.labels, case, np.array(voxel_mm, dtype=np.float32))
+    raw = json.loads(json.dumps(raw, allow_nan=False))  # as it comes out of a run record
+    found = quality.assess(raw, table)
     json.dumps(found, allow_nan=False)
     assert found["flags"] == [flag for flag in quality.FLAGS if flag in found["flags"]]
     assert bool(found["flags"]) == bool(found["remarks"])
@@ -201,6 +203,31 @@ def test_no_foreground(table):
     assert found["remarks"] == ["no voxel has a label"]
     assert found["removed_fraction"] is None
     assert found["labels_missing"] == table.index[1:].tolist()
+
+
+def test_figures_say_how_much_lies_at_which_face(table):
+    case = sound(table)
+    case.labels[1:3, 4, 0] = 16
+    case.labels[0, 4, 4] = 2
+    raw = figures.measure(table, case.labels, case, (1, 1, 1))
+    assert raw["edge_voxels"] == {"2": {"left": 1}, "16": {"bottom": 2}}
+    assert raw["soft_mm3"] == case.soft.tolist() and raw["values"] == table.index.tolist()
+
+
+def test_limits_are_today_s_whatever_the_record_was_made_with(table, monkeypatch):
+    case = sound(table)
+    raw = figures.measure(table, case.labels, case, (1, 1, 1))
+    record = {"output": {"qc": raw}}
+    assert quality.of_record(record, table)["flags"] == []
+    monkeypatch.setattr(quality, "MIN_CONFIDENCE", 0.9)
+    assert quality.of_record(record, table)["flags"] == ["low_confidence"]
+
+
+def test_records_of_earlier_versions_say_what_was_said_then(table):
+    old = {"flags": ["labels_at_fov_edge"], "remarks": ["cut"], "brain_mm3": 1.0, "labels_at_fov_edge": [16]}
+    assert quality.of_record({"output": {"qc": old}}, table) == old
+    assert quality.of_record({"output": {"qc": None}}, table) is None
+    assert quality.of_record({"output": None}, table) is None
 
 
 def test_the_document_has_every_flag_and_every_limit(root):

@@ -1,23 +1,503 @@
-"""The token that makes the summary stale."""
+"""What a call makes again and why: the table of docs/caching.md as far as it needs no network, on results that say
+what made them."""
 
+import hashlib
 import json
+import os
+import shutil
+import time
+from pathlib import Path
 
-from synthseg_native.cohort import state
+import pytest
+
+from rule_patterns import with_patterns
+from synthseg_native.cohort import deploy, environments, paths, state
+from synthseg_native.cohort.plan import Plan
+from synthseg_native.identity import current
+
+SCAN = "sub-{}/anat/sub-{}_T1w"
+TICK_S = 0.05  # times of files are those of the kernel's last tick
+CONFIG = {
+    "samples": "samples.tsv",
+    "model": "compact2mm",
+    "allow_small_model": True,
+    "engines": ["openvino"],
+    "reference": {"kind": "own", "runtime": "local"},
+}
 
 
-def test_token_is_renewed_only_when_something_is_amiss(tmp_path):
-    token, result = tmp_path / "state/token", tmp_path / "result"
-    assert state.renew_token(token, [str(result)]) == [str(result)]
-    first = token.read_text()
-    state.renew_token(token, [str(result)])
-    second = token.read_text()
-    assert first != second
-    result.touch()
-    assert state.renew_token(token, [str(result)]) == []
-    assert token.read_text() == second
-    state.write_text(state.failed_mark(token.parent), "failed\n")
-    state.renew_token(token, [str(result)])
-    assert token.read_text() != second
+def sha256(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+class World:
+    """A working directory with two images, and results as the workflow leaves them, made without it."""
+
+    def __init__(self, root, folder):
+        self.root, self.folder = root, folder
+        (folder / "images").mkdir()
+        for name in ("01", "02"):
+            (folder / f"images/{name}.nii").write_text(f"image {name}")
+        self.sheet("01\timages/01.nii", "02\timages/02.nii")
+
+    def sheet(self, *rows, header="participant_id\timage"):
+        (self.folder / "samples.tsv").write_text("\n".join([header, *rows]) + "\n")
+
+    def plan(self, **config) -> Plan:
+        return with_patterns(Plan(CONFIG | config, self.root))
+
+    def make(self, **config) -> None:
+        """All results, current for this configuration."""
+        plan = self.plan(**config)
+        for engine, scan in plan.states:
+            self.run(plan, engine, scan)
+        for path in [*plan.wanted_runs(), *plan.wanted_once(), *plan.aggregates().values()]:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).touch()
+        for engine, scan in plan.states:
+            if engine != "reference":
+                made_by = plan.step_key("picture.py")
+                info = b"tEXtsynthseg-native\0" + made_by.encode()
+                Path(plan.path("picture", engine, scan)).write_bytes(
+                    (len(info) - 4).to_bytes(4, "big") + info + b"more"
+                )
+                if scan in plan.compared:
+                    compared = {"made_by": plan.step_key("compare.py")}
+                    Path(plan.path("compare", engine, scan)).write_text(json.dumps(compared))
+        rows = len(plan.scans) * len(plan.engines)
+        Path(plan.aggregates()["summary"]).write_text("\n".join(["status", *["ok"] * rows]) + "\n")
+        deploy.prepare(plan)
+        time.sleep(TICK_S)
+
+    def run(self, plan, engine, scan) -> None:
+        files = plan.files(engine, scan)
+        for name, path in files.items():
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_text(f"{name} of {scan}")
+        record = {
+            "status": "ok",
+            "key": plan.identity(engine, scan),
+            "input": {"sha256": sha256(plan.image_path(scan))},
+            "model": {"weights_sha256": sha256(plan.weights) if not plan.fetched else None},
+            "files": {name: sha256(path) for name, path in files.items() if name != "record"},
+            "finished": "2026-11-27T12:00:00+00:00",
+        }
+        Path(files["record"]).write_text(json.dumps(record))
+
+    def states(self, **config) -> dict:
+        """{"01": text of the native run's state, "01 reference": ...}, those that are not current."""
+        plan = self.plan(**config)
+        names = {
+            (engine, scan): scan[4:6] + ("" if engine == "openvino" else f" {engine}") for engine, scan in plan.states
+        }
+        return {names[pair]: str(found) for pair, found in plan.states.items() if found.word != current.CURRENT}
+
+
+@pytest.fixture
+def world(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    world = World(root, tmp_path)
+    world.make()
+    return world
+
+
+@pytest.fixture
+def copied(world, root, tmp_path):
+    """The same with code of its own, which a test may change."""
+    for folder in ("src", "scripts", "workflow", "models"):
+        shutil.copytree(root / folder, tmp_path / "code" / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    world.root = tmp_path / "code"
+    world.make()
+    return world
+
+
+def both(why, *kinds):
+    return {f"{name}{kind}": f"stale: {why}" for name in ("01", "02") for kind in kinds or ("",)}
+
+
+def test_nothing_changed(world):
+    assert world.states() == {}
+    assert state.to_make(world.plan()) == set() and state.lines(world.plan()) == []
+
+
+def test_a_moved_dataset_is_the_same_dataset(world, tmp_path):
+    (tmp_path / "images").rename(tmp_path / "elsewhere")
+    for name in ("01", "02"):
+        os.utime(tmp_path / f"elsewhere/{name}.nii")
+    world.sheet(f"01\t{tmp_path}/elsewhere/01.nii", "02\telsewhere/02.nii")
+    assert world.states() == {}
+
+
+def test_other_contents_of_the_same_size_and_time(world, tmp_path):
+    image = tmp_path / "images/01.nii"
+    before = image.stat()
+    image.write_text("image ab")
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert image.stat().st_size == before.st_size
+    assert world.states() == {name: "stale: the image changed" for name in ("01", "01 reference")}
+
+
+def test_an_image_that_was_exchanged_while_it_was_read(world):
+    """Planned with A, read B, and A again: the results are B's, and say so."""
+    path = world.plan().path("record", "openvino", SCAN.format("01", "01"))
+    record = json.loads(Path(path).read_text())
+    record["input"]["sha256"] = "b" * 64
+    Path(path).write_text(json.dumps(record))
+    assert world.states() == {"01": "stale: the image changed"}
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"mode": "fast"}, both("mode: default to fast", "", " reference")),
+        ({"crop": 96}, both("crop: none to [96, 96, 96]", "", " reference")),
+        ({"interpolation": "nearest"}, both("interpolation: posterior to nearest")),
+        ({"precision": "bf16"}, both("precision: float32 to bf16")),
+        ({"device": "cpu"}, both("device: auto to cpu")),
+        ({"threads": 4}, both("threads: 1 to 4", " reference")),  # openvino gives the same for any number
+        ({"memory_mb": 5000, "timeout_min": 3, "equivalence": {"max_margin": 0.01}}, {}),
+        ({"reference": {"runtime": "none"}}, {}),
+    ],
+)
+def test_settings(world, config, expected):
+    assert world.states(**config) == expected
+
+
+def test_threads_count_for_engines_that_promise_nothing(world):
+    world.make(engines=["tensorflow"])
+    found = world.states(engines=["tensorflow"], threads=2)
+    assert found["01 tensorflow"] == "stale: threads: 1 to 2"
+
+
+def test_what_a_row_asks_for(world):
+    world.sheet("01\timages/01.nii\ttrue\t", "02\timages/02.nii\t\tno_orientation",
+                header="participant_id\timage\tct\taccept")  # fmt: skip
+    assert world.states() == {
+        "01": "stale: ct: false to true", "01 reference": "stale: ct: false to true",
+        "02": "stale: accept: none to ['no_orientation']", "02 reference": "stale: accept: none to ['no_orientation']",
+    }  # fmt: skip
+
+
+def test_weights_are_known_by_their_content(world, root, tmp_path):
+    shutil.copy(root / "models/compact2mm/compact2mm.h5", tmp_path / "same.h5")
+    assert world.states(weights="same.h5") == {}
+    with (tmp_path / "same.h5").open("ab") as file:
+        file.write(b"\0")
+    assert world.states(weights="same.h5") == both("the weights changed", "", " reference")
+
+
+def add_statement(path):
+    path.write_text(path.read_text() + "\n_CHANGED = True\n")
+
+
+CODE = [
+    ("scan/reading.py", both("the code changed (read)")),
+    ("scan/grid.py", both("the code changed (grid)")),
+    ("engines/openvino.py", both("the code changed (network)")),
+    ("engines/kernels/stream.py", both("the code changed (network)")),
+    ("engines/tensorflow.py", {}),
+    ("pipeline/posteriors.py", both("the code changed (labels)")),
+    ("pipeline/segment.py", both("the code changed (command)")),
+    ("results/figures.py", both("the code changed (figures)")),
+    ("options.py", both("the code changed (command)")),
+    ("reference.py", both("the code changed (reference)", " reference")),
+    ("cohort/runs/native.py", both("the code changed (native step)")),
+    ("cohort/runs/reference.py", both("the code changed (reference step)", " reference")),
+    ("results/picture.py", {}),
+    ("results/quality.py", {}),
+    ("progress.py", {}),
+    ("memory.py", {}),
+    ("networks/weights.py", {}),
+    ("cohort/summary/tables.py", {}),
+]
+
+
+def test_code(copied):
+    """Of each module: what runs again where it changes."""
+    for module, expected in CODE:
+        path = copied.root / "src/synthseg_native" / module
+        before = path.read_text()
+        add_statement(path)
+        assert copied.states() == expected, module
+        path.write_text(before)
+    assert copied.states() == {}
+
+
+def test_glue_that_adds_a_flag_or_counts_otherwise(copied):
+    """Both were "Nothing to be done" once."""
+    runs = copied.root / "src/synthseg_native/cohort/runs"
+    text = (runs / "native.py").read_text()
+    assert "keys.flags(settings)" in text
+    (runs / "native.py").write_text(text.replace("keys.flags(settings)", '["--fast", *keys.flags(settings)]'))
+    assert copied.states() == both("the code changed (native step)")
+
+
+def replace(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def test_words_limits_and_colours_run_no_network(copied):
+    package, model = copied.root / "src/synthseg_native", copied.root / "models/compact2mm"
+    before = copied.plan().step_key("picture.py"), copied.plan().step_key("compare.py")
+    replace(package / "cli.py", 'help="half the time', 'help="about half the time')
+    replace(package / "reference.py", "description=", "epilog='more words', description=")
+    replace(package / "pipeline/segment.py", '"""One scan', '"""A scan')
+    assert copied.states() == {}
+    assert (copied.plan().step_key("picture.py"), copied.plan().step_key("compare.py")) == before
+
+    replace(package / "results/quality.py", "MIN_CONFIDENCE = 0.70", "MIN_CONFIDENCE = 0.71")
+    limit = copied.plan().step_key("picture.py")
+    assert limit != before[0] and copied.plan().step_key("compare.py") == before[1]
+    replace(model / "labels.tsv", "#f5f5f5", "#f5f5f6")
+    assert copied.plan().step_key("picture.py") != limit
+    replace(model / "labels.tsv", "left thalamus", "left thalamus proper")
+    assert copied.plan().step_key("compare.py") != before[1]
+    assert copied.states() == {}
+    plan = copied.plan()
+    again = {plan.path(name, "openvino", scan) for name in ("picture", "compare") for scan in plan.scans}
+    assert state.to_make(plan) == again, "also where Snakemake remembers nothing"
+
+
+def test_values_and_classes_of_the_label_table_run_networks(copied):
+    table = copied.root / "models/compact2mm/labels.tsv"
+    replace(table, "1\t2\tleft cerebral white matter\tleft\t18\t4", "1\t2\tleft cerebral white matter\tleft\t18\t5")
+    assert copied.states() == both("the model changed", "", " reference")
+
+
+def test_the_options_of_the_command_are_glue(copied):
+    replace(copied.root / "src/synthseg_native/cli.py", 'default="posterior"', 'default="nearest"')
+    assert copied.states() == both("the code changed (command)")
+
+
+def test_a_lock(copied, monkeypatch):
+    lock_hash = environments.lock_hash
+    monkeypatch.setattr(environments, "lock_hash", lambda name: name if name == "openvino" else lock_hash(name))
+    assert copied.states() == both("its environment changed")
+
+
+# References of others ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def foreign(world):
+    config = {"model": "synthseg1", "reference": {"kind": "upstream", "runtime": "docker"}}
+    world.make(**config)
+    return config
+
+
+def test_a_foreign_reference_is_told_by_what_is_really_used(world, foreign, monkeypatch):
+    assert world.states(**foreign) == {}
+    changes = {
+        "UPSTREAM_IMAGE": ("another/image", "image: pwesp/synthseg:py38 to another/image"),
+        "UPSTREAM_MODELS": ({"synthseg1": ["--v1", "--robust"]}, "flags: ['--v1'] to ['--v1', '--robust']"),
+        "UPSTREAM_PLATFORM": ("linux/arm64", "platform: linux/amd64 to linux/arm64"),
+    }
+    for name, (value, why) in changes.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(f"synthseg_native.cohort.containers.{name}", value)
+            assert world.states(**foreign) == both(why, " reference")
+    pinned = foreign["reference"] | {"image": "pwesp/synthseg:py38"}
+    assert world.states(**foreign | {"reference": pinned}) == {}, "the default, named"
+
+
+def test_a_container_instead_of_an_interpreter(world):
+    found = world.states(reference={"kind": "own", "runtime": "docker"})
+    assert set(found) == {"01 reference", "02 reference"}
+    assert "runtime: local to docker" in found["01 reference"]
+
+
+def test_label_maps_that_the_user_has(world, tmp_path):
+    maps = {"reference": {"kind": "existing", "pattern": "maps/{participant_id}.nii"}}
+    (tmp_path / "maps").mkdir()
+    for name in ("01", "02"):
+        (tmp_path / f"maps/sub-{name}.nii").write_text(name)
+    world.make(**maps)
+    assert world.states(**maps) == {}
+    (tmp_path / "maps").rename(tmp_path / "moved")
+    moved = {"reference": maps["reference"] | {"pattern": "moved/{participant_id}.nii"}}
+    assert world.states(**moved, mode="default") == {}
+    (tmp_path / "moved/sub-01.nii").write_text("other")
+    assert world.states(**moved) == {"01 reference": "stale: your label map changed"}
+    assert world.states(**moved | {"mode": "fast"})["02"] == "stale: mode: default to fast"
+    assert "02 reference" not in world.states(**moved | {"mode": "fast"})
+
+
+# What is there -------------------------------------------------------------------------------------------------------
+
+
+def test_an_edited_label_map_is_kept_and_said(world):
+    plan = world.plan()
+    scan = SCAN.format("01", "01")
+    Path(plan.path("dseg", "openvino", scan)).write_text("by hand")
+    expected = "edited: sub-01_T1w_seg-compact2mm_res-2mm_dseg.nii.gz was changed since it was made"
+    assert world.states() == {"01": expected}
+    assert world.states(mode="fast")["01"] == expected, "whatever else is to be said"
+
+    plan = world.plan()
+    summary = Path(plan.aggregates()["summary"])
+    assert state.to_make(plan) == {str(summary)}, "which counts it still"
+    summary.write_text("status\nedited\nok\n")
+    left_out = {
+        *plan.files("openvino", scan).values(),
+        *(plan.path(n, "openvino", scan) for n in ("picture", "compare")),
+    }
+    assert not left_out & set(plan.wanted_runs())
+    Path(plan.path("picture", "openvino", scan)).unlink()
+    assert state.to_make(plan) == set()
+    (line,) = state.lines(plan)
+    assert line.startswith("1 native label map changed by hand: kept, without") and line.endswith("(sub-01_T1w)")
+
+    plan = world.plan(edited="overwrite")
+    assert plan.path("record", "openvino", scan) in state.to_make(plan) and left_out < set(plan.wanted_runs())
+    assert "made again" in state.lines(plan)[0]
+
+
+def test_an_edited_label_map_on_the_scan_s_own_grid(world):
+    Path(world.plan().path("dseg_native", "openvino", SCAN.format("02", "02"))).write_text("by hand")
+    assert world.states()["02"].startswith("edited: sub-02_T1w_seg-compact2mm_res-native_dseg.nii.gz")
+
+
+def test_an_edited_reference_is_compared_with_nothing(world):
+    plan = world.plan()
+    Path(plan.path("dseg", "reference", SCAN.format("01", "01"))).write_text("by hand")
+    plan = world.plan()
+    assert plan.path("compare", "openvino", SCAN.format("01", "01")) not in plan.wanted_runs()
+    assert plan.path("compare", "openvino", SCAN.format("02", "02")) in plan.wanted_runs()
+
+
+def test_other_results_that_changed_are_made_again(world):
+    plan = world.plan()
+    Path(plan.path("volumes", "openvino", SCAN.format("01", "01"))).write_text("half a table")
+    Path(plan.path("margin", "openvino", SCAN.format("02", "02"))).unlink()
+    found = world.states()
+    assert found["01"] == "stale: sub-01_T1w_seg-compact2mm_res-2mm_volumes.tsv is not as it was made"
+    assert found["02"] == "missing: sub-02_T1w_seg-compact2mm_res-2mm_margin.nii.gz is missing"
+    records = {plan.path("record", "openvino", SCAN.format(name, name)) for name in ("01", "02")}
+    assert records < state.to_make(world.plan())
+
+
+def test_results_that_were_copied_are_the_same_results(world, tmp_path, monkeypatch):
+    """In any order, with times of today, and without what a call remembered."""
+    shutil.copytree(tmp_path / "results", tmp_path / "copy", copy_function=shutil.copy)
+    shutil.rmtree(tmp_path / "results")
+    (tmp_path / "copy").rename(tmp_path / "results")
+    shutil.rmtree(tmp_path / "results/.state")
+    for path in sorted(tmp_path.glob("results/**/*"), reverse=True):
+        os.utime(path)
+    assert world.states() == {}
+
+
+def test_label_maps_of_two_participants_exchanged(world):
+    first, second = (world.plan().path("dseg", "openvino", SCAN.format(name, name)) for name in ("01", "02"))
+    Path(first).rename("aside")
+    Path(second).rename(first)
+    Path("aside").rename(second)
+    assert {name: found.split(":")[0] for name, found in world.states().items()} == {"01": "edited", "02": "edited"}
+
+
+def test_a_failed_run_is_tried_again(world):
+    plan = world.plan()
+    record = plan.path("record", "openvino", SCAN.format("01", "01"))
+    failure = Path(paths.failure_of(f"{plan.state}/failed", "openvino", SCAN.format("01", "01"), record))
+    failure.parent.mkdir(parents=True)
+    failure.write_text(json.dumps({"error": {"message": "a.nii: bad"}, "finished": "2026-11-28T12:00:00+00:00"}))
+    assert world.states() == {"01": "failed: a.nii: bad"}
+    assert record in state.to_make(world.plan())
+    failure.write_text(json.dumps({"error": {"message": "a.nii: bad"}, "finished": "2026-11-26T12:00:00+00:00"}))
+    assert world.states() == {}, "it succeeded since"
+
+
+def test_results_of_a_vanished_image_stay(world, tmp_path):
+    (tmp_path / "images/01.nii").unlink()
+    assert world.states() == {} and state.to_make(world.plan()) == set()
+    plan = world.plan(mode="fast")
+    assert plan.path("record", "openvino", SCAN.format("01", "01")) not in state.to_make(plan)
+    said = state.lines(plan)
+    assert "1 native run not again, the image is gone: mode: default to fast (sub-01_T1w)" in said
+    assert "1 native run again: mode: default to fast (sub-02_T1w)" in said
+    for path in plan.files("openvino", SCAN.format("01", "01")).values():
+        Path(path).unlink()
+    assert world.states()["01"] == "missing: has not run"
+    assert plan.path("record", "openvino", SCAN.format("01", "01")) in state.to_make(world.plan()), (
+        "and its run says why"
+    )
+
+
+def test_results_of_an_earlier_version_are_made_again_once(world):
+    plan = world.plan()
+    for pair in plan.states:
+        path = Path(plan.path("record", *pair))
+        record = json.loads(path.read_text())
+        del record["key"]["form"], record["files"]
+        record["key"]["code"] = "0123456789ab"
+        path.write_text(json.dumps(record))
+    why = "made by an earlier version, which did not note all that made it"
+    assert world.states() == both(why, "", " reference")
+    assert state.lines(world.plan())[0] == f"2 native runs again: {why} (sub-01_T1w, sub-02_T1w)"
+    world.make()
+    assert world.states() == {}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"status": "ok"}', '{"status": "failed"}'])
+def test_a_damaged_record_is_no_record(world, text):
+    Path(world.plan().path("record", "openvino", SCAN.format("01", "01"))).write_text(text)
+    assert world.states()["01"].split(":")[0] in ("missing", "stale")
+
+
+def test_what_is_missing_below_a_summary_that_is_there(world):
+    plan = world.plan()
+    scan = SCAN.format("01", "01")
+    gone = {plan.path("picture", "openvino", scan), plan.path("compare", "openvino", scan), *plan.wanted_once()[:1],
+            plan.aggregates()["volumes"]}  # fmt: skip
+    for path in gone:
+        Path(path).unlink()
+    assert state.to_make(world.plan()) == gone
+    world.make()
+    state.mark_failed(plan.state)
+    assert state.to_make(world.plan()) == {plan.aggregates()["summary"]}
+
+
+def test_a_row_more(world, tmp_path):
+    (tmp_path / "images/03.nii").write_text("image 03")
+    world.sheet("01\timages/01.nii", "02\timages/02.nii", "03\timages/03.nii")
+    assert world.states() == {"03": "missing: has not run", "03 reference": "missing: has not run"}
+
+
+def test_looking_writes_nothing(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(environments, "run_snapshot", lambda: pytest.fail("a snapshot"))
+    (tmp_path / "images/01.nii").write_text("other")
+
+    def listing():
+        return {str(path): path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+    before = listing()
+    assert deploy.make_again(world.plan(), runs=False)
+    assert listing() == before
+    made = []
+    monkeypatch.setattr(environments, "run_snapshot", lambda: made.append(1))
+    assert deploy.make_again(world.plan(), runs=True)
+    assert made and listing() != before
+
+
+def test_planning_takes_time_in_proportion_to_the_rows(world, tmp_path):
+    """Of ten times as many rows: ten times as long, and not a hundred times."""
+    took = []
+    for number in (40, 400):
+        rows = []
+        for row in range(number):
+            (tmp_path / f"images/{row:04}.nii").write_text(str(row))
+            rows.append(f"{row:04}\timages/{row:04}.nii")
+        world.sheet(*rows)
+        world.make()
+        start = time.process_time()
+        assert world.states() == {}
+        took.append(time.process_time() - start)
+    assert took[1] < 25 * took[0] and took[1] < 3, took
+
+
+# What stays on disk --------------------------------------------------------------------------------------------------
 
 
 def test_write_if_changed_leaves_an_equal_file_alone(tmp_path):
@@ -28,13 +508,3 @@ def test_write_if_changed_leaves_an_equal_file_alone(tmp_path):
     assert path.stat().st_mtime_ns == before.st_mtime_ns and path.stat().st_ino == before.st_ino
     state.write_if_changed(path, "y")
     assert path.read_text() == "y" and list(path.parent.iterdir()) == [path]
-
-
-def test_changed_settings_say_how_many_and_why(tmp_path):
-    for name, threads, code, crop in (
-        ("a", 1, "x", None), ("b", 1, "x", None), ("c", 2, "x", None), ("d", 2, "y", None), ("e", 2, "x", [96, 96, 96])
-    ):  # fmt: skip
-        (tmp_path / name).write_text(json.dumps({"key": {"threads": threads, "code": code, "crop": crop}}))
-    today = json.dumps({"threads": 2, "code": "x", "crop": None})
-    counts = state.changed_settings({str(tmp_path / name): today for name in "abcdef"})
-    assert counts == {"threads: 1 to 2": 2, "the engine's code changed": 1, "crop: [96, 96, 96] to none": 1}

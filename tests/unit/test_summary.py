@@ -18,11 +18,13 @@ from synthseg_native.cohort.summary import summarise
 from synthseg_native.cohort.summary.rows import COLUMNS
 from synthseg_native.cohort.summary.terminal import print_summary
 from synthseg_native.cohort.tables import read_tsv, write_tsv
+from synthseg_native.identity import stages
 from synthseg_native.networks.cards import read_labels
 from synthseg_native.results.tables import VOLUME_COLUMNS
 
 ROOT = Path(__file__).parents[2]
 MODELS = {"compact2mm": ROOT / "models" / "compact2mm", "synthseg2": ROOT / "models" / "synthseg2"}
+IDENTITY = {"form": stages.FORM, "code": {"labels": "one"}, "mode": "default"}
 DESIGN_COLUMNS = """\
 participant_id session_id acq run suffix status error_code error qc_flags
 model research_grade mode engine engine_version precision device threads verdict verdict_reason reference_kind
@@ -109,10 +111,11 @@ class Cohort:
             "wall_s": 12.5 if engine != "reference" else 20.0,
             "peak_rss_mib": 1000.4,
             "reference": reference if engine == "reference" else None,
+            "key": IDENTITY,
             "finished": finished,
         }
-        write_json(files["record"], record)
-        write_text(files["dseg"], "")
+        for name in set(files) - {"record", "compare", "picture"}:
+            write_text(files[name], "")
         last = len(self.labels) - 1
         lines = ["\t".join(VOLUME_COLUMNS)]
         known = "n/a\tn/a" if engine == "reference" else None  # the last two columns: only of native runs
@@ -122,6 +125,7 @@ class Cohort:
             of_native = f"{'0.9000' if count else 'n/a'}\t{str(k == 1).lower()}"
             lines.append(f"{name}\t{10 * k:.3f}\t{count}\t{8 * count:.3f}\t{known or of_native}")
         write_text(files["volumes"], "\n".join(lines) + "\n")
+        write_json(files["record"], record)
 
     def fail(
         self,
@@ -166,7 +170,7 @@ class Cohort:
         def run(number, engine):
             files = {name: str(path) for name, path in self.files(number, engine).items()}
             failure = failure_of(self.results / ".state/failed", engine, self.scan(number), files["record"])
-            return Run(files, str(failure), {})
+            return Run(files, str(failure), IDENTITY)
 
         scans = []
         for number, row in enumerate(plan["scans"], start=1):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from project import AGREE, Project, write_image
+from project import AGREE, SUMMARY, Project, write_image
 
 from synthseg_native.cohort.samples import read_samples
 
@@ -105,7 +105,7 @@ def test_environments_deleted(project):
 
 
 def test_comments_and_docstrings(project):
-    for name in ("engines/openvino.py", "reference.py", "compare.py", "results/picture.py", "cohort/summary.py"):
+    for name in ("engines/openvino.py", "reference.py", "compare.py", "results/picture.py", "results/quality.py"):
         path = project.folder / "src/synthseg_native" / name
         path.write_text('"""Another docstring."""\n# A comment.\n' + path.read_text().split('"""', 2)[2])
     project.run().expect()
@@ -149,18 +149,22 @@ def test_further_column_changed(project):
     assert {row["sheet_site"] for row in project.summary()} == {"A"}
 
 
-def test_labels_changed(one):
-    edit(one.folder / "models/compact2mm/labels.tsv", "left thalamus", "left thalamus proper")
-    one.run().expect(*everything("native", "reference"))
+def test_names_and_colours_of_labels_changed(one):
+    """They are shown: no network runs."""
+    labels = one.folder / "models/compact2mm/labels.tsv"
+    edit(labels, "left thalamus", "left thalamus proper")
+    edit(labels, "#f5f5f5", "#f5f5f6")
+    one.run().expect(*everything("picture"))
 
 
 def test_other_weights(one):
     weights = one.folder / "models/compact2mm/compact2mm.h5"
     shutil.copy(weights, one.folder / "same.h5")
     one.configure(weights="same.h5")
-    # Another file of the same content is another input; what it computes is the same, and the verdict says so.
-    one.run().expect(*everything("native", "reference"))
-    assert {row["verdict"] for row in one.summary()} <= AGREE
+    one.run().expect("summary")  # the sheet has one row now; another place of the same weights is no reason
+    with (one.folder / "same.h5").open("ab") as file:
+        file.write(b"\0")
+    assert_wanted(one.run("-n", SUMMARY), native=1, reference=1, picture=1, compare=1, summary=1)
 
 
 def test_fast_mode_and_crop(one):
@@ -175,16 +179,18 @@ def test_fast_mode_and_crop(one):
 
 
 def test_threads_changed(one):
+    """openvino gives the same bytes for any number; the reference promises nothing."""
     one.configure(threads=2)
-    call = one.run().expect(*everything("native", "reference"))
-    assert "threads: 1 to 2" in call.output, "one line says why before it starts"
+    call = one.run("-n", SUMMARY).expect()
+    assert "1 reference run again: threads: 1 to 2 (sub-01_T1w)" in call.output
+    assert_wanted(call, reference=1, compare=1, summary=1)
 
 
 @on_slurm_too
 def test_engine_code_changed(project):
     add_statement(project.folder / "src/synthseg_native/engines/openvino.py")
     call = project.run().expect(*everything("native", scans=["01", "02"]))
-    assert "2 native runs again: the engine's code changed" in call.output
+    assert "2 native runs again: the code changed (network) (sub-01_T1w, sub-02_T1w)" in call.output
 
 
 def test_shared_engine_code_changed(one):
@@ -212,6 +218,127 @@ def test_thresholds_and_drawing_changed(one):
     one.configure(equivalence={"max_margin": 0.002})
     add_statement(one.folder / "src/synthseg_native/results/picture.py")
     one.run().expect(*everything("picture"))
+    edit(one.folder / "src/synthseg_native/results/quality.py", "BRAIN_ML = (600,", "BRAIN_ML = (1,")
+    assert one.summary()[0]["qc_flags"] != "none"
+    one.run().expect("picture 01", "summary")
+    assert one.summary()[0]["qc_flags"] == "none", "the limits of today, on what was measured then"
+
+
+def assert_wanted(call, **jobs):
+    """What a dry run lists: {rule: number of jobs}, and nothing else."""
+    assert call.code == 0 and not call.made, call.output
+    table = call.output.split("Job stats:")[1].split("\n\n")[0] if "Job stats:" in call.output else ""
+    found = dict(line.split() for line in table.splitlines() if len(line.split()) == 2 and line.split()[1].isdigit())
+    found.pop("total", None)
+    assert found == {rule: str(number) for rule, number in jobs.items()}, call.output
+
+
+def files(project) -> dict:
+    """Every file of a project but those of Snakemake, with its time."""
+    paths = (path for path in project.folder.rglob("*") if ".snakemake" not in path.parts and path.is_file())
+    return {path: path.lstat().st_mtime_ns for path in paths if ".envs" not in path.parts or "code-" in str(path)}
+
+
+def test_what_results_say_decides_whatever_snakemake_remembers(project, tmp_path):
+    """With its folder, without it, and with one of other results; asked in dry runs, which write nothing."""
+    kept, before = tmp_path / "kept", files(project)
+    (project.folder / ".snakemake").rename(kept)
+    assert_wanted(project.run("-n", SUMMARY))
+    project.configure(mode="fast")
+    call = project.run("-n", SUMMARY)
+    assert "2 native runs again: mode: default to fast (sub-01_T1w, sub-02_T1w)" in call.output
+    assert_wanted(call, native=2, reference=2, picture=2, compare=2, summary=1)
+
+    # Of elsewhere: metadata of these paths, of other settings and another shell command.
+    shutil.rmtree(project.folder / ".snakemake")
+    shutil.copytree(kept, project.folder / ".snakemake")
+    for path in (project.folder / ".snakemake/metadata").iterdir():
+        path.write_text(path.read_text().replace("native.py", "other.py").replace("compact2mm", "other"))
+    project.configure()
+    assert_wanted(project.run("-n", SUMMARY))
+    assert {path: time for path, time in files(project).items() if path.name != "config.json"} == {
+        path: time for path, time in before.items() if path.name != "config.json"
+    }
+
+
+def test_a_copied_results_folder(project):
+    """In another order, with times of today and without what was remembered."""
+    results, copy = project.folder / "results", project.folder / "copy"
+    shutil.copytree(results, copy, copy_function=shutil.copy)
+    shutil.rmtree(results)
+    copy.rename(results)
+    (results / ".state/contents.json").unlink()
+    shutil.rmtree(project.folder / ".snakemake")
+    call = project.run("-n", SUMMARY)
+    assert " again" not in call.output and "native " not in call.output.split("Reasons:")[0], call.output
+    assert "reference " not in call.output.split("Reasons:")[0], "no network runs"
+
+
+def test_a_moved_dataset(project):
+    """The images are the same images: where they lie is in the tables alone."""
+    (project.folder / "images").rename(project.folder / "elsewhere")
+    (project.folder / "elsewhere").joinpath("sub-01.nii").touch()
+    sheet = project.folder / "samples.tsv"
+    sheet.write_text(sheet.read_text().replace("images/", "elsewhere/"))
+    assert_wanted(project.run("-n", SUMMARY), summary=1)
+
+
+def test_other_contents_of_the_same_size_and_time(project):
+    image = project.image("01")
+    before = image.stat()
+    data = bytearray(image.read_bytes())
+    data[-1] ^= 1
+    image.write_bytes(data)
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
+    call = project.run("-n", SUMMARY)
+    assert "1 native run again: the image changed (sub-01_T1w)" in call.output
+    assert_wanted(call, native=1, reference=1, picture=1, compare=1, summary=1)
+
+
+def test_words_and_glue(project):
+    """A help text is a help text; what builds the engine's command line is not."""
+    source = project.folder / "src/synthseg_native"
+    edit(source / "cli.py", 'help="half the time', 'help="about half the time')
+    edit(source / "progress.py", "TICK_S = 0.5", "TICK_S = 0.6")
+    assert_wanted(project.run("-n", SUMMARY))
+    edit(source / "cohort/runs/native.py", "keys.flags(settings)", '["--fast", *keys.flags(settings)]')
+    call = project.run("-n", SUMMARY)
+    assert "2 native runs again: the code changed (native step)" in call.output
+    assert_wanted(call, native=2, picture=2, compare=2, summary=1)
+
+
+def test_a_label_map_changed_by_hand(project):
+    """It is kept, said, and not counted; until somebody says that it may go."""
+    path = project.label_map("01")
+    made = path.read_bytes()
+    shutil.copy(project.label_map("02"), path)
+    by_hand, picture = path.read_bytes(), project.picture("01").read_bytes()
+    call = project.run().expect("summary")
+    assert "1 native label map changed by hand: kept" in call.output
+    rows = project.summary()
+    assert [(row["status"], row["brain_mm3"] == "n/a") for row in rows] == [("edited", True), ("ok", False)]
+    assert path.read_bytes() == by_hand and project.picture("01").read_bytes() == picture
+    project.run().expect()
+    project.configure(edited="overwrite")
+    assert_wanted(project.run("-n", SUMMARY), native=1, picture=1, compare=1, summary=1)
+    project.configure()
+    path.write_bytes(made)
+    project.run().expect("summary")
+    assert [row["status"] for row in project.summary()] == ["ok", "ok"]
+
+
+def test_ctrl_c_among_changed_settings(project):
+    """The tables hold no row of the old settings that calls itself good."""
+    project.configure(mode="fast", reference={"runtime": "none"})
+    process = project.start("--cores", "1", SUMMARY)
+    engine_of(project)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=300)
+    rows = project.summary()
+    assert "stale" in {row["status"] for row in rows}, output
+    assert all(row["mode"] == "fast" for row in rows if row["status"] == "ok"), rows
+    volumes = (project.folder / "results/volumes.tsv").read_text()
+    assert all(row["participant_id"] not in volumes for row in rows if row["status"] != "ok")
 
 
 @on_slurm_too

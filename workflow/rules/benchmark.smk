@@ -6,7 +6,6 @@ rule benchmark:
     """Run native and reference in turn on the same images, alone on the machine."""
     input:
         images=lambda wildcards: PLAN.benchmarked_images(),
-        weights=PLAN.weights_input(),
     output:
         runs=report(
             "<results>/benchmark_runs.tsv",
@@ -31,7 +30,7 @@ rule benchmark:
         python=PYTHON,
         code=CODE,
         settings=lambda wildcards: PLAN.benchmark_settings(),
-        scans=lambda wildcards: PLAN.benchmark_scans(),
+        scans=lambda wildcards, input: PLAN.benchmark_scans(),
         pythons=PYTHONS,
         model=MODEL,
         weights=WEIGHTS,

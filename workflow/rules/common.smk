@@ -31,9 +31,9 @@ try:
     PLAN = None
     if workflow.modifier.is_main_snakefile() and not workflow.is_main_process:
         PLAN = job.plan_of(config, ROOT, sys.argv)
-    PLAN = PLAN or Plan(config, ROOT, looking=workflow.output_settings.dryrun or "--lint" in sys.argv)
-    # Jobs run a copy of the code made when the run began, so that an edit in mid-cohort cannot mix versions.
-    SNAPSHOT = environments.run_snapshot()
+    PLAN = PLAN or Plan(config, ROOT, dry_run=workflow.output_settings.dryrun or "--lint" in sys.argv)
+    # Jobs run a copy of the code, made when the run begins, so that an edit in mid-cohort cannot mix versions.
+    SNAPSHOT = environments.snapshot_place()
 except (SynthSegError, environments.SetupError) as error:
     raise SystemExit("\n".join(f"synthseg-native: {line}" for line in str(error).splitlines()))
 
@@ -80,8 +80,40 @@ TIMEOUT_MIN = constant(PLAN.minutes)  # the minutes after which a run is stopped
 
 
 @cache
+def make_again():
+    """Have Snakemake make again what is not current by what the results say, whatever it remembers itself.
+
+    Rules' input functions call it, because only then, when the jobs are being looked for, Snakemake can be told: what
+    is forced is a set of files of its graph (tests/workflow/test_caching.py would notice another Snakemake's other
+    ways). A call that only looks, -n and the like, says the same and writes nothing. A cluster's jobs do what they are
+    told.
+    """
+    if workflow.is_main_process:
+        runs = workflow.execution_settings is not None and not workflow.output_settings.dryrun
+        try:
+            workflow.dag.forcefiles.update(deploy.make_again(PLAN, runs))
+        except (SynthSegError, environments.SetupError) as error:
+            raise SystemExit(f"synthseg-native: {error}")
+
+
+def image_of(scan):
+    """The image of a scan as an input, where the workflow makes it."""
+    make_again()
+    return PLAN.image(scan)
+
+
+def wanted_runs(wildcards):
+    """All that the summary is about."""
+    make_again()
+    return there(PLAN.wanted_runs())
+
+
+@cache
 def step_code(script):
-    """The digest of a step's code, once per call. A param, so that other code runs the step again."""
+    """The digest of a step's code, once per call. A param, so that other code runs the step again.
+
+    Pictures and comparisons keep it, and are asked themselves (`make_again`): theirs is not for Snakemake to compare.
+    """
     return PLAN.step_key(script)
 
 

@@ -29,8 +29,8 @@ rule compare:
         python=PYTHON,
         code=CODE,
         labels=LABELS,
-        thresholds=keys.settings_json(**PLAN.config["equivalence"]),
-        step=lambda wildcards: step_code("compare.py"),
+        thresholds=constant(keys.settings_json(**PLAN.config["equivalence"])),
+        step=lambda wildcards, input: step_code("compare.py"),
     message:
         "Compare {wildcards.scan} ({wildcards.engine}) with the reference"
     shell:
@@ -39,6 +39,7 @@ rule compare:
         {params.python:q} -B {params.code:q}/scripts/compare.py \
             --labels {params.labels:q} \
             --thresholds {params.thresholds:q} \
+            --made-by {params.step:q} \
             --native {input.native:q} \
             --native-record {input.native_record:q} \
             --native-volumes {input.native_volumes:q} \

@@ -1,12 +1,12 @@
-# The native runs. Needs: an image, the weights. Makes: label maps on the network's and on the image's own grid, their
+# The native runs. Needs: an image, the weights, which are told by their
+# content and are inputs only where the workflow makes them. Makes: label maps on the network's and on the image's own grid, their
 # sidecars, volumes, margin map and run record.
 
 
 rule native:
     """Segment one image with one engine."""
     input:
-        image=lambda wildcards: PLAN.image(wildcards.engine, wildcards.scan),
-        weights=PLAN.weights_input(),
+        image=lambda wildcards: image_of(wildcards.scan),
     output:
         dseg="<results>/{engine}/{scan}_seg-<model>_res-<grid>_dseg.nii.gz",
         sidecar="<results>/{engine}/{scan}_seg-<model>_res-<grid>_dseg.json",
@@ -26,7 +26,7 @@ rule native:
         python=PYTHON,
         code=CODE,
         image=IMAGE,
-        settings=lambda wildcards: PLAN.native_settings(wildcards.engine, wildcards.scan),
+        settings=lambda wildcards, input: PLAN.native_settings(wildcards.engine, wildcards.scan),
         engine_python=ENGINE_PYTHON,
         model=MODEL,
         weights=WEIGHTS,

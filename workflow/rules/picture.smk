@@ -2,10 +2,15 @@
 # drawing makes pictures again and no network.
 
 
+def labels_of_picture(wildcards, input):
+    """What Snakemake's report says of a picture."""
+    return report_labels.of_picture(wildcards, input, PLAN.model.labels)
+
+
 rule picture:
     """Draw the label map's outlines on the image, with what is odd about the run below."""
     input:
-        image=lambda wildcards: PLAN.image(wildcards.engine, wildcards.scan),
+        image=lambda wildcards: image_of(wildcards.scan),
         dseg="<results>/{engine}/{scan}_seg-<model>_res-<grid>_dseg.nii.gz",
         volumes="<results>/{engine}/{scan}_seg-<model>_res-<grid>_volumes.tsv",
         record="<results>/{engine}/{scan}_seg-<model>_res-<grid>_run.json",
@@ -15,7 +20,7 @@ rule picture:
             category="Pictures",
             subcategory="{engine}",
             caption="../report/picture.rst",
-            labels=report_labels.of_picture,
+            labels=labels_of_picture,
         ),
     log:
         "<results>/logs/picture/{engine}/{scan}.log",
@@ -28,8 +33,8 @@ rule picture:
         code=CODE,
         image=IMAGE,
         labels=LABELS,
-        title=lambda wildcards: PLAN.title(wildcards.engine, wildcards.scan),
-        step=lambda wildcards: step_code("picture.py"),
+        title=lambda wildcards, input: PLAN.title(wildcards.engine, wildcards.scan),
+        step=lambda wildcards, input: step_code("picture.py"),
     message:
         "Draw {wildcards.scan} ({wildcards.engine})"
     shell:
@@ -42,6 +47,7 @@ rule picture:
             --record {input.record:q} \
             --labels {params.labels:q} \
             --title {params.title:q} \
+            --made-by {params.step:q} \
             --out {output.picture:q} \
             2>&1 | tee {log:q} >&2
         """

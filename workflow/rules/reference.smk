@@ -5,8 +5,7 @@
 rule reference:
     """Segment one image with the reference, or take the label map that the user has."""
     input:
-        image=lambda wildcards: PLAN.image("reference", wildcards.scan),
-        weights=PLAN.weights_input(),
+        image=lambda wildcards: image_of(wildcards.scan),
     output:
         dseg="<results>/reference/{scan}_seg-<model>_res-<grid>_dseg.nii.gz",
         sidecar="<results>/reference/{scan}_seg-<model>_res-<grid>_dseg.json",
@@ -23,7 +22,7 @@ rule reference:
         python=PYTHON,
         code=CODE,
         image=IMAGE,
-        settings=lambda wildcards: PLAN.reference_settings(wildcards.scan),
+        settings=lambda wildcards, input: PLAN.reference_settings(wildcards.scan),
         reference_python=REFERENCE_PYTHON,
         model=MODEL,
         weights=WEIGHTS,

@@ -27,6 +27,7 @@ from synthseg_native import measure, owners
 from synthseg_native.cohort import environments
 from synthseg_native.errors import SynthSegError
 from synthseg_native.identity import keys
+from synthseg_native.identity.code import code_digest
 
 RUNTIMES = ("docker", "podman", "apptainer")
 OWN_NAME = "synthseg-native-reference"
@@ -48,14 +49,14 @@ _MISSING = re.compile(r"no such image|unable to find image|image not known|no su
 
 
 def image_key(base: str = BASE_IMAGE, platform: str | None = None) -> str:
-    """Rerun key of the own image: Dockerfile, lock, reference.py (its syntax tree), base as it is named, platform.
+    """Rerun key of the own image: Dockerfile, lock, reference.py (what it does), base as it is named, platform.
 
     A base that is named by its digest (name@sha256:...) is pinned; the image's ID is in each run record.
     """
     return keys.digest(
         dockerfile().read_bytes(),
         environments.lock_hash("tensorflow"),
-        keys.code_digest(REFERENCE.parents[1], REFERENCE),
+        code_digest([(REFERENCE.name, REFERENCE)]),
         base,
         platform or "",
     )

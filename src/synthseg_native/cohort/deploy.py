@@ -12,18 +12,26 @@ from synthseg_native.networks import weights
 
 
 def prepare(plan: Plan) -> None:
-    """Write the manifest, for the jobs too, and renew the summary's token if something is missing.
-
-    For Snakemake's main process.
-    """
+    """Write the manifest, for the jobs too, and what is known of files' contents. For a call that runs something."""
     os.environ[job.VARIABLE] = str(plan.manifest.write(plan.state))
-    state.renew_token(plan.token, plan.wanted_runs() + plan.wanted_once())
-    for scan in plan.scans:
-        plan.image_key(scan)
-    for scan in plan.compared:
-        plan.existing_key(scan)
-    plan.weights_key()
     plan.contents.save()
+
+
+def make_again(plan: Plan, runs: bool) -> set[str]:
+    """Say what this call makes again and why; return the files that have to be made.
+
+    runs: whether the call runs what it says; any other writes nothing. For Snakemake's main process, when it knows its
+    rules. Raises SetupError where the copy of the code that the jobs run cannot be made.
+    """
+    if runs:
+        plan.contents.begin_saving()
+    found = state.to_make(plan)
+    for line in state.lines(plan):
+        environments.say(line)
+    if runs:
+        prepare(plan)
+        environments.run_snapshot()
+    return found
 
 
 def needed(plan: Plan) -> list[str]:
@@ -43,7 +51,6 @@ def deploy(plan: Plan, here: bool = True) -> None:
     nothing: one line, and the reference runs fail one by one. here: whether the jobs run on this machine. Raises
     SetupError, and SynthSegError for weights and for torch where no GPU is seen.
     """
-    _announce_changes(plan)
     used = plan.compared or plan.benchmarked
     for engine in plan.engines if here else []:
         if why := ranking.without_gpu(engine, plan.config["device"]):
@@ -58,15 +65,6 @@ def deploy(plan: Plan, here: bool = True) -> None:
             containers.ensure_image(plan.reference, plan.root)
         except SynthSegError as error:
             environments.say(f"reference: {error}")
-
-
-def _announce_changes(plan: Plan) -> None:
-    """One line per kind of run that changed settings make again: how many, and why."""
-    native = {plan.path("record", e, s): plan.native_settings(e, s) for e in plan.engines for s in plan.scans}
-    reference = {plan.path("record", "reference", scan): plan.reference_settings(scan) for scan in plan.compared}
-    for kind, current in (("native", native), ("reference", reference)):
-        for why, count in state.changed_settings(current).items():
-            environments.say(f"{count} {kind} {'run' if count == 1 else 'runs'} again: {why}")
 
 
 def finish(plan: Plan, code: Path, success: bool) -> None:

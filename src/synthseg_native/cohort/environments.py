@@ -327,6 +327,11 @@ def _snapshot() -> Path:
     return final
 
 
+def snapshot_place() -> Path:
+    """Where the snapshot of this run lies or will lie; makes nothing."""
+    return Path(os.environ.get("SYNTHSEG_NATIVE_CODE") or ENVS / f"code-{_tree_hash(ROOT)}")
+
+
 def run_snapshot() -> Path:
     """The snapshot of this run, the same for the jobs that a cluster starts: they inherit the variable."""
     if not os.environ.get("SYNTHSEG_NATIVE_CODE"):

@@ -7,7 +7,6 @@ from pathlib import Path
 from synthseg_native.cohort import manifest as manifests
 from synthseg_native.cohort.plan import Plan
 from synthseg_native.cohort.samples import Scan
-from synthseg_native.identity import keys
 
 VARIABLE = "SYNTHSEG_NATIVE_MANIFEST"  # jobs inherit it from the call that planned them
 
@@ -31,13 +30,9 @@ class JobPlan(Plan):
     def _compared(self) -> list[str]:
         return [name for name, row in self._rows.items() if row.compared]
 
-    def native_settings(self, engine: str, scan: str) -> str:
-        """What the manifest says of the run."""
-        return keys.settings_json(**self._rows[scan].runs[engine].identity)
-
-    def reference_settings(self, scan: str) -> str:
-        """What the manifest says of the reference run."""
-        return keys.settings_json(**self._rows[scan].runs[manifests.REFERENCE].identity)
+    def identity(self, engine: str, scan: str) -> dict:
+        """What the manifest says of a run."""
+        return self._rows[scan].runs[engine].identity
 
 
 def plan_of(config: dict, root: Path, arguments: list[str]) -> JobPlan | None:

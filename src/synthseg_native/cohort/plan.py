@@ -1,10 +1,9 @@
-"""What the rules ask of a configuration and its sheet: which runs there are, their files, and their rerun keys.
+"""What the rules ask of a configuration and its sheet: which runs there are, their files, their identity.
 
 What happens before the first job and after the last is `deploy`'s.
 """
 
 import functools
-import json
 import os
 from pathlib import Path
 
@@ -17,11 +16,11 @@ from synthseg_native.cohort import manifest as manifests
 from synthseg_native.cohort.paths import Patterns
 from synthseg_native.cohort.samples import Scan, openable, read_samples
 from synthseg_native.errors import SynthSegError
-from synthseg_native.identity import keys
+from synthseg_native.identity import current, keys, stages
+from synthseg_native.identity.contents import Contents
 from synthseg_native.networks import cards as models
 from synthseg_native.networks import weights
 
-PACKAGE = Path("src/synthseg_native")
 EXISTING_MB = 3000  # to take a label map that is already there
 
 
@@ -38,13 +37,13 @@ def header_of(image):
 class Plan:
     """A checked configuration with its sheet; `SynthSegError("usage")` names every mistake in them.
 
-    config: the dict as it was read; root: the folder of the project; looking: whether this is a dry run, which chooses
-    no engine. Scans are named by their composed name ("sub-01/anat/sub-01_T1w"), results by paths relative to the
-    working directory.
+    config: the dict as it was read; root: the folder of the project; dry_run: chooses no engine. Scans are named by
+    their composed name ("sub-01/anat/sub-01_T1w"), results by paths relative to the working directory.
     """
 
-    def __init__(self, config: dict, root: Path, looking: bool = False):
+    def __init__(self, config: dict, root: Path, dry_run: bool = False):
         self.root = Path(root)
+        self.package = self.root / "src" / "synthseg_native"
         self.config = configuration.complete(
             demo.settings(config), configuration.read_schema(self.root / "workflow/schemas/config.schema.yaml")
         )
@@ -56,7 +55,7 @@ class Plan:
         self.state = f"{self.results}/{state.FOLDER}"
         self.resolution = f"{self.model.resolution:g}mm"
         self.labels = str(self.model.labels_file)
-        self.contents = state.Contents(Path(self.state, "contents.json"))
+        self.contents = Contents(Path(self.state, "contents.json"), environments.say)
         self.fetched = False  # whether the weights come from a download
         self.weights = self._find_weights()
         crop = self.config["crop"]
@@ -64,15 +63,9 @@ class Plan:
         self.minutes = self.config["timeout_min"]
         self.compared = self._compared()
         self.benchmarked = list(self.scans)[: self.config["benchmark"]["scans"]]
-        if self.demo_images and not looking and not os.environ.get("SYNTHSEG_NATIVE_CODE"):  # said once, not by jobs
+        if self.demo_images and not dry_run and not os.environ.get("SYNTHSEG_NATIVE_CODE"):  # said once, not by jobs
             environments.say(f"this is the demonstration: phantoms and a small model; {demo.WHAT_TO_CHANGE}")
-        self.engines = self._chosen_engines(looking)
-        # What of the card changes a result; its title and accuracy do not.
-        computed_from = keys.settings_json(**self.model.computed_from())
-        self.model_key = keys.digest(computed_from, keys.file_digest(self.labels))
-        self.locks = {engine: environments.lock_hash(engine) for engine in self.engines}
-        self.engine_code = {engine: self._engine_code(engine) for engine in self.engines}
-        self.reference_key = self._reference_key()
+        self.engines = self._chosen_engines(dry_run)
 
     def _chosen_model(self) -> models.Model:
         """The model that the configuration names: there is no default, and a small one never passes for SynthSeg."""
@@ -92,13 +85,13 @@ class Plan:
         """The rows of the sheet by their composed name."""
         return {scan.scan: scan for scan in read_samples(self.config["samples"])}
 
-    def _chosen_engines(self, looking) -> list[str]:
+    def _chosen_engines(self, dry_run: bool) -> list[str]:
         """The engines that the configuration names, or the one that stands for auto in this results folder."""
         engines, asked = self.config["engines"], (self.config["precision"], self.config["device"])
         where = "config"
         if engines == ranking.AUTO:
             where = f"{self.results}/engine.json"
-            engines = [ranking.of_results(where, f"{self.results}/env", *asked, looking, beside=self.beside())]
+            engines = [ranking.of_results(where, f"{self.results}/env", *asked, dry_run, beside=self.beside())]
         wrong = [why for engine in engines if (why := ranking.problem(engine, *asked))]
         if wrong:
             raise SynthSegError("usage", *(f"{where}: {why}" for why in wrong))
@@ -126,10 +119,6 @@ class Plan:
     def weights_key(self) -> str:
         """Official weights are known by their card, wherever they lie; others by their content."""
         return self.model.weights.sha256[:12] if self.fetched else self.contents.digest(self.weights)
-
-    def weights_input(self) -> list[str]:
-        """Weights as a rule's input; not where they are fetched, which is deployment."""
-        return [] if self.fetched else [self.weights]
 
     def _compared(self) -> list[str]:
         """The scans that get a reference run, as reference.subjects says."""
@@ -167,30 +156,22 @@ class Plan:
         """The scan's image, whether it is there or not."""
         return self.scans[scan].image
 
-    def image(self, engine: str, scan: str) -> list[str]:
-        """The image as a rule's input.
+    def image(self, scan: str) -> list[str]:
+        """The image as a rule's input: only where the workflow makes it.
 
-        A path that is not there stops Snakemake before any job starts. So: the path where the image exists or can be
-        made, and where its label map exists (an image that vanished must not cost a good result); else nothing, and
-        the step says what is missing. Engine and reference each go by their own label map.
-
-        Snakemake would take braces in a path for a wildcard: such an image is no input. Its content, which is among the
-        settings of its runs, decides all the same.
+        Any other is told by its content, which is part of the run's identity: its time stamp and its place are no
+        reason to run anything, and where it is missing its run says so, and stops no other.
         """
         image = self.scans[scan].image
-        there = image in self.demo_images or Path(image).exists() or Path(self.path("dseg", engine, scan)).exists()
-        return [image] if there and "{" not in image else []
+        return [image] if image in self.demo_images else []
 
     def benchmarked_images(self) -> list[str]:
-        """The same for the benchmark, whose result is its table."""
-        made = Path(self.patterns.benchmark["table"]).exists()
-        images = [image for scan in self.benchmarked if "{" not in (image := self.scans[scan].image)]
-        return [image for image in images if made or image in self.demo_images or Path(image).exists()]
+        """The same for the benchmark."""
+        return [image for scan in self.benchmarked for image in self.image(scan)]
 
     def image_key(self, scan: str) -> str | None:
-        """The content of a scan's image; that of the demo's is decided by the rule that makes them."""
-        image = self.scans[scan].image
-        return None if image in self.demo_images else self.contents.digest(image)
+        """The content of a scan's image; the last one where it vanished, None where it never was there."""
+        return self.contents.digest(self.scans[scan].image)
 
     def existing_key(self, scan: str) -> str | None:
         """Reference kind existing: the content of the user's label map; the last one where it vanished."""
@@ -198,21 +179,26 @@ class Plan:
             return None
         pattern = self.reference["pattern"]
         found = [self.contents.digest(path) for path in runs.find_existing(pattern, self.scans[scan])]
-        return self.contents.remember(f"{pattern} {scan}", keys.digest(*found) if found else None)
+        return self.contents.kept(f"{pattern} {scan}", keys.digest(*found) if found else None)
 
     def wanted_runs(self) -> list[str]:
-        """Every file that runs, pictures and comparisons make for the sheet."""
-        pairs = [(engine, scan) for engine in self.engines for scan in self.scans]
-        pairs += [("reference", scan) for scan in self.compared]
-        files = [path for engine, scan in pairs for path in self._lasting(engine, scan)]
-        return files + [self.path("compare", engine, scan) for engine in self.engines for scan in self.compared]
+        """Every file that runs, pictures and comparisons make for the sheet; see `wanted_of`."""
+        files = [path for engine, scan in self.states for path in self.wanted_of(engine, scan)]
+        pairs = [(engine, scan) for engine in self.engines for scan in self.compared]
+        return files + [self.path("compare", *pair) for pair in pairs if self.is_comparable(*pair)]
 
-    def _lasting(self, engine: str, scan: str) -> list[str]:
-        """A run's results, and its picture, that can be asked for: where its image vanished, those that are there."""
-        files, image = list(self.files(engine, scan).values()), self.scans[scan].image
+    def wanted_of(self, engine: str, scan: str) -> list[str]:
+        """A run's results and its picture that can be asked for: none of a label map that the user changed, those that
+        are there where the image vanished."""
+        if self.is_kept(engine, scan):
+            return []
+        files = list(self.files(engine, scan).values())
         files += [] if engine == "reference" else [self.path("picture", engine, scan)]
-        there = [path for path in files if Path(path).exists()]
-        return there if there and image not in self.demo_images and not Path(image).exists() else files
+        return [path for path in files if Path(path).exists()] if self.is_lasting(engine, scan) else files
+
+    def is_comparable(self, engine: str, scan: str) -> bool:
+        """Whether neither the native label map nor the reference's was changed by hand."""
+        return not (self.is_kept(engine, scan) or self.is_kept("reference", scan))
 
     def wanted_once(self) -> list[str]:
         """The verifications and the benchmark's tables."""
@@ -225,72 +211,102 @@ class Plan:
         names = sorted({*self.engines, "tensorflow", "demo"})
         return {name: str(environments.python(name)) for name in names}
 
-    # --- rerun keys --------------------------------------------------------------------------------------------------
+    # --- identity ----------------------------------------------------------------------------------------------------
 
     def step_key(self, script: str) -> str:
-        """The code of a step that runs no network."""
-        return keys.code_digest(self.root / "src", self.root / "scripts" / script)
+        """What a step that runs no network depends on beside its inputs: its code, what is shown, thresholds."""
+        stage = next(stage for stage in stages.STAGES.values() if script in stage.scripts)
+        known = {"display": stages.display_digest(self.model), "thresholds": self.config["equivalence"]}
+        settings = {name: known[name] for name in stage.settings if name in known}
+        code = stages.codes([stage.name], package=self.package)[stage.name]
+        return keys.digest(code, keys.settings_json(**settings))
 
-    def _engine_code(self, engine: str) -> str:
-        """The code of an engine: the modules that the command line imports.
+    def identity(self, engine: str, scan: str) -> dict:
+        """What makes the results of a run ("reference" is one), as `identity.current` compares it.
 
-        Without the other engines, without the picture, which the workflow draws by itself, and without the prediction
-        of memory: another one changes no label.
+        It is also what the run is told, so it holds more than counts.
         """
-        engines = sorted(path.stem for path in (self.root / PACKAGE / "engines").glob("[!_]*.py"))
-        return keys.code_digest(
-            self.root / "src",
-            self.root / PACKAGE / "cli.py",
-            self.root / PACKAGE / f"engines/{engine}.py",
-            without=[
-                "synthseg_native.results.picture",
-                "synthseg_native.memory",
-                *(f"synthseg_native.engines.{other}" for other in engines if other != engine),
-            ],
-        )
-
-    def _reference_key(self) -> str | None:
-        """The reference's own code: of its image, or of reference.py and its environment."""
-        if self.reference["kind"] != "own":
-            return None  # a foreign image is told by its name, best with a digest; an existing label map by its content
-        if self.reference["runtime"] in containers.RUNTIMES:
-            return containers.image_key(self.reference["base_image"], self.reference["platform"])
-        code = keys.code_digest(self.root / "src", self.root / PACKAGE / "reference.py")
-        return keys.digest(code, environments.lock_hash("tensorflow"))
+        return self._reference_identity(scan) if engine == "reference" else self._native_identity(engine, scan)
 
     def native_settings(self, engine: str, scan: str) -> str:
-        """What a native label map depends on, as JSON. Any change runs it again."""
-        return keys.settings_json(
-            engine=engine,
-            model=self.model_key,
-            precision=self.config["precision"],
-            threads=self.config["threads"],
-            device=self.config["device"],
-            mode=self.config["mode"],
-            crop=self.crop,
-            interpolation=self.config["interpolation"],
-            ct=self.scans[scan].ct,
-            accept=self.scans[scan].accept,
-            content=self.image_key(scan),
-            weights=self.weights_key(),
-            code=self.engine_code[engine],
-            lock=self.locks[engine],
-        )
+        """`identity` of a native run, as JSON."""
+        return keys.settings_json(**self.identity(engine, scan))
 
     def reference_settings(self, scan: str) -> str:
-        """What a reference label map depends on, as JSON. Any change runs it again."""
-        how = {"threads": self.config["threads"], "mode": self.config["mode"], "crop": self.crop}
-        return keys.settings_json(
-            **{name: self.reference[name] for name in ("kind", "runtime", "image", "platform", "pattern")},
-            **(how if self.reference["kind"] != "existing" else {}),
-            model=self.model_key,
-            ct=self.scans[scan].ct,
-            accept=self.scans[scan].accept,
-            content=self.image_key(scan),
-            weights=self.weights_key() if self.reference["kind"] == "own" else None,
-            existing=self.existing_key(scan),
-            key=self.reference_key,
+        """`identity` of a reference run, as JSON."""
+        return keys.settings_json(**self.identity("reference", scan))
+
+    def _native_identity(self, engine: str, scan: str) -> dict:
+        return self._shared_identity("native", engine) | {
+            "ct": self.scans[scan].ct,
+            "accept": list(self.scans[scan].accept),
+            "content": self.image_key(scan),
+        }
+
+    def _reference_identity(self, scan: str) -> dict:
+        return self._shared_identity("reference") | {
+            "ct": self.scans[scan].ct,
+            "accept": list(self.scans[scan].accept),
+            "content": self.image_key(scan),
+            "existing": self.existing_key(scan),
+        }
+
+    @functools.cache  # noqa: B019 (there is one plan in a process)
+    def _shared_identity(self, kind: str, engine: str = "") -> dict:
+        """What all scans have in common."""
+        how = {name: self.config[name] for name in ("threads", "mode")} | {"crop": self.crop}
+        if kind == "native":
+            return current.identity(
+                stages.NATIVE,
+                self.package,
+                engine=engine,
+                precision=self.config["precision"],
+                device=self.config["device"],
+                interpolation=self.config["interpolation"],
+                model=stages.model_digest(self.model),
+                weights=self.weights_key(),
+                environment=environments.lock_hash(engine),
+                **how,
+            )
+        reference = self.reference
+        own, container = reference["kind"] == "own", reference["runtime"] in containers.RUNTIMES
+        found = current.identity(
+            stages.reference_stages(reference["kind"], reference["runtime"]),
+            self.package,
+            **{name: reference[name] for name in ("kind", "runtime", "image", "platform", "pattern")},
+            **(how if reference["kind"] != "existing" else {}),
+            model=stages.model_digest(self.model),
+            weights=self.weights_key() if own else None,
+            environment=environments.lock_hash("tensorflow") if own and not container else None,
+            key=containers.image_key(reference["base_image"], reference["platform"]) if own and container else None,
         )
+        if container:  # as they are really used, defaults and all
+            found["image"], found["platform"] = containers.image_of(found), containers.platform_of(found)
+            found["flags"] = containers.UPSTREAM_MODELS[self.model.name] if not own else []
+        return found
+
+    @functools.cached_property
+    def states(self) -> dict[tuple[str, str], current.State]:
+        """The state of every run that the sheet asks for, (engine, scan) -> state, from what its results say."""
+        pairs = [(engine, scan) for engine in self.engines for scan in self.scans]
+        pairs += [("reference", scan) for scan in self.compared]
+        return {pair: self._state(*pair) for pair in pairs}
+
+    def _state(self, engine: str, scan: str) -> current.State:
+        files = self.files(engine, scan)
+        failure = paths.failure_of(f"{self.state}/failed", engine, scan, files["record"])
+        return current.run_state(files, self.identity(engine, scan), self.contents, failure)
+
+    def is_kept(self, engine: str, scan: str) -> bool:
+        """Whether a run's label map was changed by hand and is left alone."""
+        return self.states[engine, scan].word == current.EDITED and self.config["edited"] == "keep"
+
+    def is_lasting(self, engine: str, scan: str) -> bool:
+        """Whether a run cannot be made again, because its image vanished, and has results to keep."""
+        image = self.scans[scan].image
+        if image in self.demo_images or Path(image).exists():
+            return False
+        return any(Path(path).exists() for path in self.files(engine, scan).values())
 
     def benchmark_settings(self) -> str:
         """How often the benchmark runs, and what its runs depend on, as JSON."""
@@ -299,8 +315,8 @@ class Plan:
             repeats=self.config["benchmark"]["repeats"],
             warmups=self.config["benchmark"]["warmups"],
             threads=self.config["threads"],
-            native={s: [json.loads(self.native_settings(e, s)) for e in self.engines] for s in self.benchmarked},
-            reference={s: json.loads(self.reference_settings(s)) for s in self.benchmarked if referenced},
+            native={s: [self.identity(e, s) for e in self.engines] for s in self.benchmarked},
+            reference={s: self.identity("reference", s) for s in self.benchmarked if referenced},
             code=self.step_key("benchmark.py"),
         )
 
@@ -366,14 +382,7 @@ class Plan:
 
     def _manifest_run(self, engine: str, scan: str) -> manifests.Run:
         files = self.files(engine, scan)
-        if engine == manifests.REFERENCE:
-            identity = self.reference_settings(scan)
-        else:
-            identity = self.native_settings(engine, scan)
-            files |= {name: self.path(name, engine, scan) for name in ("compare", "picture")}
         failure = paths.failure_of(f"{self.state}/failed", engine, scan, files["record"])
-        return manifests.Run(files, str(failure), json.loads(identity))
-
-    @property
-    def token(self) -> str:
-        return f"{self.state}/token"
+        if engine != manifests.REFERENCE:
+            files |= {name: self.path(name, engine, scan) for name in ("compare", "picture")}
+        return manifests.Run(files, str(failure), self.identity(engine, scan))

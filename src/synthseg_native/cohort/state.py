@@ -1,18 +1,24 @@
-"""What the workflow remembers between calls beside Snakemake's own records.
+"""What a call makes again, why, and what it leaves for the next one.
 
-Snakemake does not make a missing intermediate again while the target is current, and takes a summary that was
-written after a failure for a good one. So the summary has one more input, a token: `renew_token` writes it anew
-when an expected file is missing or the last run failed, and that makes the summary stale.
+What is current the results themselves say (`identity.current`). Snakemake's own records are not asked: they may be of
+another folder, or gone.
 """
 
-import hashlib
-import json
-import secrets
-from pathlib import Path
+from __future__ import annotations
 
-from synthseg_native.cohort.paths import write_text
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from synthseg_native.cohort.paths import read_json, write_text
+from synthseg_native.identity import current
+from synthseg_native.results import picture
+
+if TYPE_CHECKING:
+    from synthseg_native.cohort.plan import Plan
 
 FOLDER = ".state"
+NAMED = 3  # scans that a line names before it counts the others
 
 
 def write_if_changed(path: Path, text: str) -> None:
@@ -20,17 +26,6 @@ def write_if_changed(path: Path, text: str) -> None:
     path = Path(path)
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         write_text(path, text)
-
-
-def renew_token(token: Path, expected: list[str]) -> list[str]:
-    """Renew the token if one of the expected files is missing or the last run left its mark; return the missing."""
-    token = Path(token)
-    missing = [path for path in expected if not Path(path).exists()]
-    if missing or failed_mark(token.parent).exists():
-        write_text(token, secrets.token_hex(8) + "\n")
-    elif not token.exists():
-        write_text(token, "complete\n")
-    return missing
 
 
 def failed_mark(state: Path) -> Path:
@@ -43,78 +38,74 @@ def mark_failed(state: Path) -> None:
     write_text(failed_mark(state), "The last run did not finish well; the next one makes the summary again.\n")
 
 
-def records(paths: list[str]) -> dict[str, dict]:
-    """The run records that can be read, by path."""
-    found = {}
-    for path in paths:
-        try:
-            found[path] = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-    return found
+def to_make(plan: Plan) -> set[str]:
+    """Files that have to be made, or made again, of all that the sheet asks for. plan: a `plan.Plan`.
 
-
-class Contents:
-    """Digests of the contents of files, remembered by size and time stamp, so that a cohort is read once.
-
-    Snakemake takes a file with an old time stamp for an old file. A scan that was replaced (`cp -p`, `rsync -t`) has
-    one, so contents go into the rerun keys. Of a file that vanished the last digest stands: no reason to run again.
+    Snakemake looks at what a target needs only where the target itself is stale; it does not see that a picture is
+    missing below a summary that is there. So every file that is missing is among them.
     """
-
-    def __init__(self, memory: Path):
-        self.memory = Path(memory)
-        self.known = records([str(memory)]).get(str(memory), {})
-
-    def digest(self, path: str) -> str | None:
-        """12 hexadecimal digits of a file's SHA-256; of a file that is not there the last ones, or None."""
-        try:
-            stat = Path(path).stat()
-            seen = [stat.st_size, stat.st_mtime_ns]
-            known = self.known.get(path)
-            if not known or known[:2] != seen:
-                with Path(path).open("rb") as stream:
-                    self.known[path] = [*seen, hashlib.file_digest(stream, "sha256").hexdigest()[:12]]
-        except OSError:
-            pass
-        return self.known.get(path, [None])[-1]
-
-    def remember(self, name: str, value: str | None) -> str | None:
-        """Keep a value under a name; None gives the one kept before."""
-        if value is not None:
-            self.known[name] = [value]
-        return self.known.get(name, [None])[-1]
-
-    def save(self) -> None:
-        write_if_changed(self.memory, json.dumps(self.known, indent=0, sort_keys=True) + "\n")
+    found = {
+        plan.path("record", *pair)
+        for pair, state in plan.states.items()
+        if state.word != current.CURRENT and not plan.is_kept(*pair) and not plan.is_lasting(*pair)
+    }
+    wanted = [*plan.wanted_runs(), *plan.wanted_once(), *plan.aggregates().values()]
+    found |= {path for path in wanted if not Path(path).exists()} | _drawn_or_compared_otherwise(plan)
+    summary = plan.aggregates()["summary"]
+    return found | ({summary} if failed_mark(plan.state).exists() or not _says_what_is(plan, summary) else set())
 
 
-WHY = {
-    "code": "the engine's code changed",
-    "lock": "its locked environment changed",
-    "model": "the model changed",
-    "key": "the reference changed",
-    "weights": "the weights changed",
-    "content": "the image changed",
-    "existing": "your label map changed",
+def _says_what_is(plan: Plan, summary: str) -> bool:
+    """Whether a summary has a row for every native run, and the word of each that stays as it is."""
+    try:
+        with Path(summary).open(encoding="utf-8", newline="") as file:
+            said = [row["status"] for row in csv.DictReader(file, delimiter="\t")]
+    except (OSError, KeyError, csv.Error):
+        return False
+    states = [plan.states[engine, scan] for scan in plan.scans for engine in plan.engines]
+    words = {current.CURRENT: {"ok"}, current.EDITED: {current.EDITED}}
+    return len(said) == len(states) and all(
+        word in words.get(state.word, {word}) for word, state in zip(said, states, strict=True)
+    )
+
+
+def _drawn_or_compared_otherwise(plan: Plan) -> set[str]:
+    """Pictures and comparisons that say of themselves that other code, limits or thresholds made them."""
+    drawing, comparing = plan.step_key("picture.py"), plan.step_key("compare.py")
+    pairs = [pair for pair in plan.states if pair[0] != "reference"]
+    pictures = [plan.path("picture", *pair) for pair in pairs if not (plan.is_kept(*pair) or plan.is_lasting(*pair))]
+    compared = set(plan.compared)
+    comparisons = [plan.path("compare", *pair) for pair in pairs if pair[1] in compared and plan.is_comparable(*pair)]
+    return {path for path in pictures if picture.made_by_of(path) != drawing} | {
+        path for path in comparisons if (read_json(path) or {}).get("made_by") != comparing
+    }
+
+
+def lines(plan: Plan) -> list[str]:
+    """What a call says before its first job: what is made again and why, what was edited, what cannot be made again."""
+    alike: dict[tuple[str, str], list] = {}
+    for (engine, scan), state in plan.states.items():
+        kind = "reference" if engine == "reference" else "native"
+        if state.word == current.EDITED:
+            what = f"{kind} label map", ("kept" if plan.is_kept(engine, scan) else "overwritten")
+        elif state.word == current.STALE:
+            again = "not again, the image is gone" if plan.is_lasting(engine, scan) else "again"
+            what = f"{kind} run", f"{again}: {', '.join(state.why)}"
+        else:
+            continue
+        alike.setdefault(what, []).append(scan)
+    return [_line(what, how, scans) for (what, how), scans in alike.items()]
+
+
+EDITED = {
+    "kept": "changed by hand: kept, without picture, comparison and numbers; edited: overwrite in the configuration "
+    "makes it again",
+    "overwritten": "changed by hand: made again, as edited: overwrite in the configuration says",
 }
 
 
-def _said(value):
-    return "none" if value is None or value == [] else value
-
-
-def changed_settings(current: dict[str, str]) -> dict[str, int]:
-    """Count results made with other settings than today's: {reason: how many}.
-
-    current: path of a run record -> today's settings (JSON), as the rule passes them.
-    """
-    counts: dict[str, int] = {}
-    for path, record in records(list(current)).items():
-        old, new = record.get("key") or {}, json.loads(current[path])
-        names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-        if names:
-            why = ", ".join(
-                WHY.get(name, f"{name}: {_said(old.get(name))} to {_said(new.get(name))}") for name in names
-            )
-            counts[why] = counts.get(why, 0) + 1
-    return counts
+def _line(what: str, how: str, scans: list[str]) -> str:
+    names = sorted({Path(scan).name for scan in scans})
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    number = f"{len(scans)} {what}{'' if len(scans) == 1 else 's'}"
+    return f"{number} {EDITED.get(how, how)} ({', '.join(names[:NAMED])}{more})"

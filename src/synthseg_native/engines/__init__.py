@@ -40,6 +40,7 @@ from synthseg_native.errors import SynthSegError
 NAMES = ("tensorflow", "openvino", "torch")
 PRECISIONS = ("float32", "bf16")
 BF16 = ("openvino", "torch")  # engines that have it
+ANY_THREADS = ("openvino",)  # engines that give the same bytes for any number of threads
 
 
 def load(name: str, precision: str = "float32") -> ModuleType:

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from synthseg_native.engines.capabilities import Engine
 from synthseg_native.networks.cards import Model
 from synthseg_native.pipeline import posteriors as posteriors_of
+from synthseg_native.results import figures as figures_of
 from synthseg_native.results import picture, quality
 from synthseg_native.results.hashes import labels_sha256
 from synthseg_native.scan import grid, own_grid
@@ -159,7 +160,8 @@ def segment(
     volumes = posteriors_of.volumes_mm3(found, gridded.voxel_mm)
 
     on_stage("quality", 0.0)
-    figures = quality.assess(labels, found.labels, found, gridded.voxel_mm)
+    figures = figures_of.measure(labels, found.labels, found, gridded.voxel_mm)
+    assessed = quality.assess(figures, labels)
 
     png = None
     if options.title is not None:
@@ -171,7 +173,7 @@ def segment(
             gridded.affine,
             labels,
             title=options.title,
-            lines=picture.lines(figures, labels, volumes),
+            lines=picture.lines(assessed, labels, volumes),
         )
         if release:
             scan.data = None
@@ -183,7 +185,7 @@ def segment(
         own=own,
         volumes=volumes,
         found=found,
-        quality=figures,
+        quality=assessed,
         facts=_facts(label_map, gridded.voxel_mm, found, figures, own, scan.voxel_mm, options),
         picture=png,
         prepared=prepared,

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from synthseg_native import __version__, engines, jobs, memory
+from synthseg_native import engines, jobs, memory
+from synthseg_native.identity import command
 from synthseg_native.networks import cards, layers, weights
 from synthseg_native.pipeline import core
 from synthseg_native.results import images, tables
@@ -16,7 +17,6 @@ from synthseg_native.results.record import Clock
 from synthseg_native.results.sidecar import save_json, sidecar
 from synthseg_native.results.staged import Staged
 from synthseg_native.scan import reading
-from synthseg_native.scan.formats import image_extension
 
 INTERPOLATIONS = ("posterior", "nearest")
 
@@ -113,23 +113,6 @@ class Segmenter:
         """Of the file that is used."""
         return reading.sha256_of(self.weights_file)
 
-    def settings(self, job: jobs.Job) -> dict:
-        """All that decides about a job's results beside the scan, as JSON can hold it. Threads are left out: more of
-        them may change the last bit of a posterior, which is no reason to do a finished scan again."""
-        options = asdict(self.options)
-        del options["threads"]
-        maps = [path for option, path in job.outputs.items() if option in job.sidecars]
-        options["addctab"] = options["addctab"] and any(image_extension(p).startswith(".mg") for p in maps)
-        if not (self.options.keepgeom or "native_grid" in job.outputs):
-            options["interpolation"] = None
-        return {
-            **{name: list(value) if isinstance(value, tuple) else value for name, value in options.items()},
-            "model": {"name": self.model.name, **self.model.computed_from()},
-            "labels": reading.sha256_of(self.model.labels_file),
-            "weights": self.weights_sha256,
-            "version": __version__,
-        }
-
     def describe(self, notes: dict) -> None:
         """What the run record says before a scan is looked at."""
         notes.update(
@@ -147,11 +130,11 @@ class Segmenter:
         notes: dict,
         clock: Clock,
         progress: Callable[[str, float], None],
-        wait_for: Callable[..., core.Result] = lambda call, *arguments: call(*arguments),
+        in_thread: Callable[..., core.Result] = lambda call, *arguments: call(*arguments),
     ) -> dict:
         """Segment the scan of a `jobs.Job`; write its results through `staged.Staged`, fill the run record.
 
-        progress(stage, share of the run that is done) is told now and then; wait_for(call, *arguments) makes the one
+        progress(stage, share of the run that is done) is told now and then; in_thread(call, *arguments) makes the one
         long call. Returns {"csv": row, "tsv": rows} for the tables. Raises SynthSegError, MemoryError, OSError.
         """
         with _Course(clock, progress) as course:
@@ -173,7 +156,7 @@ class Segmenter:
                 hooks = {"on_stage": course.at, "on_grid": resampled}
                 return core.segment(scan, self.model, engine, options, release=True, **hooks)
 
-            result = wait_for(segment)
+            result = in_thread(segment)
             notes["output"] = result.facts
             course.at("write")
             return self._write(scan, result, job, staged, places, notes)
@@ -244,7 +227,7 @@ class Segmenter:
         made = {"csv": tables.csv_row(job.image.name, labels, result.volumes), "tsv": rows}
         if "vol" in places:
             tables.save_volumes_csv(places["vol"], labels, [made["csv"]], first_cell="")
-        note = jobs.note(job, self.settings(job), notes["input"]["sha256"], places, made)
+        note = jobs.note(job, command.wanted(self, job, notes["input"]["sha256"]), places, made)
         for option, path in job.sidecars.items():
             extra = {jobs.NOTE: note} if option == "o" else {}
             which = "native" if option in on_own_grid else "network"

@@ -9,6 +9,7 @@ import textwrap
 import threading
 from collections.abc import Sequence
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 
@@ -33,6 +34,7 @@ GREYS = 64  # levels; more of them store noise
 OUTSIDE = 0.09  # grey of what the scan does not cover, so that the edge of its field of view shows
 ODD = "! "  # opens a line that says what is odd
 _DRAWING = threading.Lock()  # matplotlib draws in one thread at a time
+MADE_BY = "synthseg-native"  # keyword of the text in the file that says what drew it
 TINTS = {"title": "#ffffff", "text": "#c8c8c8", "odd": "#ffc04d", "side": "#7fd4ff"}
 
 
@@ -60,11 +62,13 @@ def draw(
     *,
     title: str,
     lines: list[str],
+    made_by: str = "",
 ) -> bytes:
     """A PNG of 1600 x 1100 pixels; the same input gives the same bytes.
 
     image (X, Y, Z) real, labels (x, y, z) whole numbers, each with its affine (4, 4); the grids may differ.
     labels_table : `cards.Labels`, for the colours · title : any text · lines : see `lines`, drawn below the picture
+    made_by : a word that says what drew it, for `made_by_of`
     An empty label map, an image of one value and a small field of view are drawn, and named.
     """
     notes = []
@@ -91,7 +95,7 @@ def draw(
         color, cover = _outlines(panel.labels, labels_table)
         canvas[panel.rows, panel.columns] = grey[..., None] * (1 - cover) + color
     subtitle = f"{VIEW} · grey from {low:.4g} to {high:.4g} · FreeSurfer's colours"
-    return _png(canvas, panels, title, subtitle, [ODD + note for note in notes] + list(lines))
+    return _png(canvas, panels, title, subtitle, [ODD + note for note in notes] + list(lines), made_by)
 
 
 # Where the slices lie --------------------------------------------------------------------------------------------
@@ -223,7 +227,7 @@ def _pooled(fine):
 # The page --------------------------------------------------------------------------------------------------------
 
 
-def _png(canvas, panels, title, subtitle, lines):
+def _png(canvas, panels, title, subtitle, lines, made_by):
     """Put the text on the canvas (HEIGHT, WIDTH, 3); as PNG, without a date and without the software's name."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # its font cache is nobody's business
     from matplotlib import get_data_path
@@ -233,6 +237,7 @@ def _png(canvas, panels, title, subtitle, lines):
     from matplotlib.ft2font import FT2Font
     from matplotlib.patheffects import withStroke
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
     font = f"{get_data_path()}/fonts/ttf/DejaVuSansMono.ttf"
     known = FT2Font(font).get_charmap()
@@ -265,6 +270,20 @@ def _png(canvas, panels, title, subtitle, lines):
         write(LEFT, HEIGHT - BOTTOM + 30 + 21 * number, text, 10, "odd" if odd else "text")
     with _DRAWING:
         page.draw()
-    png = BytesIO()
-    Image.fromarray(np.asarray(page.buffer_rgba())[..., :3]).save(png, format="PNG")
+    png, about = BytesIO(), PngInfo()
+    if made_by:
+        about.add_text(MADE_BY, made_by)
+    Image.fromarray(np.asarray(page.buffer_rgba())[..., :3]).save(png, format="PNG", pnginfo=about)
     return png.getvalue()
+
+
+def made_by_of(path: str | Path) -> str | None:
+    """The word that a picture was drawn with; None without one, or where there is no picture."""
+    try:
+        with Path(path).open("rb") as file:
+            start = file.read(1024)
+    except OSError:
+        return None
+    _, found, rest = start.partition(f"tEXt{MADE_BY}".encode() + b"\0")
+    length = int.from_bytes(start[start.find(b"tEXt") - 4 :][:4], "big") - len(MADE_BY) - 1
+    return rest[:length].decode("latin-1") if found else None

@@ -1,4 +1,4 @@
-"""What is odd about one segmentation: numbers, flags and sentences.
+"""What is odd about one segmentation: limits, flags and sentences, applied to the figures that its record keeps.
 
 A flag says "look at the picture", not "discard". docs/quality.md says where the limits come from.
 """
@@ -42,41 +42,48 @@ FLAGS = {
 }
 
 
-def assess(labels_table, labels, segmentation, voxel_mm) -> dict:
-    """Quality figures of a segmentation, ready for JSON.
+def assess(figures, labels_table) -> dict:
+    """What is odd about a segmentation by today's limits, ready for JSON.
 
-    labels_table : `cards.Labels` · labels (X, Y, Z) : label values of what the network saw, without padding
-    segmentation : has counts, soft, confidence, confidences, removed, as `posteriors.Segmentation`
-    voxel_mm : (3,) of that grid
+    figures : what `figures.measure` found, maybe long ago · labels_table : `cards.Labels` of its model
 
     Returns flags (names of FLAGS), remarks (a sentence per flag or structure, in the same order), brain_mm3 (soft,
     ventricles included, without label 24), labels_missing, labels_at_fov_edge and labels_low_confidence (label
     values), asymmetry (structure: (left - right) / mean of the soft volumes, None where neither side has a voxel),
     removed_mm3 and removed_fraction (of the foreground, None without one).
     """
-    size = float(np.prod(voxel_mm, dtype=np.float64))
-    volumes = np.asarray(segmentation.soft, dtype=np.float64) * size
-    counts = np.asarray(segmentation.counts)
+    volumes, counts = (np.array(figures[name]) for name in ("soft_mm3", "voxels"))
     index = labels_table.index
-    foreground, removed = int(counts[1:].sum()), int(sum(segmentation.removed.values()))
-    confidences = np.nan_to_num(np.asarray(segmentation.confidences, dtype=np.float64), nan=1)
+    foreground, removed = int(counts[1:].sum()), sum(figures["removed_voxels"].values())
+    low = [confidence is not None and confidence < MIN_LABEL_CONFIDENCE for confidence in figures["confidence"]]
     pairs = side_pairs(labels_table)
     sides = {name: volumes[list(pair)] for name, pair in pairs.items() if counts[list(pair)].any()}
     found = {
         "brain_mm3": round(float(volumes[(index != 0) & (index != CSF)].sum()), 3),
         "labels_missing": _values(index, counts == 0),
-        "labels_at_fov_edge": _values(index, np.isin(index, values_at_edge(labels))),
-        "labels_low_confidence": _values(index, confidences < MIN_LABEL_CONFIDENCE),
+        "labels_at_fov_edge": _values(index, [str(value) in figures["edge_voxels"] for value in index.tolist()]),
+        "labels_low_confidence": _values(index, low),
         "asymmetry": {name: _asymmetry(*sides[name]) if name in sides else None for name in pairs},
-        "removed_mm3": round(removed * size, 3),
+        "removed_mm3": round(removed * figures["voxel_mm3"], 3),
         "removed_fraction": round(removed / foreground, 6) if foreground else None,
     }
     if foreground:
-        remarks = _remarks(found, labels_table, segmentation.confidence, sides)
+        remarks = _remarks(found, labels_table, figures["mean_confidence"], sides)
     else:
         remarks = {"no_foreground": ["no voxel has a label"]}  # which says it all
     flags = [flag for flag in FLAGS if remarks.get(flag)]
     return {"flags": flags, "remarks": [remark for flag in flags for remark in remarks[flag]], **found}
+
+
+def of_record(record, labels_table) -> dict | None:
+    """`assess` of what a run record holds, by today's limits.
+
+    A record of an earlier version has no figures but what was said of them then, which is returned as it is; None
+    where it has neither, as that of a run that failed or of a reference. KeyError, IndexError and TypeError where the
+    figures are not those of this label table.
+    """
+    stored = (record.get("output") or {}).get("qc")
+    return assess(stored, labels_table) if stored and "soft_mm3" in stored else stored
 
 
 def _remarks(found, labels_table, confidence, sides) -> dict:
@@ -101,12 +108,6 @@ def _remarks(found, labels_table, confidence, sides) -> dict:
             f"detached parts were dropped: {found['removed_mm3'] / 1000:.1f} mL, {removed:.0%} of the foreground"
         ]
     return remarks
-
-
-def values_at_edge(labels) -> list[int]:
-    """Label values other than 0 in the first or last plane of any axis of a label map (X, Y, Z)."""
-    planes = [np.take(labels, end, axis=axis).ravel() for axis in range(3) for end in (0, -1)]
-    return [int(value) for value in np.unique(np.concatenate(planes)) if value]
 
 
 def side_pairs(labels_table) -> dict[str, tuple[int, int]]:
@@ -150,4 +151,4 @@ def _amount(mm3) -> str:
 
 def _values(index, chosen) -> list[int]:
     """Label values where chosen, without the background."""
-    return [int(value) for value in index[chosen] if value]
+    return [int(value) for value in index[np.asarray(chosen, dtype=bool)] if value]

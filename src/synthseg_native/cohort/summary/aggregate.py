@@ -7,9 +7,12 @@ from pathlib import Path
 
 from synthseg_native.cohort.manifest import REFERENCE, Manifest, Scan
 from synthseg_native.cohort.paths import read_json
+from synthseg_native.cohort.state import FOLDER
 from synthseg_native.cohort.summary.rows import COLUMNS, ENTITIES, Row
 from synthseg_native.cohort.summary.run_results import RunResult
+from synthseg_native.identity.contents import Contents
 from synthseg_native.networks.cards import CSF, Labels
+from synthseg_native.results import quality
 
 Runs = dict[tuple[str, str], RunResult]  # (scan, engine) -> what it left
 FILES = {"label_map": "dseg", "label_map_native": "dseg_native", "picture": "picture", "run_record": "record"}
@@ -19,7 +22,12 @@ PREFIXES = {"participant_id": "sub-", "session_id": "ses-"}
 
 def run_results(manifest: Manifest) -> Runs:
     """What every run of the cohort left, the reference's too."""
-    return {(scan.scan, engine): RunResult(run, engine) for scan in manifest.scans for engine, run in scan.runs.items()}
+    contents = Contents(Path(manifest.results, FOLDER, "contents.json"))
+    return {
+        (scan.scan, engine): RunResult(run, engine, contents)
+        for scan in manifest.scans
+        for engine, run in scan.runs.items()
+    }
 
 
 def summary_rows(manifest: Manifest, runs: Runs, labels: Labels) -> list[Row]:
@@ -39,13 +47,14 @@ def _row(manifest: Manifest, scan: Scan, engine: str, runs: Runs, labels: Labels
     brain = sum(soft) if soft and None not in soft else None
     total = brain + csf[0] if brain is not None and csf and csf[0] is not None else None
     names = dict(zip(labels.index.tolist(), labels.names, strict=True))
-    at_edge = native.get("output", "qc", "labels_at_fov_edge")
+    found = quality.of_record(native.record, labels) or {}
+    at_edge = found.get("labels_at_fov_edge")
     return Row(
         **entity_cells(scan),
         status=native.status,
         error_code=error_code,
         error=error and without_folders(error),
-        qc_flags=_listed(native.get("output", "qc", "flags")),
+        qc_flags=_listed(found.get("flags")),
         model=manifest.model["name"],
         research_grade=manifest.model["research_grade"],
         mode=native.get("mode"),

@@ -6,32 +6,19 @@ from synthseg_native.cohort.manifest import REFERENCE
 from synthseg_native.cohort.summary.aggregate import Runs
 from synthseg_native.cohort.summary.run_results import RunResult
 from synthseg_native.cohort.tables import as_text
+from synthseg_native.identity import current
 
 # What is said of runs that are alike.
 SAID = ("engine_version", "precision", "device", "threads", "cpu")
 
 
-def made_with(run: RunResult) -> dict[str, object]:
-    """All that may change a run's numbers, beside the scan itself: name -> value."""
-    return {
-        "engine_version": run.get("engine", "version"),
-        "precision": run.get("precision"),
-        "device": run.get("device"),
-        "threads": run.get("threads"),
-        "cpu": run.get("machine", "cpu"),
-        "mode": run.get("mode"),
-        "model": run.get("model", "name"),
-        "weights": run.get("model", "weights_sha256"),
-    }
-
-
 def of_runs(runs: Runs) -> dict:
-    """Per engine {"runs", "homogeneous", name of `made_with`: {value: number of runs}}; only good runs count."""
+    """Per engine {"runs", "homogeneous", name of `current.HOMOGENEOUS`: {value: number}}; only good runs count."""
     found: dict[str, list[RunResult]] = {}
     for (_, engine), run in runs.items():
         if engine != REFERENCE and run.status == "ok":
             found.setdefault(engine, []).append(run)
-    return {engine: _alike([made_with(run) for run in good]) for engine, good in found.items()}
+    return {engine: _alike([current.made_by(run.record) for run in good]) for engine, good in found.items()}
 
 
 def _alike(made: list[dict]) -> dict:
@@ -48,8 +35,10 @@ def sentence(engine: str, found: dict) -> str:
     """
     runs = counted(found["runs"], "run")
     if found["homogeneous"]:
-        version, precision, device, threads, cpu = (next(iter(found[name])) for name in SAID)
-        return f"Homogeneous: {runs}, {engine} {version}, {precision}, {device}, {counted(threads, 'thread')}, {cpu}"
+        said = {name: next(iter(found[name])) for name in SAID if name in found}
+        if "threads" in said:
+            said["threads"] = counted(said["threads"], "thread")
+        return f"Homogeneous: {runs}, {engine} {', '.join(said.values())}"
     mixed = {name: counts for name, counts in found.items() if isinstance(counts, dict) and len(counts) > 1}
     said = (f"{name}: {', '.join(f'{value} ({n})' for value, n in counts.items())}" for name, counts in mixed.items())
     return f"Mixed: {runs} of {engine} differ in {'; '.join(said)}"

@@ -5,7 +5,11 @@ from typing import Any
 
 from synthseg_native.cohort.manifest import Run
 from synthseg_native.cohort.paths import read_json
+from synthseg_native.identity import current
+from synthseg_native.identity.contents import Contents
 from synthseg_native.results import volumes
+
+FOLLOWING = ("compare", "picture")  # made from a run, and no part of it
 
 
 class RunResult:
@@ -16,21 +20,19 @@ class RunResult:
     failure that came after it, or {} · volumes : rows of its volumes.tsv, [] unless ok
     """
 
-    def __init__(self, run: Run, engine: str):
+    def __init__(self, run: Run, engine: str, contents: Contents):
         self.engine = engine
         self.files = {name: Path(path) for name, path in run.files.items()}
-        record = read_json(self.files["record"]) if self.files["dseg"].is_file() else None
-        failure = read_json(run.failure)
-        if failure and record and (failure.get("finished") or "") < (record.get("finished") or ""):
-            failure = None  # of an attempt before the success
-        self.status = "failed" if failure else "ok" if record else "missing"
-        self.reason: str | None = None
-        self.record = record if self.status == "ok" else {}
-        self.failure = failure or {}
+        made = {name: path for name, path in run.files.items() if name not in FOLLOWING}
+        state = current.run_state(made, run.identity, contents, run.failure)
+        self.status = "ok" if state.word == current.CURRENT else state.word
+        self.reason = ", ".join(state.why) if self.status in (current.STALE, current.EDITED) else None
+        self.record = read_json(self.files["record"]) or {} if self.status == "ok" else {}
+        self.failure = read_json(run.failure) or {} if self.status == current.FAILED else {}
         error = self.failure.get("error") or {}
         self.error_code: str | None = error.get("code")
-        self.error = {"missing": "has not run", "failed": error.get("message") or "no message"}.get(self.status)
-        self.outcome = f"failed: {self.error}" if failure else self.error or self.reason
+        self.error = ", ".join(state.why) if self.status in (current.MISSING, current.FAILED) else None
+        self.outcome = f"failed: {self.error}" if self.status == current.FAILED else self.error or self.reason
         there = self.status == "ok" and self.files["volumes"].is_file()
         self.volumes = list(volumes.read(self.files["volumes"]).values()) if there else []
 

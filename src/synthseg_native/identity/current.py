@@ -1,0 +1,185 @@
+"""What is current, and why the rest is not: the identity that a result recorded against the one that is wanted.
+
+An identity is a dict for JSON: `form`, `code` ({stage: digest}) and the settings that `stages` lists. It may hold more
+than counts. The command and the workflow both ask here; there is no second place.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from synthseg_native.identity import stages
+from synthseg_native.identity.contents import Contents
+
+CURRENT, STALE, EDITED, MISSING, FAILED = "current", "stale", "edited", "missing", "failed"
+LABEL_MAPS = ("dseg", "dseg_native", "o", "native_grid")  # results that people correct by hand
+
+WHY = {
+    "environment": "its environment changed",
+    "model": "the model changed",
+    "key": "the reference's image changed",
+    "weights": "the weights changed",
+    "content": "the image changed",
+    "existing": "your label map changed",
+    "display": "names or colours of the labels changed",
+}
+EARLIER = "made by an earlier version, which did not note all that made it"
+
+
+@dataclass(frozen=True)
+class State:
+    """word : current, stale, edited, missing or failed · why : reasons in words, none where it is current"""
+
+    word: str
+    why: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.word}: {', '.join(self.why)}" if self.why else self.word
+
+
+def identity(names: Iterable[str], package: Path = stages.PACKAGE, **settings: object) -> dict:
+    """What the stages named make of these settings, by the source in `package`."""
+    return {"form": stages.FORM, **settings, "code": stages.codes(names, settings.get("engine", ""), package)}
+
+
+def differences(recorded: dict | None, wanted: dict) -> list[str]:
+    """Why what was made is not what is wanted, in words; nothing where it is.
+
+    A setting of which the wanted value is not known (None: an image that is not there) decides nothing, where it is
+    the hash of a file.
+    """
+    recorded = recorded or {}
+    if recorded.get("form") != wanted["form"] or not isinstance(recorded.get("code"), dict):
+        return [EARLIER]
+    code, found = wanted["code"], []
+    for name in sorted(stages.counted(code, wanted.get("engine", ""))):
+        old, new = recorded.get(name), wanted.get(name)
+        if old != new and not (new is None and name in ("content", "existing")):
+            found.append(WHY.get(name, f"{name}: {_said(old)} to {_said(new)}"))
+    changed = [name for name in {**code, **recorded["code"]} if code.get(name) != recorded["code"].get(name)]
+    return found + ([f"the code changed ({', '.join(changed)})"] if changed else [])
+
+
+def _said(value) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "none" if value is None or value in ([], "") else str(value)
+
+
+def recorded_identity(record: dict) -> dict:
+    """What a run record says made its results: the identity it was asked for, with the hashes of what it really read.
+
+    A file may be exchanged between the plan and the run: then the results are those of the bytes that were read.
+    """
+    found = record.get("key")
+    if not isinstance(found, dict):
+        return {}
+    read = {"content": _at(record, "input", "sha256"), "weights": _at(record, "model", "weights_sha256")}
+    return found | {name: str(sha256)[:12] for name, sha256 in read.items() if sha256 and name in found}
+
+
+def run_state(files: dict[str, str], wanted: dict, contents: Contents, failure: str | Path | None = None) -> State:
+    """The state of a run of the workflow, from what its results say.
+
+    files: its results, name -> path, "record" among them; wanted: its identity; failure: where the record of a failed
+    attempt would lie. Files that nobody touched since they were made are not read; see `Contents.is_as_made`.
+    """
+    try:
+        about = Path(files["record"]).stat()
+        record = _json(files["record"])
+    except OSError:
+        record = None
+    failed = _json(failure) if failure else None
+    if isinstance(failed, dict) and _finished(failed) >= _finished(record):
+        return State(FAILED, (_at(failed, "error", "message") or "it did not say why",))
+    if not isinstance(record, dict) or record.get("status") != "ok":
+        others = any(Path(path).exists() for name, path in files.items() if name != "record")
+        return State(MISSING, ("its run record is missing" if others else "has not run",))
+    as_made = lambda path, sha256: contents.is_as_made(path, sha256, about)  # noqa: E731
+    made = record.get("files")
+    return state_of(files, made if isinstance(made, dict) else {}, recorded_identity(record), wanted, as_made)
+
+
+def state_of(
+    files: dict[str, str | Path],
+    made: dict[str, str],
+    recorded: dict | None,
+    wanted: dict | None,
+    as_made: Callable[[str | Path, str], bool],
+) -> State:
+    """The state of results that are there.
+
+    files: {name: path}; made: {name: SHA-256 of the file that was made}; recorded, wanted: identities (wanted None: it
+    cannot be said, and what is there is no longer current); as_made(path, sha256) looks whether a file still is that.
+    A label map that was changed comes first, whatever else is to be said: nothing may overwrite it without a word.
+    """
+    names = {name: Path(path).name for name, path in files.items()}
+    there = [name for name, path in files.items() if Path(path).exists()]
+    changed = [name for name in there if name in made and not as_made(files[name], made[name])]
+    if edited := [name for name in changed if name in LABEL_MAPS]:
+        return State(EDITED, tuple(f"{names[name]} was changed since it was made" for name in edited))
+    if missing := [name for name in files if name not in there]:
+        return State(MISSING, tuple(f"{names[name]} is missing" for name in missing))
+    why = [f"{names[name]} is not as it was made" for name in changed]
+    why += [] if wanted is None else differences(recorded, wanted)
+    return State(STALE, tuple(why)) if why or wanted is None else State(CURRENT)
+
+
+def counts(states: Iterable[State]) -> dict[str, int]:
+    """How many are stale for which known reasons, {reasons in one text: number}, the most first."""
+    return dict(Counter(", ".join(state.why) for state in states if state.word == STALE and state.why).most_common())
+
+
+# What a cohort should not mix: what of a run record changes its numbers, and where it stands there.
+HOMOGENEOUS = {
+    "model": ("model", "name"),
+    "weights_sha256": ("model", "weights_sha256"),
+    "mode": ("mode",),
+    "crop": ("key", "crop"),
+    "interpolation": ("key", "interpolation"),
+    "engine": ("engine", "name"),
+    "engine_version": ("engine", "version"),
+    "onednn": ("engine", "onednn"),
+    "package_version": ("engine", "package_version"),
+    "precision": ("precision",),
+    "device": ("device",),
+    "threads": ("threads",),
+    "environment": ("key", "environment"),
+    "code": ("key", "code"),
+    "cpu": ("machine", "cpu"),
+}
+
+
+def made_by(record: dict) -> dict:
+    """What of a run record a cohort should not mix, {name of HOMOGENEOUS: value}; the code as one digest.
+
+    Without the number of threads for an engine that gives the same for any number of them.
+    """
+    from synthseg_native import engines
+    from synthseg_native.identity import keys
+
+    found = {name: _at(record, *place) for name, place in HOMOGENEOUS.items()}
+    found["code"] = keys.digest(keys.settings_json(**found["code"])) if isinstance(found["code"], dict) else None
+    if found["engine"] in engines.ANY_THREADS:
+        del found["threads"]
+    return found
+
+
+def _finished(record) -> str:
+    """When a run ended, as ISO 8601; "" where nobody knows."""
+    return str(_at(record, "finished") or "")
+
+
+def _at(record, *names):
+    for name in names:
+        record = record.get(name) if isinstance(record, dict) else None
+    return record
+
+
+def _json(path) -> dict | None:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

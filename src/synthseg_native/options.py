@@ -1,0 +1,95 @@
+"""What the words of the command ask for: a call that fits together, and the options of its segmentations."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from synthseg_native.errors import SynthSegError
+
+if TYPE_CHECKING:
+    from synthseg_native import jobs
+    from synthseg_native.pipeline import segment
+
+# What SynthSeg_predict.py and mri_synthseg also have.
+NOT_YET = {
+    "robust": "SynthSeg-robust",
+    "parc": "the cortical parcellation",
+    "qc": "SynthSeg's quality scores (--picture and the qc figures in --record are this program's own)",
+    "photo": "Photo-SynthSeg",
+}
+MAX_CROP = 512  # larger than any head, and as small as the network then works on
+
+
+def read(arguments: argparse.Namespace) -> tuple[jobs.Call, segment.Segmenter]:
+    """What the call is to do and what does it. arguments: what the command's parser made of its words.
+
+    All wrong use is found here, before anything is run: SynthSegError("usage"), and "bad_input" where there is no scan.
+    """
+    from synthseg_native import jobs  # here, so that help and wrong words are answered at once
+    from synthseg_native.pipeline import segment
+    from synthseg_native.scan import reading
+
+    _check(arguments, segment.INTERPOLATIONS)
+    if arguments.engine == "auto":
+        arguments.engine = _engine_here()
+    accept = tuple(sorted({name.strip() for name in arguments.accept.split(",")} - {""}))
+    reading.check_accept(accept)
+    call = jobs.plan(vars(arguments))
+    crop = arguments.crop
+    options = segment.Options(
+        engine=arguments.engine,
+        device=arguments.device or "cpu",
+        precision=arguments.precision,
+        threads=arguments.threads,
+        fast=arguments.fast,
+        ct=arguments.ct,
+        crop=crop and tuple(crop * (3 // len(crop))),
+        autocrop=arguments.autocrop,
+        keepgeom=arguments.keepgeom,
+        interpolation=arguments.interpolation,
+        addctab=arguments.addctab,
+        accept=accept,
+    )
+    name = arguments.model or ("synthseg1" if arguments.v1 else "synthseg2")
+    return call, segment.Segmenter(name, options, arguments.weights)
+
+
+def _check(arguments, interpolations):
+    for name, what in NOT_YET.items():
+        if getattr(arguments, name):
+            raise _usage(f"--{name}: {what}: synthseg-native does not have it yet: leave it out")
+    for name in ("i", "o"):
+        if not getattr(arguments, name):
+            raise _usage(f"--{name}: missing: see synthseg-native --help")
+    if arguments.threads < 1:
+        raise _usage(f"--threads {arguments.threads}: too few: give 1 or more")
+    if arguments.v1 and arguments.model not in (None, "synthseg1"):
+        raise _usage(f"--v1 and --model {arguments.model}: they contradict each other: give one of them")
+    if arguments.cpu and arguments.device not in (None, "cpu"):
+        raise _usage(f"--cpu and --device {arguments.device}: they contradict each other: give one of them")
+    if arguments.interpolation not in interpolations:
+        known = " or ".join(interpolations)
+        raise _usage(f"--interpolation {arguments.interpolation}: not known: give {known}")
+    crop = arguments.crop
+    if crop and (len(crop) not in (1, 3) or min(crop) < 1 or max(crop) > MAX_CROP):
+        sizes = " ".join(map(str, crop))
+        raise _usage(f"--crop {sizes}: not one or three sizes in voxels, 1 to {MAX_CROP}: correct it")
+    if crop and arguments.autocrop:
+        raise _usage("--crop and --autocrop: they exclude each other: give one of them")
+
+
+def _usage(text: str) -> SynthSegError:
+    return SynthSegError("usage", text)
+
+
+def _engine_here() -> str:
+    """The engine whose runtime this environment has: the launcher chooses the environment, and names the engine."""
+    from importlib.util import find_spec
+
+    for name in ("openvino", "tensorflow", "torch"):
+        if find_spec(name):
+            print(f"engine auto: {name}, whose runtime is in this environment", file=sys.stderr)
+            return name
+    return "tensorflow"  # which then says what to install
