@@ -464,12 +464,12 @@ def test_missing_environments_are_made_side_by_side(root, making):
 
 def test_no_more_at_once_than_are_allowed(making, monkeypatch):
     monkeypatch.setattr(environments, "SIDE_BY_SIDE", 2)
-    busy, most = [], []
+    busy, most, pair = [], [], threading.Barrier(2, timeout=30)
 
     def fill(name):
         busy.append(name)
+        pair.wait()
         most.append(len(busy))
-        time.sleep(0.3)  # so long that a busy machine starts another one meanwhile
         busy.remove(name)
 
     making(fill)
