@@ -225,6 +225,9 @@ def test_distance_from_the_boundary_by_hand(compare, head):
     # edges 0, 0.5, 1, 2, 3, 5, 10: one voxel at 0 mm, one at 10 mm (rim x = 10; hippocampus x = 20 is 10 mm away)
     assert result["boundary_distance_mm"]["max"] == 10
     assert result["boundary_distance_mm"]["histogram"] == [1, 0, 0, 0, 0, 0, 1]
+    # A speck inside a structure is as far from its boundary whichever of the maps it is in.
+    swapped = compare(head, native, affine=np.diag([2.0, 2, 2, 1]))
+    assert swapped["boundary_distance_mm"] == result["boundary_distance_mm"]
 
 
 @pytest.mark.parametrize(
