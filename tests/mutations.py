@@ -141,7 +141,8 @@ FAULTS = [
           "abs(asymmetry) > ", "asymmetry > ", "test_quality.py", earlier=["quality.py"]),
     fault("records", "the last plane is no edge of the image", "results/figures.py",
           "np.take(labels, end, axis=axis)", "np.take(labels, abs(end), axis=axis)", "test_quality.py",
-          earlier=[(file, "for end in (0, -1)]", "for end in (0, 1)]") for file in ("results/quality.py", "quality.py")]),
+          earlier=[(file, "for end in (0, -1)]", "for end in (0, 1)]")
+                   for file in ("results/quality.py", "quality.py")]),
     # The summary and the sheet.
     fault("summary", "a verdict on other label maps is shown", "cohort/summary/aggregate.py",
           "elif made_from and made_from != there:", "elif made_from and not there:", "test_summary.py",
@@ -172,7 +173,7 @@ FAULTS = [
           "if DIED.search(text):", "if DIED.fullmatch(text):", "test_containers.py"),
     # The launcher and its environments.
     fault("launcher", "a dry run needs the lock", "scripts/environment.py",
-          '"--version", "-v", "--dry-run", "--dryrun", "-n",', '"--version", "-v", "--dry-run", "--dryrun",',
+          '"-v", "--dry-run", "--dryrun", "-n",', '"-v", "--dryrun", "-n",',
           "test_launcher.py"),
     fault("launcher", "a foreign workflow in the folder is run", "scripts/environment.py",
           "not Path.cwd().samefile(ROOT)", 'not Path("Snakefile").exists()', "test_launcher.py"),
