@@ -155,7 +155,7 @@ FAULTS = [
           "len(counts) == 1 for counts in kinds.values()", "len(counts) >= 1 for counts in kinds.values()",
           "test_summary.py", earlier=["cohort/summary.py"]),
     fault("summary", "names that differ in case share results", "cohort/samples.py",
-          "key = scan.scan.casefold()", "key = scan.scan", "test_samples.py"),
+          "key = scan.scan.casefold()", "key = scan.scan", "test_samples.py", "test_bad_input.py"),
     fault("summary", "the suffix CT is no CT", "cohort/samples.py",
           'if ct in EMPTY and entities["suffix"] == "CT":', 'if ct == "auto" and entities["suffix"] == "CT":',
           "test_samples.py"),
