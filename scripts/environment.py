@@ -11,7 +11,6 @@ import sys
 if sys.version_info < (3, 11):  # noqa: UP036  (this file must stay readable for Python 3.6, to get here)
     sys.exit("synthseg-native: this is Python %d.%d: use Python 3.11 to 3.13" % sys.version_info[:2])  # noqa: UP031
 
-import fcntl
 import os
 import re
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
+from synthseg_native import shared_disk  # noqa: E402
 from synthseg_native.cohort import environments  # noqa: E402
 
 # Calls that change nothing: they need no lock, and may look at a run in progress.
@@ -85,7 +85,7 @@ def snakemake(arguments):
             directory = ROOT
             place += ["--directory", ROOT]
     if not is_read_only(arguments):
-        take_lock(Path(directory or "."))
+        take_lock(Path(directory or "."), unlock="--unlock" in arguments)
     execute([interpreter, "-m", "snakemake", *place, *arguments], environments.clean_environment())
 
 
@@ -105,31 +105,27 @@ def is_read_only(arguments):
     return any(word in READ_ONLY or re.fullmatch("-[npqkF]*n[npqkF]*", word) for word in words)
 
 
-def take_lock(directory):
+def take_lock(directory, unlock=False):
     """Lock the working directory for as long as the process lives, whatever it becomes.
 
-    The lock is the kernel's, so that it vanishes with a killed run, whose own lock files are then cleared away.
-    Children do not inherit it: Python closes such files when it starts a program.
+    Lock files of Snakemake's that are there although nobody works are removed: a killed run left them. They stay where
+    a run of another machine may be their owner, which this one cannot ask. unlock: whether Snakemake is called to
+    remove them.
     """
     folder = directory / ".snakemake"
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / "launcher.lock", os.O_RDWR | os.O_CREAT, 0o666)
+    left = [path for path in (folder / "locks").glob("*") if path.is_file()]
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = os.read(handle, 20).decode().strip() or "?"
-        sys.exit(
-            f"synthseg-native: another run (process {owner}) works in {directory.resolve()}: wait for it or stop it"
-        )
-    except OSError:
-        return  # a file system without locks: Snakemake's own lock files must do
-    os.ftruncate(handle, 0)
-    os.write(handle, str(os.getpid()).encode())
-    os.set_inheritable(handle, True)
-    stale = [path for path in (folder / "locks").glob("*") if path.is_file()]
-    if stale:
-        for path in stale:
-            path.unlink()
+        others = shared_disk.claim(folder / "launcher.lock", at_rest=not left)
+    except shared_disk.Held as held:
+        who = held.owner or "of another process"
+        sys.exit(f"synthseg-native: another run ({who}) works in {directory.resolve()}: wait for it or stop it")
+    if left and others and not unlock:
+        works = f"another run ({others[-1]}) works in {directory.resolve()}, or was killed there"
+        sys.exit(f"synthseg-native: {works}: wait for it, or, if it has ended, call with --unlock and then again")
+    if left and not others:
+        for path in left:
+            path.unlink(missing_ok=True)
         environments.say("removed the lock that a killed run had left")
 
 

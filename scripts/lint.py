@@ -1,5 +1,7 @@
-"""What the usual linters do not see: Snakemake's own lint, profiles, configurations and their docs in step, every rule
-complete (make lint)."""
+"""What the usual linters do not see: Snakemake's own lint, profiles, configurations and their docs in step (make lint).
+
+tests/unit/test_rules.py looks at how the rules are written.
+"""
 
 import re
 import shutil
@@ -19,7 +21,6 @@ from synthseg_native.errors import SynthSegError  # noqa: E402
 # Snakemake asks every rule for conda or a container; environments here are locked by hash and deployed in onstart.
 NOT_OURS = "Specify a conda environment or container for each rule."
 SHARED_KEYS = ("keep-going", "rerun-incomplete", "max-checksum-file-size")
-DIRECTIVES = ("message:", "log:", "resources:", "shell:", '"""')
 
 
 def snakemake(*arguments) -> subprocess.CompletedProcess:
@@ -74,17 +75,6 @@ def profiles() -> list[str]:
     ]
 
 
-def rules() -> list[str]:
-    """Every rule has a docstring, a message, a log, resources and calls a script (all only gathers)."""
-    found = []
-    for path in sorted(ROOT.glob("workflow/rules/*.smk")):
-        for name, body in re.findall(r"^ *rule (\w+):\n((?: .*\n|\n)+)", path.read_text(), re.M):
-            found += [
-                f"{path.relative_to(ROOT)}: rule {name} has no {d.strip(':')}" for d in DIRECTIVES if d not in body
-            ]
-    return found
-
-
 def configurations() -> list[str]:
     """The shipped configurations against the schema, and the schema against the table in config/README.md."""
     schema = configuration.read_schema(ROOT / "workflow/schemas/config.schema.yaml")
@@ -101,6 +91,6 @@ def configurations() -> list[str]:
 
 
 if __name__ == "__main__":
-    findings = [*snakemake_lint(), *rule_graph(), *profiles(), *configurations(), *rules()]
-    print("\n".join(findings) or "snakemake, rule graph, profiles, configurations, rules: nothing to say")
+    findings = [*snakemake_lint(), *rule_graph(), *profiles(), *configurations()]
+    print("\n".join(findings) or "snakemake, rule graph, profiles, configurations: nothing to say")
     sys.exit(bool(findings))

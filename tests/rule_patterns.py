@@ -32,7 +32,7 @@ def patterns(results, model: str, grid: str) -> Patterns:
 
     def outputs(name):
         text = directive(rules()[name][1], "output")
-        found = re.findall(r'(\w+)=(?:report\(\s*)?"([^"]+)"', text)
+        found = re.findall(r'^        (\w+)=(?:report\(\s*)?"([^"]+)"', text, re.M)
         return {key: re.sub(r"<(\w+)>", lambda word: words[word[1]], path) for key, path in found}
 
     return Patterns(**{name: outputs(name) for name in Patterns.__dataclass_fields__})

@@ -292,6 +292,12 @@ def claim(path: Path, at_rest: bool, here: Owner | None = None) -> list[Owner]:
 # --- temporary folders -----------------------------------------------------------------------------------------------
 
 
+def unique(here: Owner | None = None) -> str:
+    """A part of a name that nothing else on the disk has, and that says which process made it: 4711@node7-0a1b2c3d."""
+    pid, host = (here.pid, here.host) if here else (os.getpid(), _host())
+    return f"{pid}@{host.partition('/')[0]}-{secrets.token_hex(4)}"
+
+
 def new_folder(parent: Path, prefix: str = "", here: Owner | None = None) -> Path:
     """Make a temporary folder that nobody else has, in `parent` (made where it is missing), with its owner beside it.
 
@@ -299,7 +305,7 @@ def new_folder(parent: Path, prefix: str = "", here: Owner | None = None) -> Pat
     """
     here = here or me()
     parent.mkdir(parents=True, exist_ok=True)
-    folder = parent / f"{prefix}{here.pid}@{here.host.partition('/')[0]}-{secrets.token_hex(4)}"
+    folder = parent / f"{prefix}{unique(here)}"
     _owner_file(folder).write_text(text_of(here), encoding="utf-8")
     folder.mkdir()
     return folder

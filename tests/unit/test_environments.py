@@ -5,16 +5,19 @@ import errno
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import threading
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from synthseg_native import shared_disk
 from synthseg_native.cohort import environments, installers, interpreters
 
 
@@ -261,7 +264,7 @@ def tiny(root, empty_environment, monkeypatch):
     lock.write_text(f"tiny==1.0 --hash=sha256:{digest}\n")
 
     def venv(name, base, folder, stream, *options):
-        shutil.copytree(empty_environment, folder, symlinks=True)
+        shutil.copytree(empty_environment, folder, symlinks=True, dirs_exist_ok=True)
 
     monkeypatch.setattr(environments, "_venv", venv)
     monkeypatch.setattr(environments, "_uv", lambda: None)
@@ -290,21 +293,58 @@ def tool(request, monkeypatch):
 
 
 def test_ensure_makes_it_once_and_its_scripts_run(root, tiny, tool):
-    killed = root / ".envs" / "tiny-0123456789ab.tmp-1" / "bin"
-    killed.mkdir(parents=True)
-    broken = environments.env_dir("tiny") / "bin"  # Python was upgraded under it
-    broken.mkdir(parents=True)
-    (broken / "python").symlink_to(root / "no-such-python")
+    here = shared_disk.me()
+    owners = {"killed": replace(here, boot="before the restart"), "theirs": replace(here, host="node7", boot="its own")}
+    left = {
+        name: shared_disk.new_folder(root / ".envs", "tiny-0123456789ab.tmp-", owner) for name, owner in owners.items()
+    }
+    foreign = environments.env_dir("tiny")  # made on another node, from a Python that is not here
+    (foreign / "bin").mkdir(parents=True)
+    (foreign / "bin" / "python").symlink_to(root / "no-such-python")
     lines = []
     python = environments.ensure("tiny", lines.append)
     assert python == environments.python("tiny")
-    assert folders(root) == [environments.env_dir("tiny").name]  # the leftover of a killed build has gone
+    made = environments.env_dir("tiny").name
+    assert re.fullmatch(rf"{foreign.name}-py3\.\d+-[0-9a-f]{{6}}", made)
+    # The build that was killed on this host has gone; what another node makes, and made, stays.
+    assert folders(root) == sorted([foreign.name, left["theirs"].name, made])
     assert lines[0] == f"making the tiny environment (some MB, once, with {tool}) ..."
     assert len(lines) == 2 and lines[1].startswith("made the tiny environment in ")
     # Its scripts know where they lie now, not where they were made.
     assert subprocess.check_output([python.parent / "tiny"], text=True) == "tiny runs\n"
     assert environments.ensure("tiny", lines.append) == python
     assert len(lines) == 2
+
+
+def test_an_environment_belongs_to_the_python_that_it_was_made_from(root, path):
+    (root / "envs" / "demo.txt").write_text("a==1\n")
+    place = environments.env_dir("demo")
+    (place / "bin").mkdir(parents=True)
+    (place / "lib" / "python3.11").mkdir(parents=True)
+    (place / "bin" / "python").symlink_to(path / "python3.11")
+    fake_python(path / "python3.11", "3.11")
+    beside = place.with_name(f"{place.name}-py3.12-0a1b2c")
+    (beside / "bin").mkdir(parents=True)
+    (beside / "lib" / "python3.12").mkdir(parents=True)
+    (beside / "bin" / "python").symlink_to(path / "python3.12")
+    shutil.copytree(beside, place.with_name(f"{place.name}-py3.12-0a1b2b.tmp-1"), symlinks=True)  # in the making
+    assert environments.env_dir("demo") == place
+    (path / "python3.11").rename(path / "python3.12")  # another node: no 3.11, a 3.12
+    assert environments.env_dir("demo") == beside
+    (path / "python3.12").unlink()  # a third one, which has neither
+    assert environments.env_dir("demo") == place
+
+
+def test_an_environment_that_is_damaged_is_not_removed_under_those_that_run_from_it(root, monkeypatch):
+    (root / "envs" / "demo.txt").write_text("a==1\n")
+    place = environments.env_dir("demo")
+    (place / "bin").mkdir(parents=True)
+    (place / "bin" / "python").symlink_to(sys.executable)
+    (place / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}").mkdir(parents=True)
+    monkeypatch.setattr(environments, "_works", lambda interpreter: False)
+    with pytest.raises(environments.SetupError, match=r"does not work any more: remove it when nothing runs from it"):
+        environments.ensure("demo", lambda line: None)
+    assert place.is_dir() and folders(root) == [place.name]
 
 
 def test_an_environment_is_made_with_pythons_own_venv(root):
@@ -429,7 +469,7 @@ def test_no_more_at_once_than_are_allowed(making, monkeypatch):
     def fill(name):
         busy.append(name)
         most.append(len(busy))
-        time.sleep(0.05)
+        time.sleep(0.3)  # so long that a busy machine starts another one meanwhile
         busy.remove(name)
 
     making(fill)
@@ -533,6 +573,7 @@ def code(root):
     cohort.mkdir(parents=True)
     for module in (environments, installers, interpreters):
         shutil.copy(module.__file__, cohort)
+    shutil.copy(shared_disk.__file__, cohort.parent)
     (root / "scripts").mkdir()
     (root / "scripts" / "step.py").write_text("print(1)\n")
     return root

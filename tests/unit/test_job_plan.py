@@ -58,6 +58,23 @@ def test_the_scans_of_a_group_and_of_the_benchmark(planned):
     assert job.scans_of([("benchmark", {})], 2, manifest) == SCANS[:2]
 
 
+def test_a_process_without_manifest_or_scan_plans_by_itself(planned, root, monkeypatch):
+    _, manifest = planned
+    monkeypatch.delenv(job.VARIABLE, raising=False)
+    command = [
+        "snakemake",
+        "--target-jobs",
+        f"native:engine=openvino,scan={SCANS[0]}",
+        f"compare:scan={SCANS[0]}",
+        "-f",
+    ]
+    assert job.plan_of(CONFIG, root, command) is None
+    monkeypatch.setenv(job.VARIABLE, str(manifest))
+    assert list(job.plan_of(CONFIG, root, command).scans) == [SCANS[0]]
+    assert job.plan_of(CONFIG, root, [*command[:-1], "benchmark:"]) is None
+    assert job.plan_of(CONFIG, root, ["snakemake", "-n"]) is None
+
+
 def test_a_manifest_that_is_gone_is_said_in_one_line(root, tmp_path):
     with pytest.raises(SynthSegError, match="call the workflow again"):
         job.JobPlan(CONFIG, root, tmp_path / "gone.jsonl", [SCANS[0]])

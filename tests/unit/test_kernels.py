@@ -16,7 +16,7 @@ import json, sys
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
-from synthseg_native.engines.kernels import language
+from synthseg_native.engines.kernels import language, library
 
 written = []
 
@@ -28,12 +28,12 @@ def write(program, name, function):
             code.store(getattr(code, function)(code.load(given, i.index)), result, i.index)
 
 def library_of(machine):
-    library = language.Library(machine)
+    made = library.Library(machine)
     for function in ("exp", "elu"):
-        library.add(f"row_{function}", write, function)
-    return library
+        made.add(f"row_{function}", write, function)
+    return made
 
-language.inspect.getsourcefile = lambda function: language.__file__  # this program has no file
+library.inspect.getsourcefile = lambda function: library.__file__  # this program has no file
 
 here, found = language.this_machine(), {"lanes": {}}
 rows = np.float32([-1e30, -100, -87.5, -87, -20, -1, -0.34, -1e-3, -1e-7, -0.0, 0, 1e-7, 0.5, 3, 80, 1e30] * 4)

@@ -4,13 +4,16 @@ import ast
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from synthseg_native import shared_disk
 from synthseg_native.cohort import environments, handover, ranking
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -90,7 +93,8 @@ def test_one_run_at_a_time_and_a_killed_one_is_no_obstacle(project):
     # A second run: one line. Looking is allowed.
     code, _, err = finish(start(project, "--cores", "1"))
     assert code == 1
-    assert err == f"synthseg-native: another run (process {first.pid}) works in {project}: wait for it or stop it\n"
+    who = f"process {first.pid} on {socket.gethostname()}"
+    assert err == f"synthseg-native: another run ({who}) works in {project}: wait for it or stop it\n"
     code, out, err = finish(start(project, "--cores", "1", "-np"))
     assert code == 0 and "rule wait" in out + err
     # The job did not inherit the lock: when the workflow is killed, the job that outlives it does not hold it.
@@ -104,6 +108,40 @@ def test_one_run_at_a_time_and_a_killed_one_is_no_obstacle(project):
     assert code == 0, err
     assert "removed the lock that a killed run had left" in err
     assert (project / "results" / "out.txt").read_text() == "default\n"
+
+
+@pytest.fixture
+def taking(monkeypatch, tmp_path):
+    """take_lock of a folder with a lock file of Snakemake's, for a process of a host; whether that file was removed."""
+    monkeypatch.syspath_prepend(REPOSITORY / "scripts")
+    import environment
+
+    lock = tmp_path / ".snakemake" / "locks" / "0.output.lock"
+    lock.parent.mkdir(parents=True)
+
+    def take(owner, unlock=False):
+        lock.touch()
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(shared_disk, "me", lambda: owner)
+            # A file system that gives every node locks of its own.
+            elsewhere.setattr(shared_disk.fcntl, "flock", lambda handle, how: None)
+            environment.take_lock(tmp_path, unlock)
+        return not lock.exists()
+
+    return take
+
+
+def test_the_lock_of_a_run_on_another_node_is_left_to_it(taking):
+    here = shared_disk.me()
+    ended = replace(here, boot="before the restart")
+    there = replace(here, host="node7/00000007", boot="its own", since=here.since)
+    assert taking(ended), "nobody is known"
+    assert taking(here), "the one before has ended"
+    with pytest.raises(SystemExit, match=rf"another run \(process {here.pid} on {socket.gethostname()}\) works in"):
+        taking(there)
+    with pytest.raises(SystemExit, match="or was killed there: wait for it, or, if it has ended, call with --unlock"):
+        taking(there)  # the first refusal has not made it this one's
+    assert not taking(there, unlock=True), "that is Snakemake's to do"
 
 
 @pytest.mark.slow
@@ -290,6 +328,8 @@ def take_over(project, monkeypatch):
     monkeypatch.setattr(handover.importlib.util, "find_spec", lambda name: None if name == "nibabel" else name)
     monkeypatch.chdir(project)
 
+    monkeypatch.setenv(handover.HANDED, "")
+
     def call(*arguments, snakefile=project / "Snakefile"):
         became.clear()
         handover.take_over(snakefile, ["/usr/bin/snakemake", *arguments])
@@ -305,6 +345,12 @@ def test_a_snakemake_that_lacks_a_package_hands_over(project, take_over, capsys)
     assert capsys.readouterr().err == f"this Snakemake's Python lacks nibabel: {said}\n"
 
 
+def test_it_is_handed_over_once(take_over, monkeypatch):
+    assert take_over("--cores", "1") and os.environ[handover.HANDED]
+    with pytest.raises(SystemExit, match=r"lacks nibabel: remove .*workflow-[0-9a-f]*, and call again"):
+        take_over("--cores", "1")
+
+
 def test_a_snakemake_that_has_all_goes_on(take_over, monkeypatch):
     monkeypatch.setattr(handover.importlib.util, "find_spec", lambda name: name)
     assert take_over("--cores", "1") is None
@@ -317,6 +363,7 @@ def test_the_call_is_repeated_where_it_was_made(project, take_over, monkeypatch,
     monkeypatch.setenv("PWD", str(project))
     monkeypatch.chdir(project / "study")
     assert take_over(*words)[1] == str(project)
+    monkeypatch.setenv(handover.HANDED, "")
     monkeypatch.setenv("PWD", "/")  # of a program that called from another folder than its shell's
     with pytest.raises(SystemExit, match=r"lacks nibabel: install that beside it, or use .*/snakemake"):
         take_over(*words)

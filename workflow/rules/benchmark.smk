@@ -22,7 +22,7 @@ rule benchmark:
         ),
     log:
         "<results>/logs/benchmark.log",
-    threads: lambda wildcards: workflow.cores
+    threads: lambda wildcards: workflow.resource_settings.cores or 1  # without --cores, for a report, one is as good
     resources:
         mem_mb=lambda wildcards: PLAN.benchmark_memory(),
         runtime=PLAN.benchmark_minutes(),

@@ -19,7 +19,7 @@ from synthseg_native.cohort import handover
 handover.take_over(workflow.main_snakefile)
 
 from synthseg_native import memory
-from synthseg_native.cohort import deploy, environments, report_labels, state
+from synthseg_native.cohort import deploy, environments, job, report_labels, state
 from synthseg_native.cohort.paths import Patterns
 from synthseg_native.cohort.plan import Plan
 from synthseg_native.errors import SynthSegError
@@ -27,13 +27,15 @@ from synthseg_native.identity import keys
 from synthseg_native.verification import verify
 
 try:
-    PLAN = Plan(config, ROOT, looking=workflow.output_settings.dryrun)
+    # A cluster's job reads its scan's line of the manifest that the call has written, and looks at no other scan.
+    PLAN = None
+    if workflow.modifier.is_main_snakefile() and not workflow.is_main_process:
+        PLAN = job.plan_of(config, ROOT, sys.argv)
+    PLAN = PLAN or Plan(config, ROOT, looking=workflow.output_settings.dryrun or "--lint" in sys.argv)
     # Jobs run a copy of the code made when the run began, so that an edit in mid-cohort cannot mix versions.
     SNAPSHOT = environments.run_snapshot()
 except (SynthSegError, environments.SetupError) as error:
-    raise SystemExit(
-        "\n".join(f"synthseg-native: {line}" for line in str(error).splitlines())
-    )
+    raise SystemExit("\n".join(f"synthseg-native: {line}" for line in str(error).splitlines()))
 
 
 # What the file names of all the others say in <...>.
@@ -61,40 +63,32 @@ def constant(value):
 # Params in capitals: where things lie, and what a run may take.
 PYTHON = constant(sys.executable)  # the interpreter of the steps: Snakemake's own
 CODE = constant(str(SNAPSHOT))  # the copy of scripts/ and src/ that this run uses
-ENGINE_PYTHON = lambda wildcards, input: PLAN.pythons[
-    wildcards.engine
-]  # of that engine's environment
-REFERENCE_PYTHON = constant(
-    PLAN.pythons["tensorflow"]
-)  # of reference.py where the runtime is local
-DEMO_PYTHON = constant(
-    PLAN.pythons["demo"]
-)  # of the environment that makes the phantoms
+ENGINE_PYTHON = lambda wildcards, input: PLAN.pythons[wildcards.engine]  # the interpreter of the engine's environment
+REFERENCE_PYTHON = constant(PLAN.pythons["tensorflow"])  # of reference.py, where its runtime is local
+DEMO_PYTHON = constant(PLAN.pythons["demo"])  # of what makes the phantoms
 PYTHONS = constant(json.dumps(PLAN.pythons))  # all of these by environment, as JSON
 MODEL = constant(str(PLAN.model.folder))  # the folder with card.yaml and labels.tsv
 LABELS = constant(PLAN.labels)  # its labels.tsv
 WEIGHTS = constant(PLAN.weights)  # the weights file
-VERIFIED = constant(
-    f"{PLAN.results}/env"
-)  # the folder of the environments' verifications
+IMAGE = lambda wildcards, input: PLAN.image_path(wildcards.scan)  # the scan, also where it is no input
+VERIFIED = constant(f"{PLAN.results}/env")  # the folder of the environments' verifications
 FAILED = constant(f"{PLAN.state}/failed")  # the folder of the records of failed runs
-FAILED_MARK = constant(str(state.failed_mark(PLAN.state)))  # left by a call that failed
-BENCHMARK_WORK = constant(
-    f"{PLAN.state}/benchmark"
-)  # the folder of the benchmark's runs while they run
-MEMORY_MB = constant(
-    PLAN.config["memory_mb"] or ""
-)  # limit of a reference container; nothing: as predicted
-TIMEOUT_MIN = constant(PLAN.minutes)  # after which a run is stopped
-IMAGE = lambda wildcards, input: PLAN.image_path(
-    wildcards.scan
-)  # the scan, also where it is no input
+FAILED_MARK = constant(str(state.failed_mark(PLAN.state)))  # the file that a failed call leaves
+BENCHMARK_WORK = constant(f"{PLAN.state}/benchmark")  # the folder of the benchmark's runs, while they run
+MEMORY_MB = constant(PLAN.config["memory_mb"] or "")  # the limit of a reference's container; nothing: as predicted
+TIMEOUT_MIN = constant(PLAN.minutes)  # the minutes after which a run is stopped
 
 
 @cache
 def step_code(script):
     """The digest of a step's code, once per call. A param, so that other code runs the step again."""
     return PLAN.step_key(script)
+
+
+def there(paths):
+    """The files that the summary needs; for a report those that are there, since one failed run would stop it."""
+    reporting = any(word.split("=")[0] == "--report" for word in sys.argv) and "--report-after-run" not in sys.argv
+    return [path for path in paths if Path(path).exists()] if reporting else paths
 
 
 def check_module(plan):
@@ -107,9 +101,7 @@ def check_module(plan):
         )
     if missing := deploy.missing(plan):
         launcher = ROOT / "scripts" / "launch.sh"
-        environments.say(
-            f"synthseg-native: before the first run: sh {launcher} ensure {' '.join(missing)}"
-        )
+        environments.say(f"synthseg-native: before the first run: sh {launcher} ensure {' '.join(missing)}")
 
 
 shell.executable("bash")

@@ -26,9 +26,7 @@ rule native:
         python=PYTHON,
         code=CODE,
         image=IMAGE,
-        settings=lambda wildcards: PLAN.native_settings(
-            wildcards.engine, wildcards.scan
-        ),
+        settings=lambda wildcards: PLAN.native_settings(wildcards.engine, wildcards.scan),
         engine_python=ENGINE_PYTHON,
         model=MODEL,
         weights=WEIGHTS,

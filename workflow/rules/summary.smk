@@ -4,8 +4,8 @@
 rule summary:
     """One row per image and engine; volumes of all; what each column means."""
     input:
-        runs=lambda wildcards: PLAN.wanted_runs(),
-        once=lambda wildcards: PLAN.wanted_once(),
+        runs=lambda wildcards: there(PLAN.wanted_runs()),
+        once=lambda wildcards: there(PLAN.wanted_once()),
         token="<results>/.state/token",
     output:
         summary=report(

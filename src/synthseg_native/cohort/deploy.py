@@ -5,15 +5,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-from synthseg_native.cohort import containers, demo, environments, ranking, state
+from synthseg_native.cohort import containers, demo, environments, job, ranking, state
 from synthseg_native.cohort.plan import Plan
 from synthseg_native.errors import SynthSegError
 from synthseg_native.networks import weights
 
 
 def prepare(plan: Plan) -> None:
-    """Write the manifest, and renew the summary's token if something is missing. For Snakemake's main process."""
-    plan.manifest.write(plan.state)
+    """Write the manifest, for the jobs too, and renew the summary's token if something is missing.
+
+    For Snakemake's main process.
+    """
+    os.environ[job.VARIABLE] = str(plan.manifest.write(plan.state))
     state.renew_token(plan.token, plan.wanted_runs() + plan.wanted_once())
     for scan in plan.scans:
         plan.image_key(scan)

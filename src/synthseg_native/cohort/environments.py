@@ -2,21 +2,23 @@
 
 Standard library only: this runs before anything is installed. Environments are deployment, not workflow steps: each
 lies in `.envs/<name>-<hash>/`, is made beside its place and renamed when complete: it is there whole or not at all.
+None is ever removed here, for another machine may run from it (`shared_disk`).
 """
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from synthseg_native import shared_disk
 from synthseg_native.cohort import installers, interpreters
 from synthseg_native.cohort.interpreters import SetupError, machine
 
@@ -58,9 +60,44 @@ def lock_hash(name: str) -> str:
 
 
 def env_dir(name: str) -> Path:
-    """Where the environment lies. Operating system and processor count too: cluster nodes may share one folder."""
+    """Where the environment lies, or is to be made.
+
+    Operating system and processor count too: cluster nodes may share one folder. Where the Python that it was made from
+    is not on this node, it is the one beside it that was made here (`_place_beside`).
+    """
     text = f"{lock_hash(name)} {sys.platform} {machine()}"
-    return ENVS / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    place = ENVS / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    if not place.exists() or _at_home(place):
+        return place
+    others = sorted(other for other in ENVS.glob(f"{place.name}-py*") if ".tmp-" not in other.name)
+    return next(filter(_at_home, others), place)
+
+
+def _at_home(place: Path) -> bool:
+    """Whether the Python that an environment was made from is on this machine, and of the same version.
+
+    Nothing is run: this is asked often. A dangling link is no Python; python3.12 under packages of 3.11 is another.
+    """
+    interpreter = place / "bin" / "python"
+    if not interpreter.exists():
+        return False
+    version = re.search(r"python\d+\.\d+$", interpreter.resolve().name)
+    return version is None or (place / "lib" / version[0]).is_dir()
+
+
+def _place_beside(place: Path, base: str) -> Path:
+    """Where an environment goes whose place is taken by one that was made from a Python of another machine.
+
+    base: the interpreter that it will be made from, which gives the name. Raises SetupError where it was made already.
+    """
+    ask = "import sys; print('%d.%d' % sys.version_info[:2], sys.base_prefix)"
+    told = subprocess.run([base, "-I", "-c", ask], capture_output=True, text=True).stdout.strip()
+    mark = hashlib.sha256(told.encode()).hexdigest()[:6]
+    beside = place.with_name(f"{place.name}-py{told.partition(' ')[0]}-{mark}")
+    for taken in (place, beside):
+        if _at_home(taken):
+            raise SetupError(f"{taken}: does not work any more: remove it when nothing runs from it, and call again")
+    return beside
 
 
 def python(name: str) -> Path:
@@ -74,20 +111,21 @@ def python(name: str) -> Path:
 def ensure(name: str, log: Callable[[str], None] = say) -> Path:
     """Make the environment where it is missing, and return its interpreter.
 
-    Two processes that ask at once make it once. An environment that no longer works (Python was upgraded under it) is
-    made anew. Raises SetupError: no suitable Python, no network, disk full.
+    Two processes that ask at once make it once. Where one does not work here (Python was upgraded under it, or it was
+    made on a machine with another one), it stays, and one is made beside it. Raises SetupError: no suitable Python, no
+    network, disk full.
     """
-    interpreter = python(name)
-    if _works(interpreter):
-        return interpreter
+    if _works(python(name)):
+        return python(name)
     try:
         ENVS.mkdir(exist_ok=True)
-        with _locked(ENVS / f"{name}.lock", lambda: log(f"waiting for another process that makes {name} ...")):
-            if not _works(interpreter):
+        lock = ENVS / f"{name}.lock"
+        with shared_disk.hold(lock, waiting=lambda: log(f"waiting for another process that makes {name} ...")):
+            if not _works(python(name)):
                 _build(name, log)
     except OSError as error:
         raise SetupError(f"the {name} environment could not be made: {error}: {_room(error)}") from error
-    return interpreter
+    return python(name)
 
 
 def ensure_all(names: Iterable[str], log: Callable[[str], None] = say) -> None:
@@ -135,22 +173,22 @@ def _works(interpreter: Path) -> bool:
 
 def _build(name: str, log: Callable[[str], None]) -> None:
     """Make the environment beside its place, then rename it. The caller holds the lock."""
-    for leftover in ENVS.glob(f"{name}-*.tmp-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    shared_disk.collect(ENVS, f"{name}-*.tmp-*")
     base, uv = find_python(name), _uv()
+    final = env_dir(name)
+    if final.exists():
+        final = _place_beside(final, base)
     log(f"making the {name} environment ({installers.size(name)}, once, with {'uv' if uv else 'pip'}) ...")
     start = time.monotonic()
-    final = env_dir(name)
-    beside = final.with_name(f"{final.name}.tmp-{os.getpid()}")
+    beside = shared_disk.new_folder(ENVS, f"{final.name}.tmp-")
     output = ENVS / f"{name}.log"
     try:
         with output.open("wb") as stream:
             _fill(name, base, uv, beside, stream, log)
         _relocate(beside, final)
-        shutil.rmtree(final, ignore_errors=True)  # only there when it no longer works
-        beside.rename(final)
+        _rename(beside, final)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shared_disk.discard(beside)
     log(f"made the {name} environment in {time.monotonic() - start:.0f} s")
 
 
@@ -218,18 +256,13 @@ def _relocate(beside: Path, final: Path) -> None:
                 script.write_bytes(data.replace(str(beside).encode(), str(final).encode()))
 
 
-@contextlib.contextmanager
-def _locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Hold an exclusive lock that dies with the process."""
-    with path.open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting()
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks: the final rename still keeps environments whole
-            pass
-        yield
+def _rename(beside: Path, final: Path) -> None:
+    """Give a folder that is complete its name, unless another process was first."""
+    try:
+        beside.rename(final)
+    except OSError:
+        if not final.is_dir():
+            raise
 
 
 def clean_environment(env: dict[str, str] | None = None) -> dict[str, str]:
@@ -271,9 +304,9 @@ def snapshot() -> Path:
         final = _snapshot()
     except OSError as error:
         raise SetupError(f"the code could not be copied to {ENVS.name}/: {error}: {_room(error)}") from error
-    with contextlib.suppress(OSError):
-        os.utime(final)
-    for old in ENVS.glob("code*"):
+    shared_disk.refresh(final)  # and every step does that runs from it: `cohort.runs.steps`
+    shared_disk.collect(ENVS, "code.tmp-*")
+    for old in ENVS.glob("code-*"):
         with contextlib.suppress(OSError):
             if time.time() - old.stat().st_mtime > SNAPSHOTS_KEPT_S:
                 shutil.rmtree(old, ignore_errors=True)
@@ -284,20 +317,13 @@ def _snapshot() -> Path:
     final = ENVS / f"code-{_tree_hash(ROOT)}"
     if not final.is_dir():
         ENVS.mkdir(exist_ok=True)
-        beside = ENVS / f"code.tmp-{os.getpid()}"
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir()
-        for file in _code_files(ROOT):
-            copy = beside / file.relative_to(ROOT)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(file, copy)
-        final = ENVS / f"code-{_tree_hash(beside)}"  # of the copy: the source may have been edited meanwhile
-        try:
-            beside.rename(final)
-        except OSError:  # another process was first
-            shutil.rmtree(beside, ignore_errors=True)
-            if not final.is_dir():
-                raise
+        with shared_disk.temporary_folder(ENVS, "code.tmp-") as beside:
+            for file in _code_files(ROOT):
+                copy = beside / file.relative_to(ROOT)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(file, copy)
+            final = ENVS / f"code-{_tree_hash(beside)}"  # of the copy: the source may have been edited meanwhile
+            _rename(beside, final)
     return final
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from synthseg_native.cohort import environments
 
+HANDED = "SYNTHSEG_NATIVE_HANDED"  # set for the one that takes over: it must not hand over again
 # What rules and steps import beyond what Snakemake brings.
 NEEDED = ("nibabel", "numpy", "pandas", "scipy", "matplotlib")
 
@@ -26,11 +27,14 @@ def take_over(snakefile: str | PathLike, arguments: list[str] | None = None) -> 
         return
     arguments = sys.argv if arguments is None else arguments
     what = f"this Snakemake's Python lacks {', '.join(lacking)}"
+    if os.environ.get(HANDED):
+        raise SystemExit(f"synthseg-native: {what}: remove {environments.env_dir('workflow')}, and call again")
     ours = Path(snakefile).resolve().is_relative_to(environments.ROOT)
     if not ours or not _is_snakemake(arguments) or (start := _start(arguments)) is None:
         raise SystemExit(f"synthseg-native: {what}: install that beside it, or use {environments.ROOT / 'snakemake'}")
     environments.say(f"{what}: going on with the Snakemake of this project's own, as ./snakemake does")
     os.chdir(start)
+    os.environ[HANDED] = "1"
     launcher = environments.ROOT / "scripts" / "launch.sh"
     os.execv("/bin/sh", ["sh", str(launcher), "snakemake", *arguments[1:]])
 

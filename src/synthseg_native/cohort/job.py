@@ -1,6 +1,7 @@
 """The plan as a job of a cluster sees it: its own scans, from their lines of the manifest."""
 
 import os
+from itertools import takewhile
 from pathlib import Path
 
 from synthseg_native.cohort import manifest as manifests
@@ -37,6 +38,28 @@ class JobPlan(Plan):
     def reference_settings(self, scan: str) -> str:
         """What the manifest says of the reference run."""
         return keys.settings_json(**self._rows[scan].runs[manifests.REFERENCE].identity)
+
+
+def plan_of(config: dict, root: Path, arguments: list[str]) -> JobPlan | None:
+    """The plan of the jobs that Snakemake started this process for; None where one is not about a scan.
+
+    arguments : the process's command line. Raises SynthSegError("usage").
+    """
+    manifest, targets = manifest_of_call(), targets_of(arguments)
+    if manifest is None or not targets or any("scan" not in wildcards for _, wildcards in targets):
+        return None
+    return JobPlan(config, root, manifest, scans_of(targets, 0, manifest))
+
+
+def targets_of(arguments: list[str]) -> list[tuple[str, dict]]:
+    """Rule and wildcards of each job in a command line of Snakemake's.
+
+    >>> targets_of(["snakemake", "--target-jobs", "native:engine=torch,scan=sub-1/anat/sub-1_T1w", "--force"])
+    [('native', {'engine': 'torch', 'scan': 'sub-1/anat/sub-1_T1w'})]
+    """
+    after = arguments[arguments.index("--target-jobs") + 1 :] if "--target-jobs" in arguments else []
+    found = (word.partition(":") for word in takewhile(lambda word: not word.startswith("-"), after))
+    return [(rule, dict(pair.split("=", 1) for pair in pairs.split(",") if pair)) for rule, _, pairs in found]
 
 
 def scans_of(targets: list[tuple[str, dict]], benchmarked: int, manifest: Path) -> list[str]:

@@ -1,11 +1,12 @@
 """Where every result lies, and how a file appears there whole or not at all."""
 
 import json
-import os
 from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
 from typing import Any
+
+from synthseg_native import shared_disk
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def write_text(path: str | PathLike, text: str) -> None:
     """Write a file beside its place, then rename it: it is there whole or not at all. Line ends stay as given."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".{path.name}.{shared_disk.unique()}")
     try:
         beside.write_text(text, encoding="utf-8", newline="")
         beside.replace(path)

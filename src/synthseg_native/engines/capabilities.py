@@ -62,9 +62,11 @@ class Engine(Protocol):
     device: str
     device_reason: str
 
-    def run(self, inputs: dict[str, np.ndarray], smoothing: float = 0.0) -> Iterator[tuple[int, np.ndarray]]: ...
+    def run(self, inputs: dict[str, np.ndarray], smoothing: float = 0.0) -> Iterator[tuple[int, np.ndarray]]:
+        """Slabs of what the network gives."""
 
-    def release(self) -> None: ...
+    def release(self) -> None:
+        """Give back the memory that is kept for the next run."""
 
 
 def refuse(name: str, lack: str, table: list[layers.Layer]) -> SynthSegError:
@@ -74,7 +76,7 @@ def refuse(name: str, lack: str, table: list[layers.Layer]) -> SynthSegError:
     return SynthSegError("usage", f"{lack}: the {name} engine cannot compute it: {remedy}")
 
 
-def check(name: str, can: Capabilities, table: list[layers.Layer]):
+def check(name: str, can: Capabilities, table: list[layers.Layer]) -> None:
     """Raise SynthSegError("usage") where a table asks for more than the engine of this name can compile."""
     if lack := can.lacks(table):
         raise refuse(name, lack, table)

@@ -10,12 +10,15 @@ of kernel 3 of an image upsampled by 2 is a transposed convolution of kernel 4 a
 import itertools
 import re
 from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from synthseg_native.engines import capabilities
 from synthseg_native.engines.kernels.stream import Stream, norm_of
 from synthseg_native.errors import SynthSegError
+from synthseg_native.networks.layers import Layer, Weights
 
 # The kernels compute ELU behind every convolution but the last one, and a softmax behind that.
 CAN = capabilities.Capabilities(activations=("elu", "none"), ends=("softmax",), kernels=(1, 3), inputs=1)
@@ -27,14 +30,16 @@ LETTERS = {"input": "i", "conv": "c", "norm": "n", "pool": "p", "up": "u", "conc
 TAPS = np.array([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], dtype=np.float64)
 
 
-def check(table):
+def check(table: list[Layer]) -> None:
     """See `engines`."""
     capabilities.check("openvino", CAN, table)
     if lack := _unlike(table):
         raise capabilities.refuse("openvino", lack, table)
 
 
-def build(table, weights, *, device="cpu", threads=1, precision="float32"):
+def build(
+    table: list[Layer], weights: Weights, *, device: str = "cpu", threads: int = 1, precision: str = "float32"
+) -> "OpenVINOEngine":
     """See `engines`. Devices: cpu. Precisions: float32, and bf16 where the CPU computes in it."""
     if device != "cpu":
         raise SynthSegError("usage", f"device {device}: the openvino engine runs on the cpu: ask for that")
@@ -57,7 +62,7 @@ def _import():
     return ov
 
 
-def transposed_kernel(kernel):
+def transposed_kernel(kernel: np.ndarray) -> np.ndarray:
     """The kernel (4, 4, 4, in, out) whose transposed convolution, stride 2, padding 1, is the convolution of kernel
     (3, 3, 3, in, out), padding 1, of the image upsampled by 2 with nearest neighbours.
 
@@ -82,7 +87,8 @@ class OpenVINOEngine:
         self._stream = Stream(levels, last, weights, threads)
         self._graphs = OrderedDict()
 
-    def run(self, inputs, smoothing=0.0):
+    def run(self, inputs: dict[str, np.ndarray], smoothing: float = 0.0) -> Iterator[tuple[int, np.ndarray]]:
+        """See `engines`."""
         (volume,) = inputs.values()
         try:
             yield from self._stream.run(volume, self._coarse, smoothing)
@@ -91,7 +97,8 @@ class OpenVINOEngine:
                 raise MemoryError("OpenVINO: no memory for an array") from error
             raise
 
-    def release(self):
+    def release(self) -> None:
+        """See `engines`."""
         self._stream.release()
 
     def _coarse(self, pooled):
@@ -167,7 +174,7 @@ def _unlike(table):
     return None
 
 
-def cut(table):
+def cut(table: list[Layer]) -> tuple[list[Level], list[Layer], list[Layer]]:
     """Cut a table into the levels that are streamed, the layers of all coarser ones, and what follows the finest one's
     tail: the last convolution and all behind it."""
     kinds = [layer.kind for layer in table]
@@ -192,15 +199,16 @@ class Graph:
         self.ov, self.ops, self.weights = ov, ov.opset13, weights
         self.nodes, self.noted = {}, {}
 
-    def take(self, name, parameter):
+    def take(self, name: str, parameter: Any) -> None:
         """A tensor (1, X, Y, Z, channels) from outside."""
         self.nodes[name] = self.ops.transpose(parameter, np.array([0, 4, 1, 2, 3]))
 
-    def give(self, name):
+    def give(self, name: str) -> Any:
         """The same for outside."""
         return self.ops.transpose(self.nodes[name], np.array([0, 2, 3, 4, 1]))
 
-    def add(self, layers):
+    def add(self, layers: list[Layer]) -> None:
+        """Make operations of layers, in their order."""
         for layer in layers:
             if layer.kind in ("up", "concat"):
                 self.noted[layer.name] = layer

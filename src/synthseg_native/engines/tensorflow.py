@@ -5,22 +5,27 @@ graph as it does for Keras and every bit of the result is the same.
 """
 
 import os
+from collections.abc import Iterator
 from functools import partial
+
+import numpy as np
 
 from synthseg_native.engines import capabilities
 from synthseg_native.errors import SynthSegError
-from synthseg_native.networks.layers import NORMALISATION_EPSILON, gaussian_kernel
+from synthseg_native.networks.layers import NORMALISATION_EPSILON, Layer, Weights, gaussian_kernel
 
 CAN = capabilities.Capabilities()
 SLAB = 16  # planes handed out at a time
 
 
-def check(table):
+def check(table: list[Layer]) -> None:
     """See `engines`."""
     capabilities.check("tensorflow", CAN, table)
 
 
-def build(table, weights, *, device="cpu", threads=1, precision="float32"):
+def build(
+    table: list[Layer], weights: Weights, *, device: str = "cpu", threads: int = 1, precision: str = "float32"
+) -> "TensorFlowEngine":
     """See `engines`. Devices: cpu, gpu. Precisions: float32."""
     check(table)
     tf = _import(threads)
@@ -88,10 +93,11 @@ class TensorFlowEngine:
             }
         self._kept = None, None  # of what the graph is, and the graph
 
-    def release(self):
+    def release(self) -> None:
         """Nothing is left by a pass."""
 
-    def run(self, inputs, smoothing=0.0):
+    def run(self, inputs: dict[str, np.ndarray], smoothing: float = 0.0) -> Iterator[tuple[int, np.ndarray]]:
+        """See `engines`."""
         tf = self.tf
         volumes = [inputs[layer.name] for layer in self._table if layer.kind == "input"]
         try:

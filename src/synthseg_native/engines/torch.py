@@ -16,15 +16,17 @@ is sound on a machine is decided by the probes (`verify`), never here.
 
 import os
 import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
 from math import prod
+from typing import Any
 
 import numpy as np
 
 from synthseg_native.engines import capabilities
 from synthseg_native.errors import SynthSegError
-from synthseg_native.networks.layers import NORMALISATION_EPSILON, gaussian_kernel
+from synthseg_native.networks.layers import NORMALISATION_EPSILON, Layer, Weights, gaussian_kernel
 
 CAN = capabilities.Capabilities(kernels=(1, 3))
 SLAB_BYTES = 2**27  # of one tensor in float32: a dozen planes of 256 x 256, 33 labels
@@ -36,12 +38,14 @@ NO_MEMORY = re.compile("out of memory|can't allocate memory|invalid buffer size"
 FOLDED = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], np.float32)
 
 
-def check(table):
+def check(table: list[Layer]) -> None:
     """See `engines`."""
     capabilities.check("torch", CAN, table)
 
 
-def build(table, weights, *, device="cpu", threads=1, precision="float32"):
+def build(
+    table: list[Layer], weights: Weights, *, device: str = "cpu", threads: int = 1, precision: str = "float32"
+) -> "TorchEngine":
     """See `engines`. Devices: cpu, gpu (cuda, else mps). Precisions: float32, and bf16 where the device has it."""
     if device not in ("cpu", "gpu"):
         raise SynthSegError("usage", f"device {device}: the torch engine runs on cpu or gpu: ask for one of them")
@@ -64,7 +68,7 @@ def _version(torch):
     return tuple(int(number) for number in torch.__version__.split(".")[:2])
 
 
-def start(threads):
+def start(threads: int) -> Any:
     """Import PyTorch and set it, for the whole process, to full precision and to the same bits in every run."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for the same bits; read when CUDA starts
     try:
@@ -81,14 +85,14 @@ def start(threads):
     return torch
 
 
-def place_of(torch, device):
+def place_of(torch: Any, device: str) -> str | None:
     """PyTorch's name for device cpu or gpu, or None where it sees no GPU."""
     if device == "cpu":
         return "cpu"
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else None
 
 
-def precisions(torch, place):
+def precisions(torch: Any, place: str) -> list[str]:
     """What the device computes in by itself, not by emulation."""
     if place == "cpu":
         bf16 = any(has for name, has in torch.cpu.get_capabilities().items() if "bf16" in name)
@@ -140,10 +144,11 @@ class TorchEngine:
                 size = tuple(n // 2 for n in size)
             shapes[layer.name] = tuple(2 * n for n in size) if layer.kind == "up" else size
 
-    def release(self):
+    def release(self) -> None:
         """Nothing is left by a pass."""
 
-    def run(self, inputs, smoothing=0.0):
+    def run(self, inputs: dict[str, np.ndarray], smoothing: float = 0.0) -> Iterator[tuple[int, np.ndarray]]:
+        """See `engines`."""
         steps, (last, _) = self._steps[len(self._images) : -1], self._steps[-1]
         self._shape(inputs[self._images[0]].shape)
         with self._told():

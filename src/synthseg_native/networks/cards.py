@@ -122,6 +122,7 @@ class Model:
 
     @property
     def weights(self) -> WeightsFile:
+        """Of the network that segments."""
         return self.network.weights
 
     @property

@@ -16,6 +16,7 @@ NORMALISATION_EPSILON = 1e-3  # Keras' default, with which SynthSeg was trained
 KINDS = ("input", "conv", "norm", "pool", "up", "concat", "softmax")
 ACTIVATIONS = ("elu", "relu", "none")
 ENDS = ("softmax", "linear")
+Weights = dict[str, dict[str, np.ndarray]]  # of a table: {layer name: {weight name: float32 array}}
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def gaussian_kernel(sigma: float) -> np.ndarray:
     return (kernel / kernel.sum()).astype(np.float32)
 
 
-def read_weights(path: str | Path, table: list[Layer]) -> dict[str, dict[str, np.ndarray]]:
+def read_weights(path: str | Path, table: list[Layer]) -> Weights:
     """Read the weights of a Keras HDF5 file by layer name.
 
     Returns {layer name: {weight name: float32 array}}.

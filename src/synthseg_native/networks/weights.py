@@ -12,10 +12,11 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from synthseg_native import shared_disk
 from synthseg_native.errors import SynthSegError
@@ -65,7 +66,13 @@ def mismatch(path: str | Path, expected: WeightsFile) -> str | None:
 
 
 def resolve(
-    expected: WeightsFile, model: str, folder: str | Path, weights=None, cache=None, log=None, **options
+    expected: WeightsFile,
+    model: str,
+    folder: str | Path,
+    weights: str | Path | None = None,
+    cache: str | Path | None = None,
+    log: Callable[[str], None] | None = None,
+    **options: Any,
 ) -> Path:
     """Return the path of the weights of a model, checked against its card; fetch them if they are nowhere.
 
@@ -99,8 +106,8 @@ def resolve(
 def fetch(
     expected: WeightsFile,
     destination: str | Path,
-    urls=None,
-    log=None,
+    urls: Sequence[str] | None = None,
+    log: Callable[[str], None] | None = None,
     attempts: int = 4,
     pause: float = 1.0,
     timeout: float = 30.0,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from synthseg_native.engines.capabilities import Engine
 from synthseg_native.networks.cards import Model
@@ -52,7 +53,7 @@ class Image:
     voxel_mm: np.ndarray
 
 
-def image_of(array, affine) -> Image:
+def image_of(array: ArrayLike, affine: ArrayLike) -> Image:
     """An image from its voxels (X, Y, Z) and its affine (4, 4).
 
     >>> image_of(np.zeros((11, 12, 13), np.int16), np.diag([1, 1, 3, 1])).voxel_mm.tolist()

@@ -7,14 +7,19 @@ labels stay in float32 and in SynthSeg's order; volumes are summed in float64.
 any layout, and give the same bits for it and for any number of threads.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from synthseg_native.engines.capabilities import Engine
 from synthseg_native.errors import SynthSegError
+from synthseg_native.networks.cards import Labels
 from synthseg_native.pipeline.smoothing import smoothed
 from synthseg_native.scan.grid import workers
 
+Box = tuple[slice, slice, slice]
+Boxes = list[Box]  # one per channel
 MAX_MARGIN = 0.0655  # what the margin map can hold: 65500 steps of 1e-6
 FAST_THRESHOLD = 0.2  # posteriors below it are dropped in fast mode, in place of the topology step
 ROWS = 16  # of a plane, where its channels lie last: so many at a time stay in the processor's cache
@@ -42,7 +47,14 @@ class Segmentation:
     removed: dict
 
 
-def predict(engine, volume, flip, sigma=0.0, progress=lambda share: None, threads=1) -> np.ndarray:
+def predict(
+    engine: Engine,
+    volume: np.ndarray,
+    flip: np.ndarray | None,
+    sigma: float = 0.0,
+    progress: Callable[[float], None] = lambda share: None,
+    threads: int = 1,
+) -> np.ndarray:
     """Posteriors of a volume (X, Y, Z), smoothed, averaged with those of its mirror image, sides swapped back.
 
     flip : (N,) channel of the mirrored structure; None: no averaging (fast mode) · sigma : of the smoothing, in voxels,
@@ -94,7 +106,7 @@ def _average(target, plane, flip):
             channel *= np.float32(0.5)
 
 
-def channel_sum(channels, places=None) -> np.ndarray:
+def channel_sum(channels: np.ndarray, places: Sequence | None = None) -> np.ndarray:
     """Sum of up to 128 float32 channels (N, ...), with the same bits as numpy's sum over a contiguous last axis.
 
     That adds every eighth channel to one of eight sums, these in pairs, and then what is left of the channels.
@@ -118,7 +130,7 @@ def _paired(sums):
     return sums[0]
 
 
-def extent(mask):
+def extent(mask: np.ndarray) -> Box:
     """Slices of the smallest box that holds all of a mask (X, Y, Z); empty ones without any."""
     box = []
     for across in ((1, 2), (0, 2), (0, 1)):
@@ -127,7 +139,7 @@ def extent(mask):
     return tuple(box)
 
 
-def largest_component(mask) -> np.ndarray:
+def largest_component(mask: np.ndarray) -> np.ndarray:
     """The largest part of a mask that hangs together by faces; the first one on a tie. No part: the mask itself."""
     from scipy.ndimage import label
 
@@ -158,7 +170,7 @@ def _restrict(channel, box, mask):
         channel = np.moveaxis(channel[part], 0, -1)
 
 
-def keep_brain(posteriors, threshold, threads=1):
+def keep_brain(posteriors: np.ndarray, threshold: float, threads: int = 1) -> tuple[Boxes, dict[int, int]]:
     """Set to zero, in place, what lies outside the largest part of the brain, and posteriors up to FAST_THRESHOLD.
 
     Returns boxes (slices) that hold what is not zero of each channel, and the voxels dropped as {0: number}.
@@ -172,7 +184,9 @@ def keep_brain(posteriors, threshold, threads=1):
     return [(slice(None),) * 3, *[box] * (len(channels) - 1)], {0: dropped}
 
 
-def keep_components(posteriors, topology, threshold, threads=1):
+def keep_components(
+    posteriors: np.ndarray, topology: np.ndarray, threshold: float, threads: int = 1
+) -> tuple[Boxes, dict[int, int]]:
     """Set to zero, in place, what lies outside the brain's largest part and outside each class's largest part.
 
     topology : (N,) class per channel; 0 is left alone. Classes have no channel in common. Returns boxes (slices) that
@@ -202,7 +216,9 @@ def keep_components(posteriors, topology, threshold, threads=1):
     return boxes, {group: found[2] for group, found in parts.items()}
 
 
-def label(posteriors, values, removed, boxes=None, threads=1) -> Segmentation:
+def label(
+    posteriors: np.ndarray, values: np.ndarray, removed: dict[int, int], boxes: Boxes | None = None, threads: int = 1
+) -> Segmentation:
     """Normalise, in place, and take the likeliest label of each voxel; the first one on a tie.
 
     values : (N,) label per channel · boxes : (N,) slices outside which a channel is known to be 0. A voxel without any
@@ -254,7 +270,9 @@ def label(posteriors, values, removed, boxes=None, threads=1) -> Segmentation:
     )
 
 
-def finish(posteriors, box, labels, threshold, fast=False, threads=1) -> Segmentation:
+def finish(
+    posteriors: np.ndarray, box: Box, labels: Labels, threshold: float, fast: bool = False, threads: int = 1
+) -> Segmentation:
     """Components, then labels of the image part `box`: components on the padded grid, in fast mode on the image's."""
     if fast:
         posteriors = posteriors[box]
@@ -264,7 +282,7 @@ def finish(posteriors, box, labels, threshold, fast=False, threads=1) -> Segment
     return label(posteriors[box], labels.index, removed, [_within(inner, box) for inner in boxes], threads)
 
 
-def volumes_mm3(segmentation: Segmentation, voxel_mm) -> np.ndarray:
+def volumes_mm3(segmentation: Segmentation, voxel_mm: Sequence[float]) -> np.ndarray:
     """Sum of posteriors per channel, in mm3 (N,), float64. voxel_mm : (3,)"""
     return segmentation.soft * np.prod(voxel_mm, dtype=np.float64)
 

@@ -1,8 +1,10 @@
 """One scan as files: read it, segment it by `core`, write what was asked for."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
@@ -10,7 +12,9 @@ from synthseg_native import __version__, engines, jobs, memory
 from synthseg_native.networks import cards, layers, weights
 from synthseg_native.pipeline import core
 from synthseg_native.results import images, tables
+from synthseg_native.results.record import Clock
 from synthseg_native.results.sidecar import save_json, sidecar
+from synthseg_native.results.staged import Staged
 from synthseg_native.scan import reading
 from synthseg_native.scan.formats import image_extension
 
@@ -99,16 +103,17 @@ class Segmenter:
         self.engine = None
 
     @cached_property
-    def weights_file(self):
+    def weights_file(self) -> Path:
         """Looked for, and maybe fetched, when a scan is found to be worth it."""
         model = self.model
         return weights.resolve(model.weights, model.name, model.folder, weights=self._named)
 
     @cached_property
-    def weights_sha256(self):
+    def weights_sha256(self) -> str:
+        """Of the file that is used."""
         return reading.sha256_of(self.weights_file)
 
-    def settings(self, job) -> dict:
+    def settings(self, job: jobs.Job) -> dict:
         """All that decides about a job's results beside the scan, as JSON can hold it. Threads are left out: more of
         them may change the last bit of a posterior, which is no reason to do a finished scan again."""
         options = asdict(self.options)
@@ -125,7 +130,7 @@ class Segmenter:
             "version": __version__,
         }
 
-    def describe(self, notes):
+    def describe(self, notes: dict) -> None:
         """What the run record says before a scan is looked at."""
         notes.update(
             mode="fast" if self.options.fast else "default",
@@ -135,7 +140,15 @@ class Segmenter:
         notes["engine"]["name"] = self.options.engine
         notes["model"].update(name=self.model.name, research_grade=self.model.research_grade)
 
-    def run(self, job, staged, notes, clock, progress, wait_for=lambda call, *arguments: call(*arguments)):
+    def run(
+        self,
+        job: jobs.Job,
+        staged: Staged,
+        notes: dict,
+        clock: Clock,
+        progress: Callable[[str, float], None],
+        wait_for: Callable[..., core.Result] = lambda call, *arguments: call(*arguments),
+    ) -> dict:
         """Segment the scan of a `jobs.Job`; write its results through `staged.Staged`, fill the run record.
 
         progress(stage, share of the run that is done) is told now and then; wait_for(call, *arguments) makes the one
@@ -207,8 +220,7 @@ class Segmenter:
                 threads=options.threads,
                 precision=options.precision,
             )
-        notes["engine"]["version"] = self.engine.version
-        notes["engine"]["onednn"] = getattr(self.engine, "onednn", None)
+        notes["engine"].update(version=self.engine.version, onednn=getattr(self.engine, "onednn", None))
         notes.update(device=self.engine.device, device_reason=self.engine.device_reason)
         return self.engine
 

@@ -16,7 +16,7 @@ def smoothed(slabs: Iterable[tuple[int, np.ndarray]], sigma: float) -> Iterator[
 
     >>> ones = np.ones((4, 5, 6, 1), np.float32)
     >>> whole = np.concatenate([slab for _, slab in smoothed([(0, ones)], 0.5)])
-    >>> whole.shape, whole[:, 2, 2, 0].round(3).tolist()
+    >>> whole.shape, whole[:, 2, 2, 0].astype(float).round(3).tolist()
     ((4, 5, 6, 1), [0.893, 1.0, 1.0, 0.893])
     """
     if not sigma:

@@ -6,13 +6,23 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from nibabel.openers import ImageOpener
+from nibabel.spatialimages import SpatialHeader
+from numpy.typing import DTypeLike
 
+from synthseg_native.networks.cards import Labels
 from synthseg_native.scan.formats import image_extension
 
 MARGIN_STEP = 1e-6
 
 
-def save_image(path: str | Path, data: np.ndarray, affine: np.ndarray, header, dtype=None, tags: bytes = b""):
+def save_image(
+    path: str | Path,
+    data: np.ndarray,
+    affine: np.ndarray,
+    header: SpatialHeader | None,
+    dtype: DTypeLike = None,
+    tags: bytes = b"",
+) -> None:
     """Save (X, Y, Z[, N]) data in the format that the name asks for, with the header of the input where it fits.
 
     Without a dtype the header's own is kept, so that a resampled int16 scan is int16 again, as SynthSeg saves it (with
@@ -33,7 +43,13 @@ def save_image(path: str | Path, data: np.ndarray, affine: np.ndarray, header, d
         file.write(image.to_bytes() + tags)
 
 
-def save_labels(path: str | Path, labels: np.ndarray, affine: np.ndarray, header, color_table=None):
+def save_labels(
+    path: str | Path,
+    labels: np.ndarray,
+    affine: np.ndarray,
+    header: SpatialHeader | None,
+    color_table: Labels | None = None,
+) -> None:
     """Save int32 labels (X, Y, Z) with the input's header, as SynthSeg does.
 
     color_table : cards.Labels to embed, as FreeSurfer does; not in formats other than .mgz and .mgh, which hold none.
@@ -43,7 +59,7 @@ def save_labels(path: str | Path, labels: np.ndarray, affine: np.ndarray, header
     save_image(path, np.asarray(labels, dtype=np.int32), affine, header, np.int32, tags)
 
 
-def color_table_tag(labels) -> bytes:
+def color_table_tag(labels: Labels) -> bytes:
     """FreeSurfer's tag 1 of an .mgz file: version -2, size, no file name, then per label its value, name and colour."""
     entries = b""
     for index, name, color in zip(labels.index.tolist(), labels.freesurfer_names, labels.colors, strict=True):
@@ -53,7 +69,7 @@ def color_table_tag(labels) -> bytes:
     return struct.pack(">5i", 1, -2, int(labels.index.max()) + 1, 0, len(labels)) + entries
 
 
-def save_margin(path: str | Path, margin: np.ndarray, affine: np.ndarray, header):
+def save_margin(path: str | Path, margin: np.ndarray, affine: np.ndarray, header: SpatialHeader | None) -> None:
     """Save margins (X, Y, Z) in [0, 0.0655] as uint16 steps of 1e-6 on the grid of the label map."""
     steps = margin / MARGIN_STEP
     image = nib.Nifti1Image(np.rint(steps, out=steps).astype(np.uint16), affine, header)

@@ -7,9 +7,12 @@ what is drawn is resampled.
 import logging
 import textwrap
 import threading
+from collections.abc import Sequence
 from io import BytesIO
 
 import numpy as np
+
+from synthseg_native.networks.cards import Labels
 
 WIDTH, HEIGHT = 1600, 1100  # pixels
 SLICES = 5
@@ -33,7 +36,7 @@ _DRAWING = threading.Lock()  # matplotlib draws in one thread at a time
 TINTS = {"title": "#ffffff", "text": "#c8c8c8", "odd": "#ffc04d", "side": "#7fd4ff"}
 
 
-def lines(qc, labels_table, volumes) -> list[str]:
+def lines(qc: dict, labels_table: Labels, volumes: Sequence[float]) -> list[str]:
     """The text below the picture: some volumes to go by, then what is odd.
 
     qc : what `quality.assess` returned · volumes : (N,) soft volumes in mm3, background first
@@ -48,7 +51,16 @@ def lines(qc, labels_table, volumes) -> list[str]:
     return [" · ".join(parts), *([ODD + remark for remark in qc["remarks"]] or ["nothing odd"])]
 
 
-def draw(image, image_affine, labels, labels_affine, labels_table, *, title: str, lines: list[str]) -> bytes:
+def draw(
+    image: np.ndarray,
+    image_affine: np.ndarray,
+    labels: np.ndarray,
+    labels_affine: np.ndarray,
+    labels_table: Labels,
+    *,
+    title: str,
+    lines: list[str],
+) -> bytes:
     """A PNG of 1600 x 1100 pixels; the same input gives the same bytes.
 
     image (X, Y, Z) real, labels (x, y, z) whole numbers, each with its affine (4, 4); the grids may differ.

@@ -31,6 +31,6 @@ def sidecar(record: dict, grid: str = "network") -> dict:
     }
 
 
-def save_json(path: str | Path, content):
+def save_json(path: str | Path, content: dict | list) -> None:
     """Write JSON for people and programs; numbers that are not finite are an error."""
     Path(path).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,15 +1,18 @@
 """Tables of volumes that a run leaves: SynthSeg's own CSV, and a TSV with voxel counts and confidence."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
+from synthseg_native.networks.cards import Labels
 
 # File names need not be UTF-8, and go out as they came in.
 TABLE = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 
 
-def csv_row(image_name: str, labels, volumes: np.ndarray) -> list[str]:
+def csv_row(image_name: str, labels: Labels, volumes: np.ndarray) -> list[str]:
     """What SynthSeg's table says of one image: its name, then mm3 rounded to 3 decimals.
 
     volumes : (N,) soft volumes, background first. Models with label 24 open with the total intracranial volume.
@@ -20,7 +23,7 @@ def csv_row(image_name: str, labels, volumes: np.ndarray) -> list[str]:
     return [image_name.replace(".nii.gz", ""), *(str(round(value, 3)) for value in values)]
 
 
-def save_volumes_csv(path: str | Path, labels, rows: list, first_cell: str = "subject"):
+def save_volumes_csv(path: str | Path, labels: Labels, rows: list, first_cell: str = "subject") -> None:
     """SynthSeg's own table: header and `csv_row`s, CR LF, lower-case names. For lists its first cell is empty."""
     total = ["total intracranial"] if labels.has_total_intracranial else []
     with Path(path).open("w", **TABLE) as file:
@@ -41,7 +44,14 @@ VOLUME_COLUMNS = (
 )
 
 
-def volume_rows(labels, volumes, counts, voxel_mm, confidences=None, at_edge=None) -> list[list]:
+def volume_rows(
+    labels: Labels,
+    volumes: np.ndarray | None,
+    counts: np.ndarray,
+    voxel_mm: Sequence[float],
+    confidences: np.ndarray | None = None,
+    at_edge: list[int] | None = None,
+) -> list[list]:
     """One row of VOLUME_COLUMNS per structure: soft volume (sum of posteriors) and voxel count, both also in mm3.
 
     volumes (N,) in mm3, or None where only a label map is known; counts (N,) voxels; confidences (N,) mean posterior
@@ -67,7 +77,7 @@ def volume_rows(labels, volumes, counts, voxel_mm, confidences=None, at_edge=Non
     ]
 
 
-def save_volumes_tsv(path: str | Path, rows: list | dict):
+def save_volumes_tsv(path: str | Path, rows: list | dict) -> None:
     """Write `volume_rows`; with an image's name in front of each where `rows` is {name: rows}."""
     several = isinstance(rows, dict)
     with Path(path).open("w", **TABLE) as file:

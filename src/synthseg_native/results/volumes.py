@@ -7,7 +7,7 @@ from pathlib import Path
 NUMBERS = {"soft_volume_mm3": float, "n_voxels": int, "voxel_volume_mm3": float, "mean_posterior": float}
 
 
-def read(path) -> dict:
+def read(path: str | Path) -> dict:
     """The rows of a volumes.tsv, {label value: row}; numbers as numbers, None for n/a and for what is not finite.
 
     Columns that the file lacks are None where they are numbers. Raises OSError, KeyError, ValueError.

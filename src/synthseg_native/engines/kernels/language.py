@@ -6,18 +6,17 @@ called through ctypes holds no lock of Python, so threads run beside each other.
 """
 
 import contextlib
-import ctypes
-import hashlib
-import inspect
 import math
-import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from synthseg_native import shared_disk
 from synthseg_native.errors import SynthSegError
+
+Value = Any  # of a kernel as it is written; LLVM's module is imported with the first of them
+Integer = int | Value
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,8 @@ class Machine:
     fused: bool = True
 
 
-def _llvm():
+def llvm() -> Any:
+    """llvmlite, with its two parts. Raises SynthSegError("usage") where it is not installed."""
     try:
         import llvmlite.binding
         import llvmlite.ir
@@ -45,7 +45,7 @@ def _llvm():
 
 def this_machine() -> Machine:
     """The processor that this runs on."""
-    binding = _llvm().binding
+    binding = llvm().binding
     try:
         features = dict(binding.get_host_cpu_features())
     except RuntimeError:  # LLVM does not tell on every system; the name of the processor says it there
@@ -61,101 +61,15 @@ def this_machine() -> Machine:
     return Machine(4, 32 if arm else 16, cpu, words, fused=arm)
 
 
-class Library:
-    """Kernels for one machine: `add` names them, `compile` makes them callable."""
-
-    def __init__(self, machine):
-        self.machine, self._kernels = machine, {}
-
-    def add(self, name, write, *arguments):
-        """A kernel that `write(program, name, *arguments)` writes into a `Program`. A name stands for one."""
-        self._kernels[name] = write, arguments
-
-    def compile(self, cache=None) -> dict:
-        """Callables by name, which take addresses and integers.
-
-        cache : a folder; what was compiled is kept there, and found again by the same code on the same machine
-        """
-        binding = _llvm().binding
-        binding.initialize_native_target()
-        binding.initialize_native_asmprinter()
-        target = binding.Target.from_default_triple().create_target_machine(
-            cpu=self.machine.cpu, features=self.machine.features, opt=2
-        )
-        file = cache and Path(cache) / f"{self._key()}.o"
-        code = file and _kept(file)
-        if not code:
-            code = target.emit_object(self._module())
-            if file:
-                _keep(file, code)
-        engine = binding.create_mcjit_compiler(binding.parse_assembly(""), target)
-        engine.add_object_file(binding.ObjectFileRef.from_data(code))
-        engine.finalize_object()
-        return {name: Kernel(engine, name) for name in self._kernels}
-
-    def _module(self):
-        program = Program(self.machine)
-        for name, (write, arguments) in self._kernels.items():
-            write(program, name, *arguments)
-        module = _llvm().binding.parse_assembly(str(program.module))
-        module.verify()
-        # LLVM's passes over the code would take as long again, and the kernels are no faster for them.
-        return module
-
-    def _key(self):
-        """A name for what the compiled code depends on."""
-        # Modules beside this one hold what the writers share: sizes, layouts.
-        writers = {Path(inspect.getsourcefile(write)) for write, _ in self._kernels.values()}
-        files = sorted({*writers, *Path(__file__).parent.glob("*.py")})
-        kernels = sorted((name, write.__name__, arguments) for name, (write, arguments) in self._kernels.items())
-        told = repr((_llvm().__version__, _llvm().binding.llvm_version_info, self.machine, kernels)).encode()
-        return hashlib.sha256(b"".join([told, *(path.read_bytes() for path in files)])).hexdigest()
-
-
-def _kept(file: Path) -> bytes | None:
-    """What `_keep` wrote; None where it is not there, not whole, or where another user could have put it.
-
-    It is machine code: the hash in the same file says that it is whole, not who wrote it.
-    """
-    if not shared_disk.is_private(file):
-        return None
-    with contextlib.suppress(OSError):
-        digest, code = file.read_bytes()[:32], file.read_bytes()[32:]
-        if hashlib.sha256(code).digest() == digest:
-            return code
-    return None
-
-
-def _keep(file, code):
-    """Write a file, whole or not at all. A folder that cannot be written costs the next process a second, no more."""
-    with contextlib.suppress(OSError):
-        shared_disk.make_private(file.parent)
-        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as stream:
-            stream.write(hashlib.sha256(code).digest() + code)
-        Path(stream.name).replace(file)
-
-
-class Kernel:
-    """A compiled kernel; it keeps its machine code in memory."""
-
-    def __init__(self, engine, name):
-        self._engine, self._address, self._call = engine, engine.get_function_address(name), None
-
-    def __call__(self, *arguments):
-        if self._call is None:
-            self._call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * len(arguments))(self._address)
-        self._call(*arguments)
-
-
 class Program:
     """The code of several kernels before it is compiled."""
 
     def __init__(self, machine):
-        self.machine, self.ir = machine, _llvm().ir
+        self.machine, self.ir = machine, llvm().ir
         self.module = self.ir.Module("kernels")
 
     @contextlib.contextmanager
-    def kernel(self, name, pointers, integers):
+    def kernel(self, name: str, pointers: int, integers: int) -> "Iterator[Code]":
         """Write a kernel of so many pointers and integers; yields its `Code`."""
         ir = self.ir
         arguments = [ir.PointerType()] * pointers + [ir.IntType(64)] * integers
@@ -182,36 +96,40 @@ class Code:
 
     # Integers --------------------------------------------------------------------------------------------------------
 
-    def int(self, value):
+    def int(self, value: Integer) -> Value:
+        """An integer of the kernel, from Python's too."""
         return self.ir.Constant(self.integer, value) if isinstance(value, int) else value
 
-    def add(self, *values):
+    def add(self, *values: Integer) -> Value:
         """The sum of integers."""
         total = self.int(values[0])
         for value in values[1:]:
             total = self.b.add(total, self.int(value))
         return total
 
-    def times(self, *values):
+    def times(self, *values: Integer) -> Value:
         """The product of integers."""
         total = self.int(values[0])
         for value in values[1:]:
             total = self.b.mul(total, self.int(value))
         return total
 
-    def half(self, value):
+    def half(self, value: Integer) -> Value:
+        """Half of an integer, rounded down."""
         return self.b.ashr(self.int(value), self.int(1))
 
-    def less(self, value, other):
+    def less(self, value: Integer, other: Integer) -> Value:
+        """Whether an integer is below another."""
         return self.b.icmp_signed("<", self.int(value), self.int(other))
 
-    def least(self, value, other):
+    def least(self, value: Integer, other: Integer) -> Value:
+        """The smaller one of two integers."""
         return self.b.select(self.less(value, other), self.int(value), self.int(other))
 
     # Control ---------------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def loop(self, start, stop, step=1, carry=()):
+    def loop(self, start: Integer, stop: Integer, step: Integer = 1, carry: Sequence[Value] = ()) -> "Iterator[Loop]":
         """Repeat for start, start + step, ... below stop, once at least. carry : vectors handed from one round to the
         next: the loop's `values`, which its body replaces and which hold the result afterwards."""
         b, before = self.b, self.b.block
@@ -229,29 +147,31 @@ class Code:
         b.position_at_end(after)
 
     @contextlib.contextmanager
-    def apart(self):
+    def apart(self) -> Iterator[None]:
         """A part of the code for which registers are given out by itself, so that it needs few."""
         with self.loop(0, 1):  # LLVM would join what follows without a loop
             yield
 
     # Memory: offsets count numbers -----------------------------------------------------------------------------------
 
-    def address(self, table, index):
+    def address(self, table: Value, index: Integer) -> Value:
         """A pointer out of a table of pointers."""
         place = self.b.gep(table, [self.int(index)], source_etype=self.pointer)
         return self.b.load(place, typ=self.pointer)
 
-    def load(self, pointer, *offset):
+    def load(self, pointer: Value, *offset: Integer) -> Value:
+        """A register of numbers from memory."""
         return self.b.load(self._place(pointer, offset), typ=self.vector, align=4)
 
-    def store(self, vector, pointer, *offset):
+    def store(self, vector: Value, pointer: Value, *offset: Integer) -> None:
+        """A register of numbers to memory."""
         self.b.store(vector, self._place(pointer, offset), align=4)
 
-    def spread(self, pointer, *offset):
+    def spread(self, pointer: Value, *offset: Integer) -> Value:
         """One number in all lanes."""
         return self._spread(self.b.load(self._place(pointer, offset), typ=self.number, align=4), self.vector)
 
-    def prefetch(self, pointer, *offset):
+    def prefetch(self, pointer: Value, *offset: Integer) -> None:
         """Bring near, into the second cache, what is read soon. It may lie outside of what there is."""
         kinds = [self.pointer, *[self.ir.IntType(32)] * 3]
         call = self._function_of("llvm.prefetch.p0", self.ir.VoidType(), kinds)
@@ -268,36 +188,43 @@ class Code:
 
     # Vectors ---------------------------------------------------------------------------------------------------------
 
-    def constant(self, value):
+    def constant(self, value: float) -> Value:
+        """A number in all lanes."""
         return self.ir.Constant(self.vector, [float(np.float32(value))] * self.lanes)
 
-    def pick(self, vector, other, lanes):
+    def pick(self, vector: Value, other: Value, lanes: list[int]) -> Value:
         """Lanes by their numbers in one vector followed by another."""
         return self.b.shuffle_vector(vector, other, self.ir.Constant(self.whole, lanes))
 
-    def fma(self, a, b, c):
+    def fma(self, a: Value, b: Value, c: Value) -> Value:
         """a * b + c, rounded once where the processor can."""
         return self._call("fma", a, b, c) if self._fused else self.plus(self.product(a, b), c)
 
-    def plus(self, a, b):
+    def plus(self, a: Value, b: Value) -> Value:
+        """a + b"""
         return self.b.fadd(a, b)
 
-    def minus(self, a, b):
+    def minus(self, a: Value, b: Value) -> Value:
+        """a - b"""
         return self.b.fsub(a, b)
 
-    def product(self, a, b):
+    def product(self, a: Value, b: Value) -> Value:
+        """a * b"""
         return self.b.fmul(a, b)
 
-    def quotient(self, a, b):
+    def quotient(self, a: Value, b: Value) -> Value:
+        """a / b"""
         return self.b.fdiv(a, b)
 
-    def largest(self, a, b):
+    def largest(self, a: Value, b: Value) -> Value:
+        """The larger one of each two numbers."""
         return self.b.select(self.b.fcmp_ordered(">", a, b), a, b)
 
-    def smallest(self, a, b):
+    def smallest(self, a: Value, b: Value) -> Value:
+        """The smaller one of each two numbers."""
         return self.b.select(self.b.fcmp_ordered("<", a, b), a, b)
 
-    def combination(self, factors, vectors):
+    def combination(self, factors: Sequence[float], vectors: Sequence[Value]) -> Value:
         """The sum of vectors times numbers; those times 0 are left out, one vector at least is not."""
         terms = [(factor, vector) for factor, vector in zip(factors, vectors, strict=True) if factor]
         terms.sort(key=lambda term: (abs(term[0]) != 1, term[0] < 0))  # plain sums first, and no sign to change
@@ -311,14 +238,14 @@ class Code:
                 total = self.fma(vector, self.constant(factor), total)
         return total
 
-    def inside(self, vector, index, stop, condition=None):
+    def inside(self, vector: Value, index: Integer, stop: Integer, condition: Value | None = None) -> Value:
         """The vector with 0 in lanes index + lane >= stop, and everywhere where a condition does not hold."""
         left = self.b.trunc(self.b.sub(self.int(stop), self.int(index)), self.ir.IntType(32))
         lanes = self.ir.Constant(self.whole, list(range(self.lanes)))
         result = self.b.select(self.b.icmp_signed("<", lanes, self._spread(left, self.whole)), vector, self.constant(0))
         return result if condition is None else self.b.select(condition, result, self.constant(0))
 
-    def exp(self, vector):
+    def exp(self, vector: Value) -> Value:
         """e to the power of numbers of at most 0, to 2e-7 of the result; below -87 that of -87.
 
         2^n e^r with r within half of log 2 (Cody and Waite: log 2 in two parts), e^r by its series to r^6.
@@ -335,7 +262,7 @@ class Code:
         shift = self.ir.Constant(self.whole, [23] * self.lanes)
         return self.product(total, self.b.bitcast(self.b.shl(exponent, shift), self.vector))
 
-    def elu(self, vector):
+    def elu(self, vector: Value) -> Value:
         """x above 0, e^x - 1 below."""
         below = self.minus(self.exp(self.smallest(vector, self.constant(0))), self.constant(1))
         return self.plus(self.largest(vector, self.constant(0)), below)

@@ -5,10 +5,11 @@ They are the pooling, the last convolution with its softmax, and the smoothing o
 
 import numpy as np
 
+from synthseg_native.engines.kernels.language import Machine, Program
 from synthseg_native.engines.kernels.layout import VECTORS, block_of
 
 
-def pooling(program, name):
+def pooling(program: Program, name: str) -> None:
     """Write a factor and a summand per channel, then the maximum over 2 x 2 x 2, for one plane of the result.
 
     Pointers: table of the two planes; plane of the result; factor and summand per channel.
@@ -37,20 +38,20 @@ def pooling(program, name):
                 code.store(code.inside(vector, z.index, zs), result, at, z.index, 1)
 
 
-def likelihood_weights(kernel, bias, block):
+def likelihood_weights(kernel: np.ndarray, bias: np.ndarray, block: int) -> np.ndarray:
     """The kernel (in, labels) and bias of the last convolution, in blocks of labels: (blocks, in + 1, block)."""
     both = np.concatenate([kernel, bias[None]])
     both = np.pad(both, [(0, 0), (0, -both.shape[1] % block)])
     return np.ascontiguousarray(both.reshape(len(both), -1, block).transpose(1, 0, 2), dtype=np.float32)
 
 
-def likelihood_block(labels, machine) -> int:
+def likelihood_block(labels: int, machine: Machine) -> int:
     """As `block_of`, where the last block need not be full."""
     most = block_of(5040, machine)
     return min(range(1, most + 1), key=lambda n: (-(-labels // n) * n + 4 * -(-labels // n), -n))
 
 
-def likelihood(program, name, block):
+def likelihood(program: Program, name: str, block: int) -> None:
     """Write the convolution of kernel 1 that gives a number per label, and the softmax over labels.
 
     Pointers: table of planes; table of planes of the result; `likelihood_weights`; scratch, for two registers per label
@@ -97,7 +98,7 @@ def likelihood(program, name, block):
                     code.store(vector, result, above, code.times(label.index, row_out), here, halo)
 
 
-def smoothing(program, name, size):
+def smoothing(program: Program, name: str, size: int) -> None:
     """Write the convolution of every channel with the same kernel of an odd size along each axis.
 
     Pointers: table of planes, as many before and after those of the result as the kernel reaches; the result; the

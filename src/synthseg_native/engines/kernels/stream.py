@@ -10,6 +10,7 @@ Stream.run : image -> head of level 0 -> head of level 1 -> `deep`, all that is 
 """
 
 from collections import defaultdict
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from synthseg_native.engines.kernels import language, operations, winograd
 from synthseg_native.engines.kernels.layout import TILE, VECTORS, Layout, block_of, zeros
+from synthseg_native.engines.kernels.library import Library
 from synthseg_native.networks.layers import NORMALISATION_EPSILON, gaussian_kernel
 from synthseg_native.networks.weights import default_cache
 
@@ -34,14 +36,17 @@ class Memory:
     def __init__(self):
         self._free = defaultdict(list)
 
-    def take(self, layout, planes):
+    def take(self, layout: Layout, planes: int) -> np.ndarray:
+        """An array for so many planes; what it holds may be of an earlier use."""
         free = self._free[layout, planes]
         return free.pop() if free else zeros((planes, *layout.plane), ahead=layout.halo)
 
-    def give(self, layout, array):
+    def give(self, layout: Layout, array: np.ndarray) -> None:
+        """Give an array back."""
         self._free[layout, len(array)].append(array)
 
-    def release(self):
+    def release(self) -> None:
+        """Give all that serves nobody back to the system."""
         self._free.clear()
 
 
@@ -62,21 +67,22 @@ class Planes:
             self._memory.give(self.layout, self.array)
 
     @classmethod
-    def of(cls, memory, array, lanes):
+    def of(cls, memory: Memory, array: np.ndarray, lanes: int) -> "Planes":
         """Planes that hold an array (planes, Y, Z, channels)."""
         planes = cls(memory, Layout(array.shape[1:3], array.shape[3], lanes), len(array))
         planes.layout.inside(planes.array[: len(array)])[...] = array
         planes.done = len(array)
         return planes
 
-    def need(self, stop):
+    def need(self, stop: int) -> None:
+        """Make the planes up to `stop`."""
         while self.done < min(stop, self.count):
             self.make(self.done)
             self.done += BLOCK
         if self.done >= self.count:
             self.make = None  # it knows this object: both would stay in memory
 
-    def addresses(self, start, stop, outside):
+    def addresses(self, start: int, stop: int, outside: int) -> list[int]:
         """Addresses of planes; outside : that of a plane of zeros."""
         first = self.array.ctypes.data
         return [
@@ -84,7 +90,7 @@ class Planes:
         ]
 
 
-def norm_of(weights):
+def norm_of(weights: dict[str, np.ndarray]) -> np.ndarray:
     """A normalisation's factor and summand per channel: (2, N) float32."""
     w = {name: value.astype(np.float64) for name, value in weights.items()}
     scale = w["gamma"] / np.sqrt(w["moving_variance"] + NORMALISATION_EPSILON)
@@ -122,7 +128,7 @@ class Stream:
 
     def __init__(self, levels, last, weights, threads):
         self._threads, self._levels, self._memory = threads, [], Memory()
-        library = language.Library(language.this_machine())
+        library = Library(language.this_machine())
         self._machine, self._lanes = library.machine, library.machine.lanes
         for level in levels:
             head = _convolutions(level.head, [(level.source.channels, False)], weights, library)
@@ -146,7 +152,9 @@ class Stream:
         size = max(*sizes, self._likelihood_scratch)
         self._scratch = zeros((threads, -(-size // 16) * 16))
 
-    def run(self, volume, deep, sigma=0.0):
+    def run(
+        self, volume: np.ndarray, deep: Callable[[np.ndarray], np.ndarray], sigma: float = 0.0
+    ) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (start, slab): posteriors (planes, Y, Z, labels) of a volume (X, Y, Z); a slab is valid until the next
         one is asked for. deep : called with (planes, Y, Z, channels) of the last level's pooling, returns features
         (planes, Y, Z, channels) in one's place. sigma : of the smoothing of the posteriors, 0 for none."""
@@ -179,7 +187,7 @@ class Stream:
         del skips, skip, sources
         yield from self._results(planes)
 
-    def release(self):
+    def release(self) -> None:
         """Give back the memory that one pass leaves for the next."""
         self._memory.release()
 
@@ -187,7 +195,7 @@ class Stream:
         """Compile the smoothing of a size that SynthSeg does not have."""
         name = f"smoothing_{size}"
         if name not in self._kernels:
-            library = language.Library(self._machine)
+            library = Library(self._machine)
             library.add(name, operations.smoothing, size)
             self._kernels |= library.compile(default_cache() / "kernels")
 

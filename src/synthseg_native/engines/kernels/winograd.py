@@ -4,11 +4,13 @@ They are Winograd's F(4x4, 3x3) along x and y, and plain along z (Lavin and Gray
 6 x 6 numbers gives 4 x 4 results with 36 products where the definition takes 144.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.polynomial import Polynomial
 
+from synthseg_native.engines.kernels.language import Program
 from synthseg_native.engines.kernels.layout import TILE, VECTORS
 
 POINTS = TILE + 2  # numbers of a tile, and products
@@ -17,7 +19,7 @@ ALONG = {False: np.eye(3), True: np.array([[1, 0, 0], [0, 1, 1], [1, 1, 0], [0, 
 CHUNK = 64  # numbers of a row done at a time: what a tile takes stays in the cache of one core
 
 
-def minimal_filtering(points):
+def minimal_filtering(points: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Winograd's minimal filtering of TILE results by a kernel g of 3 with so many points besides infinity, as matrices
     (input, kernel, results): results @ ((kernel @ g) * (input @ d)) is the convolution of a tile d.
 
@@ -55,7 +57,7 @@ class Winograd:
         here = [pair for pair in pairs if all(set(pair) <= set(points) for points in self.points)]
         self.pairs, self.common = here + [pair for pair in pairs if pair not in here], len(here)
 
-    def products(self, source):
+    def products(self, source: int) -> int:
         """How many pairs of points a source has."""
         return len(self.points[source]) ** 2
 
@@ -65,14 +67,14 @@ def _wide(upsampled, lanes):
     return (CHUNK // 2 if upsampled else CHUNK) + lanes
 
 
-def scratch_size(sources, channels, lanes) -> int:
+def scratch_size(sources: Sequence[tuple[int, bool]], channels: int, lanes: int) -> int:
     """Numbers that a thread needs for itself. sources : (channels, upsampled) of each"""
     winograd = Winograd([upsampled for _, upsampled in sources])
     inputs = sum(winograd.products(i) * n * _wide(upsampled, lanes) for i, (n, upsampled) in enumerate(sources))
     return inputs + POINTS**2 * (channels * _wide(False, lanes) + lanes)
 
 
-def winograd_weights(kernels, sources, block) -> np.ndarray:
+def winograd_weights(kernels: Sequence[np.ndarray], sources: Sequence[bool], block: int) -> np.ndarray:
     """The kernels (3, 3, 3, in, out) of all sources as `convolution` reads them.
 
     For each source (pairs of points, blocks of out, in, along z, out within a block); computed in float64.
@@ -91,7 +93,7 @@ def winograd_weights(kernels, sources, block) -> np.ndarray:
     return np.concatenate(packed)
 
 
-def convolution(program, name, sources, block):
+def convolution(program: Program, name: str, sources: Sequence[bool], block: int) -> None:
     """Write the convolution of kernel 3 with zero padding of one or more sources put together, then bias, ELU, and a
     factor and a summand per channel, for TILE planes of the result.
 

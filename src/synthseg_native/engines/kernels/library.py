@@ -1,0 +1,99 @@
+"""Kernels compiled for one machine, and kept for the next process."""
+
+import contextlib
+import ctypes
+import hashlib
+import inspect
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from synthseg_native import shared_disk
+from synthseg_native.engines.kernels.language import Program, llvm
+
+
+class Library:
+    """Kernels for one machine: `add` names them, `compile` makes them callable."""
+
+    def __init__(self, machine):
+        self.machine, self._kernels = machine, {}
+
+    def add(self, name: str, write: Callable[..., None], *arguments: Any) -> None:
+        """A kernel that `write(program, name, *arguments)` writes into a `Program`. A name stands for one."""
+        self._kernels[name] = write, arguments
+
+    def compile(self, cache: Path | None = None) -> dict:
+        """Callables by name, which take addresses and integers.
+
+        cache : a folder; what was compiled is kept there, and found again by the same code on the same machine
+        """
+        binding = llvm().binding
+        binding.initialize_native_target()
+        binding.initialize_native_asmprinter()
+        target = binding.Target.from_default_triple().create_target_machine(
+            cpu=self.machine.cpu, features=self.machine.features, opt=2
+        )
+        file = cache and Path(cache) / f"{self._key()}.o"
+        code = file and _kept(file)
+        if not code:
+            code = target.emit_object(self._module())
+            if file:
+                _keep(file, code)
+        engine = binding.create_mcjit_compiler(binding.parse_assembly(""), target)
+        engine.add_object_file(binding.ObjectFileRef.from_data(code))
+        engine.finalize_object()
+        return {name: Kernel(engine, name) for name in self._kernels}
+
+    def _module(self):
+        program = Program(self.machine)
+        for name, (write, arguments) in self._kernels.items():
+            write(program, name, *arguments)
+        module = llvm().binding.parse_assembly(str(program.module))
+        module.verify()
+        # LLVM's passes over the code would take as long again, and the kernels are no faster for them.
+        return module
+
+    def _key(self):
+        """A name for what the compiled code depends on."""
+        # Modules beside this one hold what the writers share: sizes, layouts.
+        writers = {Path(inspect.getsourcefile(write)) for write, _ in self._kernels.values()}
+        files = sorted({*writers, *Path(__file__).parent.glob("*.py")})
+        kernels = sorted((name, write.__name__, arguments) for name, (write, arguments) in self._kernels.items())
+        told = repr((llvm().__version__, llvm().binding.llvm_version_info, self.machine, kernels)).encode()
+        return hashlib.sha256(b"".join([told, *(path.read_bytes() for path in files)])).hexdigest()
+
+
+def _kept(file: Path) -> bytes | None:
+    """What `_keep` wrote; None where it is not there, not whole, or where another user could have put it.
+
+    It is machine code: the hash in the same file says that it is whole, not who wrote it.
+    """
+    if not shared_disk.is_private(file):
+        return None
+    with contextlib.suppress(OSError):
+        digest, code = file.read_bytes()[:32], file.read_bytes()[32:]
+        if hashlib.sha256(code).digest() == digest:
+            return code
+    return None
+
+
+def _keep(file, code):
+    """Write a file, whole or not at all. A folder that cannot be written costs the next process a second, no more."""
+    with contextlib.suppress(OSError):
+        shared_disk.make_private(file.parent)
+        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as stream:
+            stream.write(hashlib.sha256(code).digest() + code)
+        Path(stream.name).replace(file)
+
+
+class Kernel:
+    """A compiled kernel; it keeps its machine code in memory."""
+
+    def __init__(self, engine, name):
+        self._engine, self._address, self._call = engine, engine.get_function_address(name), None
+
+    def __call__(self, *arguments):
+        if self._call is None:
+            self._call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * len(arguments))(self._address)
+        self._call(*arguments)
