@@ -178,6 +178,7 @@ def test_a_directory_of_ones_own(project, tmp_path):
         ("elsewhere", ["-d", "."], ["--snakefile", "ROOT/Snakefile"]),
         ("elsewhere", ["--snakefile", "Snakefile"], []),
         ("elsewhere", ["-s", "Snakefile"], []),
+        ("elsewhere", ["--snakefile=Snakefile"], []),
     ],
 )
 def test_which_workflow_runs_and_where(project, tmp_path, monkeypatch, cwd, arguments, place):
