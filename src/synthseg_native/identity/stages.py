@@ -130,6 +130,7 @@ UNCHANGING = {
     "identity/stages.py": "this list",
     "jobs.py": "which scans, and where results go",
     "memory.py": "predicts, and refuses what does not fit",
+    "owners.py": "who holds a lock or a folder",
     "networks/__init__.py": "empty",
     "networks/weights.py": "finds and fetches weights, which are told by their content",
     "pipeline/__init__.py": "empty",
