@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from processes import wait_for
 from synthseg_native.cohort import containers, runs
 from synthseg_native.errors import SynthSegError
 
@@ -71,15 +71,6 @@ def step(place, root, code, env=(), **changes):
 def running(label, value):
     line = ["docker", "ps", "--quiet", "--filter", f"label=synthseg-native.{label}={value}"]
     return subprocess.run(line, capture_output=True, text=True).stdout.split()
-
-
-def wait_for(condition, seconds=40):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.1)
-    return False
 
 
 @pytest.mark.slow
@@ -171,7 +162,7 @@ def test_bad_input_is_told_with_the_path_that_the_user_knows(probe_image, place,
 def test_stopping_the_step_ends_its_container(probe_image, place, root, number):
     line, env = step(place, root, SLEEP)
     process = subprocess.Popen(line, env=env, cwd=place, stderr=subprocess.PIPE, text=True)
-    assert wait_for(lambda: list(place.glob("out/.work*/*/started")))
+    assert wait_for(lambda: list(place.glob("out/.work*/*/started")), 40)
     label = containers.workdir_label(place)
     assert len(running("workdir", label)) == 1
     process.send_signal(number)
@@ -183,7 +174,7 @@ def test_stopping_the_step_ends_its_container(probe_image, place, root, number):
 def test_what_a_killed_step_leaves_is_removed_at_the_next_start(probe_image, place, root, tmp_path):
     line, env = step(place, root, SLEEP)
     process = subprocess.Popen(line, env=env, cwd=tmp_path)
-    assert wait_for(lambda: list(place.glob("out/.work*/*/started")))
+    assert wait_for(lambda: list(place.glob("out/.work*/*/started")), 40)
     process.kill()
     process.wait()
     mine = running("workdir", containers.workdir_label(tmp_path))
@@ -233,7 +224,7 @@ def second_daemon(docker, probe_image, tmp_path):
         daemon = subprocess.Popen([str(part) for part in line], stdout=log, stderr=log, start_new_session=True)
     try:
         answers = ["docker", "--host", address, "version"]
-        ready = wait_for(lambda: subprocess.run(answers, capture_output=True).returncode == 0)
+        ready = wait_for(lambda: subprocess.run(answers, capture_output=True).returncode == 0, 40)
         assert ready, (tmp_path / "dockerd.log").read_text()[-2000:]
         save = subprocess.Popen(["docker", "save", probe_image], stdout=subprocess.PIPE)
         subprocess.run(["docker", "--host", address, "load"], stdin=save.stdout, check=True, capture_output=True)
@@ -260,7 +251,7 @@ def test_a_daemon_that_dies_half_way_is_one_line_and_transient(second_daemon, pl
     daemon, address = second_daemon
     line, env = step(place, root, SLEEP, env={"DOCKER_HOST": address})
     process = subprocess.Popen(line, env=env, stderr=subprocess.PIPE, text=True)
-    assert wait_for(lambda: list(place.glob("out/.work*/*/started"))), process.stderr.read()
+    assert wait_for(lambda: list(place.glob("out/.work*/*/started")), 40), process.stderr.read()
     daemon.kill()
     daemon.wait()
     assert process.wait(60) == 4

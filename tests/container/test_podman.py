@@ -8,10 +8,11 @@ import subprocess
 
 import pytest
 
+from processes import wait_for
 from synthseg_native.cohort import containers
 
 from .conftest import PROBE, unless_required
-from .test_docker import SEGMENT, SLEEP, make_place, run, step, wait_for
+from .test_docker import SEGMENT, SLEEP, make_place, run, step
 
 pytestmark = pytest.mark.docker
 
@@ -87,7 +88,7 @@ def test_no_container_outlives_its_step(podman, place, root, tmp_path):
         line, env = step(place, root, SLEEP, runtime="podman", key=PROBE)
         process = subprocess.Popen(line, env=env, cwd=tmp_path, stderr=subprocess.DEVNULL)
         started = f"out/.work*/{process.pid}@*/started"
-        assert wait_for(lambda started=started: list(place.glob(started)))
+        assert wait_for(lambda started=started: list(place.glob(started)), 40)
         assert len(left()) == 1
         process.send_signal(number)
         process.wait(60)

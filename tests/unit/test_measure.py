@@ -1,16 +1,15 @@
 """measure.py: time, memory, exit status, and nothing left running."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from processes import alive, wait_for
 from synthseg_native import measure
 
 SCRIPT = measure.__file__
@@ -20,24 +19,6 @@ def run(tmp_path, *command, options=(), python=sys.executable):
     out = tmp_path / "m.json"
     done = subprocess.run([python, SCRIPT, "--out", out, *options, "--", *command], capture_output=True, text=True)
     return done, json.loads(out.read_text()) if out.exists() else None
-
-
-def alive(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    status = Path(f"/proc/{pid}/status")
-    return not (status.exists() and "State:\tZ" in status.read_text())
-
-
-def wait_for(condition, seconds=15):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def test_measures_wall_time_and_the_largest_process(tmp_path):

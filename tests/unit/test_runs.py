@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from processes import alive, wait_for
 from rule_patterns import patterns
 from synthseg_native import errors, memory, shared_disk
 from synthseg_native.cohort import paths, runs
@@ -143,24 +143,6 @@ def failed(place, kind):
 
 def nothing_left(place):
     return not list(place.glob("results/*/.work*"))
-
-
-def wait_for(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
-
-
-def dead(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    status = Path(f"/proc/{pid}/status")
-    return status.exists() and "State:\tZ" in status.read_text()
 
 
 @pytest.mark.parametrize("kind", ["native", "reference"])
@@ -328,7 +310,7 @@ def test_a_run_that_takes_too_long_is_ended(place, kind):
     done, _ = call(place, kind, "sleep", options=["--timeout-min", "0.02"])
     assert done.returncode == 4 and "took longer than 1 s" in done.stderr
     assert failed(place, kind)["error"]["code"] == "timeout"
-    assert dead(int((place / "pid").read_text()))
+    assert not alive(int((place / "pid").read_text()))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -339,7 +321,7 @@ def test_a_stopped_step_leaves_neither_processes_nor_files(place, number):
     process.send_signal(number)
     assert process.wait(20) == 128 + number
     assert process.stderr.read() == f"{SCAN}: stopped by {signal.Signals(number).name}: call again\n"
-    assert wait_for(lambda: dead(int((place / "pid").read_text())), 3)
+    assert wait_for(lambda: not alive(int((place / "pid").read_text())), 3)
     assert nothing_left(place) and not places["dseg"].exists()
     assert failed(place, "native")["error"]["code"] == "killed"
 
@@ -350,7 +332,7 @@ def test_a_killed_step_takes_its_child_along_and_the_next_one_clears_up(place):
     assert wait_for(lambda: (place / "pid").exists() and (place / "pid").read_text())
     process.kill()
     process.wait()
-    assert wait_for(lambda: dead(int((place / "pid").read_text())), 5)
+    assert wait_for(lambda: not alive(int((place / "pid").read_text())), 5)
     assert not nothing_left(place)
     done, _ = call(place, "native")
     assert done.returncode == 0 and places["dseg"].exists() and nothing_left(place)
