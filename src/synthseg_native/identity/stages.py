@@ -197,4 +197,12 @@ def model_digest(model: Model) -> str:
 def display_digest(model: Model) -> str:
     """What of a model is shown: its name and grade, names, sides and colours of its label table."""
     labels = model.labels
-    return keys.digest(model.name, model.research_grade, labels.names, labels.freesurfer_names, labels.hemispheres, labels.colors, labels.index.tolist())
+    return keys.digest(
+        model.name,
+        model.research_grade,
+        labels.names,
+        labels.freesurfer_names,
+        labels.hemispheres,
+        labels.colors,
+        labels.index.tolist(),
+    )
