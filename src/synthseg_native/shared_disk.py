@@ -14,20 +14,14 @@ Standard library only. The rules, for every lock, cache, snapshot, environment a
 
 import contextlib
 import fcntl
-import json
 import os
-import secrets
 import shutil
-import socket
-import subprocess
-import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
+
+from synthseg_native.owners import Owner, is_alive, me, owners_of, text_of, unique
 
 STALE_DAYS = 7.0  # without a change, after which a temporary folder of another host counts as left behind
 STARTING_S = 24 * 3600.0  # in which a run that was called has begun to work, environments made and all
@@ -35,120 +29,6 @@ SIGN_OF_LIFE_S = 20.0  # how often the holder of a lock touches it, for those on
 PATIENCE_S = 180.0  # without a sign, after which it holds no more; NFS shows a change after a minute at most
 POLL_S = 0.2
 OWNER = ".owner"  # ending of the file beside a temporary folder that says whose it is
-
-
-@dataclass(frozen=True)
-class Owner:
-    """A process, so that it can be told from every other one, also on other machines and after a restart.
-
-    host: the machine · boot: its start, as the kernel numbers it · space: the process numbers' (a container has its
-    own) · started: of the process, in the system's own words, "" where it does not tell · since: seconds of the epoch
-    """
-
-    host: str
-    boot: str
-    space: str
-    pid: int
-    started: str
-    since: float = field(default=0.0, compare=False)
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host.partition('/')[0]}"
-
-
-@cache
-def _host() -> str:
-    """Name and number of this machine: names repeat, in virtual machines and containers numbers do."""
-    for path in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
-        with contextlib.suppress(OSError):
-            if number := Path(path).read_text(encoding="ascii").strip():
-                return f"{socket.gethostname()}/{number[:8]}"
-    return f"{socket.gethostname()}/{uuid.getnode():x}"
-
-
-@cache
-def _boot() -> str:
-    with contextlib.suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    with contextlib.suppress(OSError):
-        told = subprocess.run(["sysctl", "-n", "kern.bootsessionuuid"], capture_output=True, text=True, check=False)
-        return told.stdout.strip()
-    return ""
-
-
-def _space() -> str:
-    with contextlib.suppress(OSError):
-        return os.readlink("/proc/self/ns/pid")  # noqa: PTH115 (not the name of a file)
-    return ""
-
-
-def _started(pid: int) -> str | None:
-    """When a process started, "" where the system does not tell; None where it has ended (and only waits to be
-    collected)."""
-    with contextlib.suppress(OSError):
-        # state and, 19 fields on, ticks since the boot; the name before them may hold anything
-        words = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        return None if words[0] in "ZX" else words[19]
-    if sys.platform == "darwin":
-        with contextlib.suppress(OSError):
-            told = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-            return told.stdout.strip()
-    return ""
-
-
-def me() -> Owner:
-    """This process."""
-    return Owner(_host(), _boot(), _space(), os.getpid(), _started(os.getpid()) or "", time.time())
-
-
-def is_alive(owner: Owner, here: Owner | None = None) -> bool | None:
-    """Whether a process still runs; None where this machine cannot know.
-
-    here: who asks, for another than this process.
-
-    >>> is_alive(me())
-    True
-    >>> from dataclasses import replace
-    >>> is_alive(replace(me(), boot="before the restart"))
-    False
-    >>> print(is_alive(replace(me(), host="node7", boot="its own")))
-    None
-    """
-    here = here or me()
-    if owner.boot != here.boot or not owner.boot:
-        return False if owner.host == here.host and owner.boot and here.boot else None
-    if owner.space != here.space:
-        return None
-    try:
-        os.kill(owner.pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        pass
-    started = _started(owner.pid)
-    return started is not None and (not started or not owner.started or started == owner.started)
-
-
-def _parse(line: str) -> Owner | None:
-    try:
-        given = json.loads(line)
-        return Owner(**{**given, "pid": int(given["pid"]), "since": float(given["since"])})
-    except (ValueError, TypeError, KeyError):
-        return None
-
-
-def owners_of(text: str) -> list[Owner]:
-    """The owners in the text of a lock, one a line; what is no owner (cut off, of an older version) is passed over.
-
-    >>> owners_of(text_of(me()) + "4711") == [me()]
-    True
-    """
-    return [owner for line in text.splitlines() if (owner := _parse(line))]
-
-
-def text_of(owner: Owner) -> str:
-    """A line, with its end, that `owners_of` reads."""
-    return json.dumps(asdict(owner)) + "\n"
 
 
 # --- locks -----------------------------------------------------------------------------------------------------------
@@ -290,12 +170,6 @@ def claim(path: Path, at_rest: bool, here: Owner | None = None) -> list[Owner]:
 
 
 # --- temporary folders -----------------------------------------------------------------------------------------------
-
-
-def unique(here: Owner | None = None) -> str:
-    """A part of a name that nothing else on the disk has, and that says which process made it: 4711@node7-0a1b2c3d."""
-    pid, host = (here.pid, here.host) if here else (os.getpid(), _host())
-    return f"{pid}@{host.partition('/')[0]}-{secrets.token_hex(4)}"
 
 
 def new_folder(parent: Path, prefix: str = "", here: Owner | None = None) -> Path:

@@ -227,6 +227,14 @@ def test_distance_from_the_boundary_by_hand(compare, head):
     assert result["boundary_distance_mm"]["histogram"] == [1, 0, 0, 0, 0, 0, 1]
 
 
+def test_a_speck_is_as_far_from_the_boundary_whichever_map_it_is_in(compare, head):
+    other = head.copy()
+    other[14:17, 14:17, 24:27] = LEFT_HIPPOCAMPUS
+    results = [compare(*maps, affine=np.diag([2.0, 2, 2, 1])) for maps in ((other, head), (head, other))]
+    assert results[0]["boundary_distance_mm"] == results[1]["boundary_distance_mm"]
+    assert results[0]["boundary_distance_mm"]["max"] > 5
+
+
 @pytest.mark.parametrize(
     ("labels", "what"),
     [

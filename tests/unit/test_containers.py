@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from synthseg_native import shared_disk
+from synthseg_native import owners
 from synthseg_native.cohort import containers, environments
 from synthseg_native.errors import SynthSegError
 
@@ -222,14 +222,14 @@ else:
 
 
 def test_only_containers_whose_process_has_ended_on_this_host_are_reaped(monkeypatch, tmp_path):
-    me = shared_disk.me()
-    owners = {
+    me = owners.me()
+    given = {
         "a": me,  # this one: it runs
         "b": replace(me, started="0"),  # the number is another process's now
         "c": replace(me, space="pid:[7]"),  # of a container with this host's name
         "d": None,
     }
-    texts = {key: shared_disk.text_of(owner).strip() if owner else "<no value>" for key, owner in owners.items()}
+    texts = {key: owners.text_of(owner).strip() if owner else "<no value>" for key, owner in given.items()}
     shown = "\n".join(f"{key * 64} {text}" for key, text in texts.items())
     label = f"synthseg-native.workdir={containers.workdir_label(tmp_path)}"
     script = REAPED.format(label=label, shown=shown, log=str(tmp_path / "log"))
@@ -242,7 +242,7 @@ def test_only_containers_whose_process_has_ended_on_this_host_are_reaped(monkeyp
 
 def test_another_hosts_containers_have_another_label(monkeypatch, tmp_path):
     mine = containers.workdir_label(tmp_path)
-    monkeypatch.setattr(shared_disk, "_host", lambda: "node7/00000007")
+    monkeypatch.setattr(owners, "_host", lambda: "node7/00000007")
     assert containers.workdir_label(tmp_path) != mine
 
 

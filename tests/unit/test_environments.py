@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from synthseg_native import shared_disk
+from synthseg_native import owners, shared_disk
 from synthseg_native.cohort import environments, installers, interpreters
 
 
@@ -464,12 +464,12 @@ def test_missing_environments_are_made_side_by_side(root, making):
 
 def test_no_more_at_once_than_are_allowed(making, monkeypatch):
     monkeypatch.setattr(environments, "SIDE_BY_SIDE", 2)
-    busy, most = [], []
+    busy, most, pair = [], [], threading.Barrier(2, timeout=30)
 
     def fill(name):
         busy.append(name)
+        pair.wait()
         most.append(len(busy))
-        time.sleep(0.3)  # so long that a busy machine starts another one meanwhile
         busy.remove(name)
 
     making(fill)
@@ -573,7 +573,8 @@ def code(root):
     cohort.mkdir(parents=True)
     for module in (environments, installers, interpreters):
         shutil.copy(module.__file__, cohort)
-    shutil.copy(shared_disk.__file__, cohort.parent)
+    for module in (owners, shared_disk):
+        shutil.copy(module.__file__, cohort.parent)
     (root / "scripts").mkdir()
     (root / "scripts" / "step.py").write_text("print(1)\n")
     return root

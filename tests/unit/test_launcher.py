@@ -21,7 +21,7 @@ LAUNCHING = ("scripts/environment.py", "scripts/launch.sh")
 # What the launcher imports before there is an environment.
 STANDARD_LIBRARY_ONLY = ("cli", "cohort/environments", "cohort/installers", "cohort/interpreters", "cohort/paths")
 STANDARD_LIBRARY_ONLY += ("cohort/ranking", "engines/__init__", "errors", "networks/weights", "results/record")
-STANDARD_LIBRARY_ONLY += ("shared_disk", "verification/verify")
+STANDARD_LIBRARY_ONLY += ("owners", "shared_disk", "verification/verify")
 MAIN = "import os, sys; print(os.getcwd(), os.environ['ENVIRONMENT'], sys.argv[1:])"
 SNAKEFILE = """
 configfile: "config.yaml"
@@ -178,6 +178,7 @@ def test_a_directory_of_ones_own(project, tmp_path):
         ("elsewhere", ["-d", "."], ["--snakefile", "ROOT/Snakefile"]),
         ("elsewhere", ["--snakefile", "Snakefile"], []),
         ("elsewhere", ["-s", "Snakefile"], []),
+        ("elsewhere", ["--snakefile=Snakefile"], []),
     ],
 )
 def test_which_workflow_runs_and_where(project, tmp_path, monkeypatch, cwd, arguments, place):

@@ -45,6 +45,16 @@ def test_phases_add_up():
     assert seconds["read"] > 0
 
 
+def test_a_phase_in_parts_is_their_sum(monkeypatch):
+    times = iter([0, 1, 3, 10, 14, 20])
+    monkeypatch.setattr(record.time, "perf_counter", lambda: next(times))
+    clock = record.Clock()
+    for _ in range(2):
+        with clock("read"):
+            pass
+    assert clock.report() == {**dict.fromkeys(record.PHASES, 0), "read": 2 + 4, "total": 20}
+
+
 INTEL = {"vendor_id": "GenuineIntel", "model name": "Intel(R) Xeon(R) Processor", "flags": "fpu avx512f"}
 
 

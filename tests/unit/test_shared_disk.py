@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from synthseg_native import shared_disk
+from synthseg_native import owners, shared_disk
 from synthseg_native.shared_disk import Held, claim, collect, hold, is_alive, me, new_folder, owners_of
 
 SOURCE = Path(shared_disk.__file__).parents[1]
@@ -35,7 +35,7 @@ def there(**changes):
 def ended():
     """A process of this host that has ended."""
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    owner = replace(me(), pid=child.pid, started=shared_disk._started(child.pid))
+    owner = replace(me(), pid=child.pid, started=owners._started(child.pid))
     child.communicate(b"\n")
     return owner
 
@@ -190,7 +190,7 @@ def test_a_claim_lasts_as_long_as_the_process(tmp_path):
 
 
 def test_without_locks_of_the_system_a_claim_on_this_host_is_known(tmp_path, no_flock, holder):
-    owner = replace(me(), pid=holder.pid, started=shared_disk._started(holder.pid))
+    owner = replace(me(), pid=holder.pid, started=owners._started(holder.pid))
     (tmp_path / "claim").write_text(shared_disk.text_of(owner))
     with pytest.raises(Held):
         claim(tmp_path / "claim", at_rest=True)
@@ -213,8 +213,8 @@ def test_a_claim_of_another_host_is_told_and_kept(tmp_path, request, system):
 
 
 def test_only_what_nobody_can_use_is_cleared_away(tmp_path):
-    owners = {"mine": me(), "ended": ended(), "restarted": replace(me(), boot="earlier"), "there": there()}
-    folders = {name: new_folder(tmp_path, f"run-{name}-", owner) for name, owner in owners.items()}
+    given = {"mine": me(), "ended": ended(), "restarted": replace(me(), boot="earlier"), "there": there()}
+    folders = {name: new_folder(tmp_path, f"run-{name}-", owner) for name, owner in given.items()}
     folders["nobody's"] = tmp_path / "run-of-an-older-version"
     folders["nobody's"].mkdir()
     (tmp_path / "other").mkdir()

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from packaging.markers import Marker
 
-from synthseg_native import measure, shared_disk
+from synthseg_native import measure, owners
 from synthseg_native.cohort import environments
 from synthseg_native.errors import SynthSegError
 from synthseg_native.identity import keys
@@ -268,7 +268,7 @@ def command(job: Job, engine: Runtime) -> list[str]:
     user = f"{os.getuid()}:{os.getgid()}"
     line = [engine.name, "run", "--rm", "--init", "--pull=never", "--cidfile", str(job.cidfile)]
     labels = {LABEL_WORKDIR: workdir_label(), LABEL_RUN: job.run}
-    labels[LABEL_OWNER] = shared_disk.text_of(shared_disk.me()).strip()
+    labels[LABEL_OWNER] = owners.text_of(owners.me()).strip()
     for label, value in labels.items():
         line += ["--label", f"{label}={value}"]
     line += ["--network", "none", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL"]
@@ -454,7 +454,7 @@ def workdir_label(workdir: str | PathLike | None = None) -> str:
 
     Several hosts, dev containers or CI jobs may share one daemon and have their checkouts at the same path.
     """
-    text = f"{shared_disk.me().host} {Path(workdir or '.').resolve()}"
+    text = f"{owners.me().host} {Path(workdir or '.').resolve()}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -470,8 +470,8 @@ def remove(name: str, label: str, value: str, limit: float = 120, only_ended: bo
             shown = _ask(
                 name, ["inspect", "--format", f'{{{{.Id}}}} {{{{index .Config.Labels "{LABEL_OWNER}"}}}}', *found]
             )
-            owners = {line[:12]: shared_disk.owners_of(line.partition(" ")[2]) for line in shown.splitlines()}
-            ended = {id for id, owner in owners.items() if owner and shared_disk.is_alive(owner[0]) is False}
+            told = {line[:12]: owners.owners_of(line.partition(" ")[2]) for line in shown.splitlines()}
+            ended = {id for id, owner in told.items() if owner and owners.is_alive(owner[0]) is False}
             found = [container for container in found if container[:12] in ended]
         if found:
             _ask(name, ["rm", "--force", *found])

@@ -8,11 +8,11 @@ import csv
 import gzip
 import io
 import json
-import os
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 
+from synthseg_native import owners
 from synthseg_native.cohort.samples import read_samples
 from synthseg_native.errors import SynthSegError
 
@@ -108,7 +108,7 @@ def make(out: str | PathLike, log: Callable[[str], None] = print) -> Path:
 
 def _write(path, data):
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = path.with_name(f".{path.name}.{owners.unique()}.tmp")
     try:
         beside.write_bytes(data)
         beside.replace(path)

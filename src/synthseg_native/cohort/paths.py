@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from synthseg_native import shared_disk
+from synthseg_native import owners
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def write_text(path: str | PathLike, text: str) -> None:
     """Write a file beside its place, then rename it: it is there whole or not at all. Line ends stay as given."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{shared_disk.unique()}")
+    beside = path.with_name(f".{path.name}.{owners.unique()}")
     try:
         beside.write_text(text, encoding="utf-8", newline="")
         beside.replace(path)

@@ -130,6 +130,7 @@ UNCHANGING = {
     "identity/stages.py": "this list",
     "jobs.py": "which scans, and where results go",
     "memory.py": "predicts, and refuses what does not fit",
+    "owners.py": "who holds a lock or a folder",
     "networks/__init__.py": "empty",
     "networks/weights.py": "finds and fetches weights, which are told by their content",
     "pipeline/__init__.py": "empty",
@@ -197,12 +198,5 @@ def model_digest(model: Model) -> str:
 def display_digest(model: Model) -> str:
     """What of a model is shown: its name and grade, names, sides and colours of its label table."""
     labels = model.labels
-    return keys.digest(
-        model.name,
-        model.research_grade,
-        labels.names,
-        labels.freesurfer_names,
-        labels.hemispheres,
-        labels.colors,
-        labels.index.tolist(),
-    )
+    table = labels.names, labels.freesurfer_names, labels.hemispheres, labels.colors, labels.index.tolist()
+    return keys.digest(model.name, model.research_grade, *table)

@@ -16,7 +16,7 @@ from importlib import metadata
 from os import PathLike
 from pathlib import Path
 
-from synthseg_native import shared_disk
+from synthseg_native import owners
 from synthseg_native.results import record
 
 SCHEMA = 3  # of the finding; 2: with precisions, 3: TensorFlow with oneDNN
@@ -150,7 +150,7 @@ def write(finding: dict, path: str | PathLike) -> None:
     """Write the finding as JSON, whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{shared_disk.unique()}")
+    beside = path.with_name(f".{path.name}.{owners.unique()}")
     try:
         beside.write_text(json.dumps(finding, indent=2) + "\n", encoding="utf-8")
         beside.replace(path)
