@@ -123,6 +123,11 @@ def there(paths):
     return [path for path in paths if Path(path).exists()] if reporting else paths
 
 
+def labels_of_picture(wildcards, input):
+    """What Snakemake's report says of a picture."""
+    return report_labels.of_picture(wildcards, input, PLAN.model.labels)
+
+
 def check_module(plan):
     """Where another workflow imports this one: say what cannot work, and what has to be made before the first run."""
     if workflow.modifier.is_main_snakefile():

@@ -2,11 +2,6 @@
 # drawing makes pictures again and no network.
 
 
-def labels_of_picture(wildcards, input):
-    """What Snakemake's report says of a picture."""
-    return report_labels.of_picture(wildcards, input, PLAN.model.labels)
-
-
 rule picture:
     """Draw the label map's outlines on the image, with what is odd about the run below."""
     input:
