@@ -10,10 +10,16 @@ import signal
 import sys
 import traceback
 from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from synthseg_native import __version__, options
 from synthseg_native.errors import SynthSegError
 from synthseg_native.results import record
+
+if TYPE_CHECKING:
+    from synthseg_native.jobs import Job
+    from synthseg_native.results.staged import Staged
 
 EXAMPLES = """\
 examples:
@@ -44,6 +50,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
+    """The flags of the command."""
     p = _Parser(
         prog="synthseg-native",
         usage="synthseg-native --i SCAN --o LABELS [options]",
@@ -102,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def main(argv=None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
     p = parser()
@@ -284,13 +291,13 @@ class Tables:
         self.call, self.labels, self.volumes = call, labels, {}
         self.predicted = 0  # MiB, of the largest scan so far
 
-    def add(self, jobs):
+    def add(self, jobs: "list[Job]") -> None:
         """Take the volumes of the scans whose results are current."""
         from synthseg_native import jobs as planning
 
         self.volumes |= {id(job): planning.volumes(job) for job in jobs}
 
-    def note_memory(self, notes):
+    def note_memory(self, notes: dict) -> None:
         """The peak of this process, which earlier scans of the call share, beside what was predicted."""
         from synthseg_native import memory
 
@@ -298,11 +305,11 @@ class Tables:
         self.predicted = max(self.predicted, notes["predicted_peak_mib"] or 0)
         notes["memory_remark"] = memory.remark(self.predicted, notes["peak_rss_mib"])
 
-    def places(self, staged):
+    def places(self, staged: "Staged") -> dict[str, Path]:
         """Where the tables are written for now: option -> path."""
         return {option: staged.path(path) for option, path in self.call.tables.items()}
 
-    def write(self, places, more):
+    def write(self, places: dict[str, Path], more: dict[int, dict]) -> None:
         """Write the tables of all scans that are done, `more` among them."""
         from synthseg_native.results import tables
 
@@ -314,7 +321,7 @@ class Tables:
             rows = {str(job.image): volumes["tsv"] for job, volumes in done}
             tables.save_volumes_tsv(places["volumes_tsv"], done[0][1]["tsv"] if self.call.single else rows)
 
-    def write_alone(self, path):
+    def write_alone(self, path: str) -> SynthSegError | None:
         """Where no scan was segmented: a table may be new all the same. Returns what went wrong, or None."""
         from synthseg_native.results.staged import Staged
 

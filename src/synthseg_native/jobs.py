@@ -60,7 +60,7 @@ class Call:
     results: list = field(default_factory=list)
 
 
-def plan(wanted) -> Call:
+def plan(wanted: dict) -> Call:
     """What a call is to do. wanted : option -> path as given, or None; "i" and "o" are always there.
 
     Raises SynthSegError("usage") for what does not fit together, before anything is written, and
@@ -86,7 +86,12 @@ def plan(wanted) -> Call:
     return call
 
 
-def flag(option):
+def flag(option: str) -> str:
+    """An option as it is typed.
+
+    >>> flag("native_grid")
+    '--native-grid'
+    """
     return f"--{option.replace('_', '-')}"
 
 
@@ -236,7 +241,7 @@ def _check_places(call, lists):
 # What is current -----------------------------------------------------------------------------------------------------
 
 
-def note(job, identity, made, volumes) -> dict:
+def note(job: Job, identity: dict, made: dict[str, Path], volumes: dict) -> dict:
     """What the sidecar of "o" remembers: what made the results (`identity.command.wanted`), the scan's name, and what
     it gave.
 
@@ -250,7 +255,7 @@ def note(job, identity, made, volumes) -> dict:
     }
 
 
-def state(job, wanted) -> current.State:
+def state(job: Job, wanted: dict | None) -> current.State:
     """What the results of a job are now, by the note that an earlier call left.
 
     wanted : the identity of what this call would make, None where that cannot be said (no weights, say)
@@ -287,7 +292,7 @@ def _earlier(job, found) -> current.State:
     return current.state_of(files, made, None, {"form": stages.FORM}, lambda path, sha256: sha256_of(path) == sha256)
 
 
-def volumes(job) -> dict:
+def volumes(job: Job) -> dict:
     """The volumes that the note of a job with current results keeps."""
     return _note(job.sidecars["o"])["Volumes"]
 

@@ -3,7 +3,7 @@
 import pytest
 
 from rule_patterns import with_patterns
-from synthseg_native.cohort import job
+from synthseg_native.cohort import demands, job
 from synthseg_native.cohort import plan as plans
 from synthseg_native.cohort.plan import Plan
 from synthseg_native.errors import SynthSegError
@@ -30,7 +30,7 @@ def planned(root, tmp_path, monkeypatch):
 def test_a_job_wants_what_was_planned_and_looks_at_nothing_else(planned, root, monkeypatch):
     plan, manifest = planned
     compared = plan.compared[0]
-    wanted = plan.native_settings("openvino", compared), plan.reference_settings(compared)
+    wanted = plan.identities.native_settings("openvino", compared), plan.identities.reference_settings(compared)
 
     def never(*_):
         raise AssertionError("a job must not plan the cohort")
@@ -39,10 +39,13 @@ def test_a_job_wants_what_was_planned_and_looks_at_nothing_else(planned, root, m
     monkeypatch.setattr(Contents, "digest", never)
     ours = with_patterns(job.JobPlan(CONFIG, root, manifest, [compared]))
     assert list(ours.scans) == ours.compared == [compared]
-    assert (ours.native_settings("openvino", compared), ours.reference_settings(compared)) == wanted
+    assert (
+        ours.identities.native_settings("openvino", compared),
+        ours.identities.reference_settings(compared),
+    ) == wanted
     assert ours.files("openvino", compared) == plan.files("openvino", compared)
     assert ours.image_path(compared) == plan.image_path(compared)
-    assert ours.memory("openvino", compared) == plan.memory("openvino", compared)
+    assert demands.memory_mb(ours, "openvino", compared) == demands.memory_mb(plan, "openvino", compared)
     assert ours.title("openvino", compared) == plan.title("openvino", compared)
 
 

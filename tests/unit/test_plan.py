@@ -9,7 +9,7 @@ import pytest
 
 from rule_patterns import with_patterns
 from synthseg_native import memory
-from synthseg_native.cohort import deploy, environments, ranking
+from synthseg_native.cohort import demands, deploy, environments, ranking
 from synthseg_native.cohort.plan import Plan
 from synthseg_native.errors import SynthSegError
 
@@ -57,23 +57,23 @@ def test_weights_that_are_named_must_be_there(make):
 def test_official_weights_are_no_input_and_known_by_their_card(make, tmp_path):
     plan = make(model="synthseg1", weights_cache=str(tmp_path / "cache"))
     assert plan.fetched and plan.weights == str(tmp_path / "cache/synthseg_1.0.h5")
-    assert plan.weights_key() == "7d2e32d298fe"
-    assert plan.native_settings("tensorflow", scan_of("01")) == make(model="synthseg1").native_settings(
-        "tensorflow", scan_of("01")
-    ), "where the cache lies is no reason to run again"
+    assert plan.identities.weights_key() == "7d2e32d298fe"
+    assert plan.identities.native_settings("tensorflow", scan_of("01")) == make(
+        model="synthseg1"
+    ).identities.native_settings("tensorflow", scan_of("01")), "where the cache lies is no reason to run again"
 
 
 def test_own_weights_are_known_by_their_content(make, tmp_path):
     (tmp_path / "own.h5").write_text("weights")
-    first = make(weights="own.h5").weights_key()
+    first = make(weights="own.h5").identities.weights_key()
     (tmp_path / "own.h5").write_text("others!")
-    assert make(weights="own.h5").weights_key() != first
+    assert make(weights="own.h5").identities.weights_key() != first
 
 
 def test_content_decides_not_the_time_stamp(make, tmp_path):
     def key():
         plan = make()
-        found = json.loads(plan.native_settings("tensorflow", scan_of("01")))["content"]
+        found = json.loads(plan.identities.native_settings("tensorflow", scan_of("01")))["content"]
         deploy.prepare(plan)
         return found
 
@@ -87,10 +87,10 @@ def test_content_decides_not_the_time_stamp(make, tmp_path):
 
 def test_an_image_that_vanished_keeps_its_key(make, tmp_path):
     plan = make()
-    before = plan.native_settings("tensorflow", scan_of("01"))
+    before = plan.identities.native_settings("tensorflow", scan_of("01"))
     deploy.prepare(plan)
     (tmp_path / "images/01.nii").unlink()
-    assert with_patterns(Plan(BASICS, plan.root)).native_settings("tensorflow", scan_of("01")) == before
+    assert with_patterns(Plan(BASICS, plan.root)).identities.native_settings("tensorflow", scan_of("01")) == before
 
 
 def test_an_image_is_an_input_only_where_the_workflow_makes_it(make):
@@ -140,7 +140,10 @@ def test_both_label_maps_have_their_names(make):
 def test_mode_and_crop_run_both_again_interpolation_the_native_run_alone(make):
     def settings(**config):
         plan = make(("01",), **config)
-        both = plan.native_settings("tensorflow", scan_of("01")), plan.reference_settings(scan_of("01"))
+        both = (
+            plan.identities.native_settings("tensorflow", scan_of("01")),
+            plan.identities.reference_settings(scan_of("01")),
+        )
         return [json.loads(text) for text in both]
 
     native, reference = settings()
@@ -160,8 +163,8 @@ def test_what_a_row_accepts_is_part_of_both_runs(make, tmp_path):
     sheet.write_text("participant_id\timage\taccept\n01\timages/01.nii\tno_orientation\n")
     accepting = Plan(BASICS, plan.root)
     for settings in (
-        lambda plan: plan.native_settings("tensorflow", scan_of("01")),
-        lambda plan: plan.reference_settings(scan_of("01")),
+        lambda plan: plan.identities.native_settings("tensorflow", scan_of("01")),
+        lambda plan: plan.identities.reference_settings(scan_of("01")),
     ):
         assert json.loads(settings(plan))["accept"] == []
         assert json.loads(settings(accepting))["accept"] == ["no_orientation"]
@@ -177,7 +180,7 @@ def test_a_path_with_braces_is_no_input_and_known_by_its_content(make, tmp_path)
         image.write_text(content)
         plan = with_patterns(Plan(BASICS | {"benchmark": {"scans": 1}}, root))
         assert plan.image(name) == plan.benchmarked_images() == []
-        seen.add(json.loads(plan.native_settings("tensorflow", name))["content"])
+        seen.add(json.loads(plan.identities.native_settings("tensorflow", name))["content"])
     assert len(seen) == 2 and None not in seen
 
 
@@ -197,7 +200,7 @@ def test_existing_label_maps_are_known_by_content_and_may_vanish(make, tmp_path)
 
     def key():
         plan = make(("01",), **options)
-        found = json.loads(plan.reference_settings(scan_of("01")))["existing"]
+        found = json.loads(plan.identities.reference_settings(scan_of("01")))["existing"]
         deploy.prepare(plan)
         return found
 
@@ -224,13 +227,15 @@ def test_the_manifest_of_a_run_in_progress_cannot_change_under_it(make, tmp_path
 def test_engines_run_side_by_side_and_none_makes_the_other_run_again(make):
     both, one = make(engines=["tensorflow", "openvino"]), make()
     scan = scan_of("01")
-    assert both.native_settings("tensorflow", scan) == one.native_settings("tensorflow", scan)
-    assert both.native_settings("openvino", scan) == make(engines=["openvino"]).native_settings("openvino", scan)
-    assert both.reference_settings(scan) == one.reference_settings(scan)
-    locks = [both.identity(engine, scan)["environment"] for engine in both.engines]
+    assert both.identities.native_settings("tensorflow", scan) == one.identities.native_settings("tensorflow", scan)
+    assert both.identities.native_settings("openvino", scan) == make(engines=["openvino"]).identities.native_settings(
+        "openvino", scan
+    )
+    assert both.identities.reference_settings(scan) == one.identities.reference_settings(scan)
+    locks = [both.identities.of(engine, scan)["environment"] for engine in both.engines]
     assert locks == [environments.lock_hash("tensorflow"), environments.lock_hash("openvino")]
     assert locks[0] != locks[1]
-    code = [both.identity(engine, scan)["code"] for engine in both.engines]
+    code = [both.identities.of(engine, scan)["code"] for engine in both.engines]
     assert code[0]["network"] != code[1]["network"]
     assert {name: code[0][name] for name in code[0] if name != "network"}.items() <= code[1].items()
     assert set(one.wanted_runs()) < set(both.wanted_runs())
@@ -258,8 +263,8 @@ def test_what_an_engine_cannot_do_is_one_line(make, config, says):
 
 def test_precision_is_part_of_the_native_run_alone(make):
     settings = [make(engines=["openvino"], precision=precision) for precision in ("float32", "bf16")]
-    native = {plan.native_settings("openvino", scan_of("01")) for plan in settings}
-    reference = {plan.reference_settings(scan_of("01")) for plan in settings}
+    native = {plan.identities.native_settings("openvino", scan_of("01")) for plan in settings}
+    reference = {plan.identities.reference_settings(scan_of("01")) for plan in settings}
     assert (len(native), len(reference)) == (2, 1)
 
 
@@ -303,10 +308,12 @@ def test_a_job_asks_for_what_its_scan_is_predicted_to_take(make, tmp_path):
     size = memory.size_of(plan.model.network, (100, 120, 90), (2, 2, 2))
     assert size.padded == (112, 128, 96)
     for engine in (*engines, "reference"):
-        assert plan.memory(engine, scan_of("01")) == memory.declared_mb(memory.predict(size, engine))
-        assert plan.memory(engine, scan_of("02")) == plan.model.memory_mb == 3000, "no image"
-    assert plan.benchmark_memory() == max(plan.memory(engine, scan_of("01")) for engine in (*engines, "reference"))
-    assert make(memory_mb=777).memory("tensorflow", scan_of("01")) == 777
+        assert demands.memory_mb(plan, engine, scan_of("01")) == memory.declared_mb(memory.predict(size, engine))
+        assert demands.memory_mb(plan, engine, scan_of("02")) == plan.model.memory_mb == 3000, "no image"
+    assert demands.benchmark_memory(plan) == max(
+        demands.memory_mb(plan, engine, scan_of("01")) for engine in (*engines, "reference")
+    )
+    assert demands.memory_mb(make(memory_mb=777), "tensorflow", scan_of("01")) == 777
 
 
 def test_a_crop_takes_less_and_a_precision_what_was_measured(make, tmp_path):
@@ -316,7 +323,9 @@ def test_a_crop_takes_less_and_a_precision_what_was_measured(make, tmp_path):
 
     def asked(**config):
         plan = make(("01",), model="synthseg1", engines=["openvino"], **config)
-        return plan.memory("openvino", scan_of("01")), memory.size_of(plan.model.network, (256,) * 3, (1,) * 3)
+        return demands.memory_mb(plan, "openvino", scan_of("01")), memory.size_of(
+            plan.model.network, (256,) * 3, (1,) * 3
+        )
 
     whole, size = asked()
     rough, _ = asked(precision="bf16")

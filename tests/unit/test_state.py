@@ -49,20 +49,20 @@ class World:
     def make(self, **config) -> None:
         """All results, current for this configuration."""
         plan = self.plan(**config)
-        for engine, scan in plan.states:
+        for engine, scan in plan.identities.states:
             self.run(plan, engine, scan)
         for path in [*plan.wanted_runs(), *plan.wanted_once(), *plan.aggregates().values()]:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             Path(path).touch()
-        for engine, scan in plan.states:
+        for engine, scan in plan.identities.states:
             if engine != "reference":
-                made_by = plan.step_key("picture.py")
+                made_by = plan.identities.step_key("picture.py")
                 info = b"tEXtsynthseg-native\0" + made_by.encode()
                 Path(plan.path("picture", engine, scan)).write_bytes(
                     (len(info) - 4).to_bytes(4, "big") + info + b"more"
                 )
                 if scan in plan.compared:
-                    compared = {"made_by": plan.step_key("compare.py")}
+                    compared = {"made_by": plan.identities.step_key("compare.py")}
                     Path(plan.path("compare", engine, scan)).write_text(json.dumps(compared))
         rows = len(plan.scans) * len(plan.engines)
         Path(plan.aggregates()["summary"]).write_text("\n".join(["status", *["ok"] * rows]) + "\n")
@@ -76,7 +76,7 @@ class World:
             Path(path).write_text(f"{name} of {scan}")
         record = {
             "status": "ok",
-            "key": plan.identity(engine, scan),
+            "key": plan.identities.of(engine, scan),
             "input": {"sha256": sha256(plan.image_path(scan))},
             "model": {"weights_sha256": sha256(plan.weights) if not plan.fetched else None},
             "files": {name: sha256(path) for name, path in files.items() if name != "record"},
@@ -88,9 +88,12 @@ class World:
         """{"01": text of the native run's state, "01 reference": ...}, those that are not current."""
         plan = self.plan(**config)
         names = {
-            (engine, scan): scan[4:6] + ("" if engine == "openvino" else f" {engine}") for engine, scan in plan.states
+            (engine, scan): scan[4:6] + ("" if engine == "openvino" else f" {engine}")
+            for engine, scan in plan.identities.states
         }
-        return {names[pair]: str(found) for pair, found in plan.states.items() if found.word != current.CURRENT}
+        return {
+            names[pair]: str(found) for pair, found in plan.identities.states.items() if found.word != current.CURRENT
+        }
 
 
 @pytest.fixture
@@ -240,20 +243,20 @@ def replace(path, old, new):
 
 def test_words_limits_and_colours_run_no_network(copied):
     package, model = copied.root / "src/synthseg_native", copied.root / "models/compact2mm"
-    before = copied.plan().step_key("picture.py"), copied.plan().step_key("compare.py")
+    before = copied.plan().identities.step_key("picture.py"), copied.plan().identities.step_key("compare.py")
     replace(package / "cli.py", 'help="half the time', 'help="about half the time')
     replace(package / "reference.py", "description=", "epilog='more words', description=")
     replace(package / "pipeline/segment.py", '"""One scan', '"""A scan')
     assert copied.states() == {}
-    assert (copied.plan().step_key("picture.py"), copied.plan().step_key("compare.py")) == before
+    assert (copied.plan().identities.step_key("picture.py"), copied.plan().identities.step_key("compare.py")) == before
 
     replace(package / "results/quality.py", "MIN_CONFIDENCE = 0.70", "MIN_CONFIDENCE = 0.71")
-    limit = copied.plan().step_key("picture.py")
-    assert limit != before[0] and copied.plan().step_key("compare.py") == before[1]
+    limit = copied.plan().identities.step_key("picture.py")
+    assert limit != before[0] and copied.plan().identities.step_key("compare.py") == before[1]
     replace(model / "labels.tsv", "#f5f5f5", "#f5f5f6")
-    assert copied.plan().step_key("picture.py") != limit
+    assert copied.plan().identities.step_key("picture.py") != limit
     replace(model / "labels.tsv", "left thalamus", "left thalamus proper")
-    assert copied.plan().step_key("compare.py") != before[1]
+    assert copied.plan().identities.step_key("compare.py") != before[1]
     assert copied.states() == {}
     plan = copied.plan()
     again = {plan.path(name, "openvino", scan) for name in ("picture", "compare") for scan in plan.scans}
@@ -427,7 +430,7 @@ def test_results_of_a_vanished_image_stay(world, tmp_path):
 
 def test_results_of_an_earlier_version_are_made_again_once(world):
     plan = world.plan()
-    for pair in plan.states:
+    for pair in plan.identities.states:
         path = Path(plan.path("record", *pair))
         record = json.loads(path.read_text())
         del record["key"]["form"], record["files"]

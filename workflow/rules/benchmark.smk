@@ -23,13 +23,13 @@ rule benchmark:
         "<results>/logs/benchmark.log",
     threads: lambda wildcards: workflow.resource_settings.cores or 1  # without --cores, for a report, one is as good
     resources:
-        mem_mb=lambda wildcards: PLAN.benchmark_memory(),
-        runtime=PLAN.benchmark_minutes(),
+        mem_mb=lambda wildcards: demands.benchmark_memory(PLAN),
+        runtime=demands.benchmark_minutes(PLAN),
         slurm_extra="--exclusive",
     params:
         python=PYTHON,
         code=CODE,
-        settings=lambda wildcards: PLAN.benchmark_settings(),
+        settings=lambda wildcards: PLAN.identities.benchmark_settings(),
         scans=lambda wildcards, input: PLAN.benchmark_scans(),
         pythons=PYTHONS,
         model=MODEL,

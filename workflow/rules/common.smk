@@ -19,7 +19,7 @@ from synthseg_native.cohort import handover
 handover.take_over(workflow.main_snakefile)
 
 from synthseg_native import memory
-from synthseg_native.cohort import deploy, environments, job, report_labels, state
+from synthseg_native.cohort import demands, deploy, environments, job, report_labels, state
 from synthseg_native.cohort.paths import Patterns
 from synthseg_native.cohort.plan import Plan
 from synthseg_native.errors import SynthSegError
@@ -114,7 +114,7 @@ def step_code(script):
 
     Pictures and comparisons keep it, and are asked themselves (`make_again`): theirs is not for Snakemake to compare.
     """
-    return PLAN.step_key(script)
+    return PLAN.identities.step_key(script)
 
 
 def there(paths):

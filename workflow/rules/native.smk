@@ -20,13 +20,13 @@ rule native:
     priority: 20
     threads: PLAN.config["threads"]
     resources:
-        mem_mb=lambda wildcards: PLAN.memory(wildcards.engine, wildcards.scan),
+        mem_mb=lambda wildcards: demands.memory_mb(PLAN, wildcards.engine, wildcards.scan),
         runtime=PLAN.minutes + 10,  # the step ends by itself first, and says why
     params:
         python=PYTHON,
         code=CODE,
         image=IMAGE,
-        settings=lambda wildcards, input: PLAN.native_settings(wildcards.engine, wildcards.scan),
+        settings=lambda wildcards, input: PLAN.identities.native_settings(wildcards.engine, wildcards.scan),
         engine_python=ENGINE_PYTHON,
         model=MODEL,
         weights=WEIGHTS,

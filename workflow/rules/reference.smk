@@ -16,13 +16,13 @@ rule reference:
     priority: 10
     threads: PLAN.config["threads"]
     resources:
-        mem_mb=lambda wildcards: PLAN.memory("reference", wildcards.scan),
+        mem_mb=lambda wildcards: demands.memory_mb(PLAN, "reference", wildcards.scan),
         runtime=PLAN.minutes + 10,  # the step ends by itself first, and says why
     params:
         python=PYTHON,
         code=CODE,
         image=IMAGE,
-        settings=lambda wildcards, input: PLAN.reference_settings(wildcards.scan),
+        settings=lambda wildcards, input: PLAN.identities.reference_settings(wildcards.scan),
         reference_python=REFERENCE_PYTHON,
         model=MODEL,
         weights=WEIGHTS,

@@ -5,6 +5,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from synthseg_native.cohort import manifest as manifests
+from synthseg_native.cohort.identities import Identities
 from synthseg_native.cohort.plan import Plan
 from synthseg_native.cohort.samples import Scan
 
@@ -20,6 +21,7 @@ class JobPlan(Plan):
     def __init__(self, config: dict, root: Path, manifest: Path, scans: list[str]):
         self._rows = {name: manifests.read_scan(manifest, name)[1] for name in scans}
         super().__init__(config, root)
+        self.identities = _AsPlanned(self, self._rows)
 
     def _read_scans(self) -> dict[str, Scan]:
         return {
@@ -30,9 +32,16 @@ class JobPlan(Plan):
     def _compared(self) -> list[str]:
         return [name for name, row in self._rows.items() if row.compared]
 
-    def identity(self, engine: str, scan: str) -> dict:
-        """What the manifest says of a run."""
-        return self._rows[scan].runs[engine].identity
+
+class _AsPlanned(Identities):
+    """What the manifest says of each run."""
+
+    def __init__(self, plan: Plan, rows: dict[str, manifests.Scan]):
+        super().__init__(plan)
+        self.rows = rows
+
+    def of(self, engine: str, scan: str) -> dict:
+        return self.rows[scan].runs[engine].identity
 
 
 def plan_of(config: dict, root: Path, arguments: list[str]) -> JobPlan | None:

@@ -1,37 +1,24 @@
-"""What the rules ask of a configuration and its sheet: which runs there are, their files, their identity.
+"""What the rules ask of a configuration and its sheet: which runs there are, and their files.
 
-What happens before the first job and after the last is `deploy`'s.
+What runs depend on, and the state of their results: `identities`. What jobs ask for: `demands`. What happens before the
+first job and after the last: `deploy`.
 """
 
 import functools
 import os
 from pathlib import Path
 
-import nibabel as nib
-
-from synthseg_native import memory
 from synthseg_native.cohort import config as configuration
-from synthseg_native.cohort import containers, demo, environments, paths, ranking, runs, state
+from synthseg_native.cohort import demo, environments, paths, ranking, state
 from synthseg_native.cohort import manifest as manifests
+from synthseg_native.cohort.identities import Identities
 from synthseg_native.cohort.paths import Patterns
 from synthseg_native.cohort.samples import Scan, openable, read_samples
 from synthseg_native.errors import SynthSegError
-from synthseg_native.identity import current, keys, stages
+from synthseg_native.identity import keys
 from synthseg_native.identity.contents import Contents
 from synthseg_native.networks import cards as models
 from synthseg_native.networks import weights
-
-EXISTING_MB = 3000  # to take a label map that is already there
-
-
-def header_of(image):
-    """Shape and voxel sizes (mm), (3,) each, of a scan; (None, None) where its header cannot be read."""
-    try:
-        header = nib.load(image).header
-        shape = [n for n in header.get_data_shape() if n != 1]
-        return (shape, [float(size) for size in header.get_zooms()[:3]]) if len(shape) == 3 else (None, None)
-    except Exception:  # whatever is wrong with it, the run says
-        return None, None
 
 
 class Plan:
@@ -66,6 +53,7 @@ class Plan:
         if self.demo_images and not dry_run and not os.environ.get("SYNTHSEG_NATIVE_CODE"):  # said once, not by jobs
             environments.say(f"this is the demonstration: phantoms and a small model; {demo.WHAT_TO_CHANGE}")
         self.engines = self._chosen_engines(dry_run)
+        self.identities = Identities(self)
 
     def _chosen_model(self) -> models.Model:
         """The model that the configuration names: there is no default, and a small one never passes for SynthSeg."""
@@ -116,10 +104,6 @@ class Plan:
             raise SynthSegError("usage", f"{wrong}: {path}: no such weights file: correct the path, or leave it out")
         return str(path)
 
-    def weights_key(self) -> str:
-        """Official weights are known by their card, wherever they lie; others by their content."""
-        return self.model.weights.sha256[:12] if self.fetched else self.contents.digest(self.weights)
-
     def _compared(self) -> list[str]:
         """The scans that get a reference run, as reference.subjects says."""
         names, wanted = sorted(self.scans), self.reference["subjects"]
@@ -169,36 +153,20 @@ class Plan:
         """The same for the benchmark."""
         return [image for scan in self.benchmarked for image in self.image(scan)]
 
-    def image_key(self, scan: str) -> str | None:
-        """The content of a scan's image; the last one where it vanished, None where it never was there."""
-        return self.contents.digest(self.scans[scan].image)
-
-    def existing_key(self, scan: str) -> str | None:
-        """Reference kind existing: the content of the user's label map; the last one where it vanished."""
-        if self.reference["kind"] != "existing":
-            return None
-        pattern = self.reference["pattern"]
-        found = [self.contents.digest(path) for path in runs.find_existing(pattern, self.scans[scan])]
-        return self.contents.kept(f"{pattern} {scan}", keys.digest(*found) if found else None)
-
     def wanted_runs(self) -> list[str]:
         """Every file that runs, pictures and comparisons make for the sheet; see `wanted_of`."""
-        files = [path for engine, scan in self.states for path in self.wanted_of(engine, scan)]
+        files = [path for engine, scan in self.identities.states for path in self.wanted_of(engine, scan)]
         pairs = [(engine, scan) for engine in self.engines for scan in self.compared]
-        return files + [self.path("compare", *pair) for pair in pairs if self.is_comparable(*pair)]
+        return files + [self.path("compare", *pair) for pair in pairs if self.identities.is_comparable(*pair)]
 
     def wanted_of(self, engine: str, scan: str) -> list[str]:
         """A run's results and its picture that can be asked for: none of a label map that the user changed, those that
         are there where the image vanished."""
-        if self.is_kept(engine, scan):
+        if self.identities.is_kept(engine, scan):
             return []
         files = list(self.files(engine, scan).values())
         files += [] if engine == "reference" else [self.path("picture", engine, scan)]
-        return [path for path in files if Path(path).exists()] if self.is_lasting(engine, scan) else files
-
-    def is_comparable(self, engine: str, scan: str) -> bool:
-        """Whether neither the native label map nor the reference's was changed by hand."""
-        return not (self.is_kept(engine, scan) or self.is_kept("reference", scan))
+        return [path for path in files if Path(path).exists()] if self.identities.is_lasting(engine, scan) else files
 
     def wanted_once(self) -> list[str]:
         """The verifications and the benchmark's tables."""
@@ -210,149 +178,6 @@ class Plan:
         """The interpreter of every environment that a step may need, whether it has been made yet or not."""
         names = sorted({*self.engines, "tensorflow", "demo"})
         return {name: str(environments.python(name)) for name in names}
-
-    # --- identity ----------------------------------------------------------------------------------------------------
-
-    def step_key(self, script: str) -> str:
-        """What a step that runs no network depends on beside its inputs: its code, what is shown, thresholds."""
-        stage = next(stage for stage in stages.STAGES.values() if script in stage.scripts)
-        known = {"display": stages.display_digest(self.model), "thresholds": self.config["equivalence"]}
-        settings = {name: known[name] for name in stage.settings if name in known}
-        code = stages.codes([stage.name], package=self.package)[stage.name]
-        return keys.digest(code, keys.settings_json(**settings))
-
-    def identity(self, engine: str, scan: str) -> dict:
-        """What makes the results of a run ("reference" is one), as `identity.current` compares it.
-
-        It is also what the run is told, so it holds more than counts.
-        """
-        return self._reference_identity(scan) if engine == "reference" else self._native_identity(engine, scan)
-
-    def native_settings(self, engine: str, scan: str) -> str:
-        """`identity` of a native run, as JSON."""
-        return keys.settings_json(**self.identity(engine, scan))
-
-    def reference_settings(self, scan: str) -> str:
-        """`identity` of a reference run, as JSON."""
-        return keys.settings_json(**self.identity("reference", scan))
-
-    def _native_identity(self, engine: str, scan: str) -> dict:
-        return self._shared_identity("native", engine) | {
-            "ct": self.scans[scan].ct,
-            "accept": list(self.scans[scan].accept),
-            "content": self.image_key(scan),
-        }
-
-    def _reference_identity(self, scan: str) -> dict:
-        return self._shared_identity("reference") | {
-            "ct": self.scans[scan].ct,
-            "accept": list(self.scans[scan].accept),
-            "content": self.image_key(scan),
-            "existing": self.existing_key(scan),
-        }
-
-    @functools.cache  # noqa: B019 (there is one plan in a process)
-    def _shared_identity(self, kind: str, engine: str = "") -> dict:
-        """What all scans have in common."""
-        how = {name: self.config[name] for name in ("threads", "mode")} | {"crop": self.crop}
-        if kind == "native":
-            return current.identity(
-                stages.NATIVE,
-                self.package,
-                engine=engine,
-                precision=self.config["precision"],
-                device=self.config["device"],
-                interpolation=self.config["interpolation"],
-                model=stages.model_digest(self.model),
-                weights=self.weights_key(),
-                environment=environments.lock_hash(engine),
-                **how,
-            )
-        reference = self.reference
-        own, container = reference["kind"] == "own", reference["runtime"] in containers.RUNTIMES
-        found = current.identity(
-            stages.reference_stages(reference["kind"], reference["runtime"]),
-            self.package,
-            **{name: reference[name] for name in ("kind", "runtime", "image", "platform", "pattern")},
-            **(how if reference["kind"] != "existing" else {}),
-            model=stages.model_digest(self.model),
-            weights=self.weights_key() if own else None,
-            environment=environments.lock_hash("tensorflow") if own and not container else None,
-            key=containers.image_key(reference["base_image"], reference["platform"]) if own and container else None,
-        )
-        if container:  # as they are really used, defaults and all
-            found["image"], found["platform"] = containers.image_of(found), containers.platform_of(found)
-            found["flags"] = containers.UPSTREAM_MODELS[self.model.name] if not own else []
-        return found
-
-    @functools.cached_property
-    def states(self) -> dict[tuple[str, str], current.State]:
-        """The state of every run that the sheet asks for, (engine, scan) -> state, from what its results say."""
-        pairs = [(engine, scan) for engine in self.engines for scan in self.scans]
-        pairs += [("reference", scan) for scan in self.compared]
-        return {pair: self._state(*pair) for pair in pairs}
-
-    def _state(self, engine: str, scan: str) -> current.State:
-        files = self.files(engine, scan)
-        failure = paths.failure_of(f"{self.state}/failed", engine, scan, files["record"])
-        return current.run_state(files, self.identity(engine, scan), self.contents, failure)
-
-    def is_kept(self, engine: str, scan: str) -> bool:
-        """Whether a run's label map was changed by hand and is left alone."""
-        return self.states[engine, scan].word == current.EDITED and self.config["edited"] == "keep"
-
-    def is_lasting(self, engine: str, scan: str) -> bool:
-        """Whether a run cannot be made again, because its image vanished, and has results to keep."""
-        image = self.scans[scan].image
-        if image in self.demo_images or Path(image).exists():
-            return False
-        return any(Path(path).exists() for path in self.files(engine, scan).values())
-
-    def benchmark_settings(self) -> str:
-        """How often the benchmark runs, and what its runs depend on, as JSON."""
-        referenced = self.reference["runtime"] != "none" and self.reference["kind"] != "existing"
-        return keys.settings_json(
-            repeats=self.config["benchmark"]["repeats"],
-            warmups=self.config["benchmark"]["warmups"],
-            threads=self.config["threads"],
-            native={s: [self.identity(e, s) for e in self.engines] for s in self.benchmarked},
-            reference={s: self.identity("reference", s) for s in self.benchmarked if referenced},
-            code=self.step_key("benchmark.py"),
-        )
-
-    # --- memory ------------------------------------------------------------------------------------------------------
-
-    def memory(self, engine: str, scan: str) -> int:
-        """MB (10^6 bytes) that a run ("reference" is one) asks for, from the scan's header.
-
-        Of a scan that cannot be read, or is not there yet, the model card's figure. memory_mb in the configuration
-        overrides.
-        """
-        if self.config["memory_mb"]:
-            return self.config["memory_mb"]
-        if engine == "reference" and self.reference["kind"] == "existing":
-            return EXISTING_MB
-        size = self._size(scan)
-        if size is None:
-            return self.model.memory_mb
-        device = "gpu" if engine == "torch" and self.config["device"] != "cpu" else "cpu"
-        precision = "float32" if engine == "reference" else self.config["precision"]
-        return memory.declared_mb(memory.predict(size, engine, precision, device))
-
-    @functools.cache  # noqa: B019 (there is one plan in a process)
-    def _size(self, scan):
-        """What memory depends on, from the image's header alone; None where it cannot be read."""
-        shape, voxel_mm = header_of(self.scans[scan].image)
-        return shape and memory.size_of(self.model.network, shape, voxel_mm, self.crop)
-
-    def benchmark_memory(self) -> int:
-        """The same for the benchmark, which runs everything in turn."""
-        return max((self.memory(e, s) for e in (*self.engines, "reference") for s in self.benchmarked), default=1000)
-
-    def benchmark_minutes(self) -> float:
-        """Minutes that the benchmark of one image and engine may take at most."""
-        pairs = self.config["benchmark"]["repeats"] + self.config["benchmark"]["warmups"]
-        return 2 * self.minutes * pairs + 10
 
     def benchmark_scans(self) -> list[str]:
         """The benchmark's scans with their images, as scripts/benchmark.py takes them."""
@@ -385,4 +210,4 @@ class Plan:
         failure = paths.failure_of(f"{self.state}/failed", engine, scan, files["record"])
         if engine != manifests.REFERENCE:
             files |= {name: self.path(name, engine, scan) for name in ("compare", "picture")}
-        return manifests.Run(files, str(failure), self.identity(engine, scan))
+        return manifests.Run(files, str(failure), self.identities.of(engine, scan))

@@ -46,8 +46,10 @@ def to_make(plan: Plan) -> set[str]:
     """
     found = {
         plan.path("record", *pair)
-        for pair, state in plan.states.items()
-        if state.word != current.CURRENT and not plan.is_kept(*pair) and not plan.is_lasting(*pair)
+        for pair, state in plan.identities.states.items()
+        if state.word != current.CURRENT
+        and not plan.identities.is_kept(*pair)
+        and not plan.identities.is_lasting(*pair)
     }
     wanted = [*plan.wanted_runs(), *plan.wanted_once(), *plan.aggregates().values()]
     found |= {path for path in wanted if not Path(path).exists()} | _drawn_or_compared_otherwise(plan)
@@ -62,7 +64,7 @@ def _says_what_is(plan: Plan, summary: str) -> bool:
             said = [row["status"] for row in csv.DictReader(file, delimiter="\t")]
     except (OSError, KeyError, csv.Error):
         return False
-    states = [plan.states[engine, scan] for scan in plan.scans for engine in plan.engines]
+    states = [plan.identities.states[engine, scan] for scan in plan.scans for engine in plan.engines]
     words = {current.CURRENT: {"ok"}, current.EDITED: {current.EDITED}}
     return len(said) == len(states) and all(
         word in words.get(state.word, {word}) for word, state in zip(said, states, strict=True)
@@ -71,11 +73,17 @@ def _says_what_is(plan: Plan, summary: str) -> bool:
 
 def _drawn_or_compared_otherwise(plan: Plan) -> set[str]:
     """Pictures and comparisons that say of themselves that other code, limits or thresholds made them."""
-    drawing, comparing = plan.step_key("picture.py"), plan.step_key("compare.py")
-    pairs = [pair for pair in plan.states if pair[0] != "reference"]
-    pictures = [plan.path("picture", *pair) for pair in pairs if not (plan.is_kept(*pair) or plan.is_lasting(*pair))]
+    drawing, comparing = plan.identities.step_key("picture.py"), plan.identities.step_key("compare.py")
+    pairs = [pair for pair in plan.identities.states if pair[0] != "reference"]
+    pictures = [
+        plan.path("picture", *pair)
+        for pair in pairs
+        if not (plan.identities.is_kept(*pair) or plan.identities.is_lasting(*pair))
+    ]
     compared = set(plan.compared)
-    comparisons = [plan.path("compare", *pair) for pair in pairs if pair[1] in compared and plan.is_comparable(*pair)]
+    comparisons = [
+        plan.path("compare", *pair) for pair in pairs if pair[1] in compared and plan.identities.is_comparable(*pair)
+    ]
     return {path for path in pictures if picture.made_by_of(path) != drawing} | {
         path for path in comparisons if (read_json(path) or {}).get("made_by") != comparing
     }
@@ -84,12 +92,12 @@ def _drawn_or_compared_otherwise(plan: Plan) -> set[str]:
 def lines(plan: Plan) -> list[str]:
     """What a call says before its first job: what is made again and why, what was edited, what cannot be made again."""
     alike: dict[tuple[str, str], list] = {}
-    for (engine, scan), state in plan.states.items():
+    for (engine, scan), state in plan.identities.states.items():
         kind = "reference" if engine == "reference" else "native"
         if state.word == current.EDITED:
-            what = f"{kind} label map", ("kept" if plan.is_kept(engine, scan) else "overwritten")
+            what = f"{kind} label map", ("kept" if plan.identities.is_kept(engine, scan) else "overwritten")
         elif state.word == current.STALE:
-            again = "not again, the image is gone" if plan.is_lasting(engine, scan) else "again"
+            again = "not again, the image is gone" if plan.identities.is_lasting(engine, scan) else "again"
             what = f"{kind} run", f"{again}: {', '.join(state.why)}"
         else:
             continue

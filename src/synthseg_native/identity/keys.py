@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+from os import PathLike
 from pathlib import Path
 
 
-def digest(*parts) -> str:
+def digest(*parts: object) -> str:
     """12 hexadecimal digits of the SHA-256 of text or bytes, in order."""
     sha = hashlib.sha256()
     for part in parts:
@@ -14,12 +15,12 @@ def digest(*parts) -> str:
     return sha.hexdigest()[:12]
 
 
-def file_digest(*paths) -> str:
+def file_digest(*paths: str | PathLike) -> str:
     """`digest` of the contents of files."""
     return digest(*(Path(path).read_bytes() for path in paths))
 
 
-def settings_json(**settings) -> str:
+def settings_json(**settings: object) -> str:
     """Settings as one line of JSON with sorted keys: equal settings, equal text."""
     return json.dumps(settings, sort_keys=True, separators=(",", ":"))
 

@@ -5,7 +5,7 @@ A flag says "look at the picture", not "discard". docs/quality.md says where the
 
 import numpy as np
 
-from synthseg_native.networks.cards import CSF
+from synthseg_native.networks.cards import CSF, Labels
 
 # Volumes (left - right) / mean beyond these are odd; 2 is a structure on one side only.
 ASYMMETRY_LIMITS = {
@@ -42,7 +42,7 @@ FLAGS = {
 }
 
 
-def assess(figures, labels_table) -> dict:
+def assess(figures: dict, labels_table: Labels) -> dict:
     """What is odd about a segmentation by today's limits, ready for JSON.
 
     figures : what `figures.measure` found, maybe long ago · labels_table : `cards.Labels` of its model
@@ -75,7 +75,7 @@ def assess(figures, labels_table) -> dict:
     return {"flags": flags, "remarks": [remark for flag in flags for remark in remarks[flag]], **found}
 
 
-def of_record(record, labels_table) -> dict | None:
+def of_record(record: dict, labels_table: Labels) -> dict | None:
     """`assess` of what a run record holds, by today's limits.
 
     A record of an earlier version has no figures but what was said of them then, which is returned as it is; None
@@ -110,7 +110,7 @@ def _remarks(found, labels_table, confidence, sides) -> dict:
     return remarks
 
 
-def side_pairs(labels_table) -> dict[str, tuple[int, int]]:
+def side_pairs(labels_table: Labels) -> dict[str, tuple[int, int]]:
     """Channels (left, right) of the paired structures by their name without a side, from hemispheres and flip table."""
     return {
         labels_table.names[channel].removeprefix("left "): (channel, int(labels_table.flip[channel]))

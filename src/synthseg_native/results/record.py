@@ -6,12 +6,13 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from synthseg_native import __version__
+from synthseg_native.errors import SynthSegError
 
 SCHEMA = 1
 PHASES = ("start", "read", "network", "postprocess", "write")
 
 
-def new(kind, command) -> dict:
+def new(kind: str, command: list[str]) -> dict:
     """An empty record of a run that starts now. What is not known yet, or never will be here, is None.
 
     kind : "native" or "reference" · command : list of str, without folders of the user where possible
@@ -47,14 +48,15 @@ def new(kind, command) -> dict:
     }
 
 
-def fail(record, error):
+def fail(record: dict, error: SynthSegError) -> None:
     """Note a SynthSegError."""
     record["status"] = "failed"
     record["error"] = {"code": error.code, "message": error.message, "transient": error.transient}
     record["finished"] = now()
 
 
-def succeed(record):
+def succeed(record: dict) -> None:
+    """Note that all went well."""
     record["status"], record["error"] = "ok", None
     record["finished"] = now()
 

@@ -1,0 +1,152 @@
+"""What every run of a plan depends on, and what state its results are in."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from synthseg_native.cohort import containers, environments, paths, runs
+from synthseg_native.identity import current, keys, stages
+
+if TYPE_CHECKING:
+    from synthseg_native.cohort.plan import Plan
+
+
+class Identities:
+    """The identities that a plan wants, and the states of the results that are there; `identity.current` compares.
+
+    plan: a `plan.Plan`. engine: its name, or "reference". scan: the composed name.
+    """
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+
+    def step_key(self, script: str) -> str:
+        """What a step that runs no network depends on beside its inputs: its code, what is shown, thresholds."""
+        stage = next(stage for stage in stages.STAGES.values() if script in stage.scripts)
+        known = {"display": stages.display_digest(self.plan.model), "thresholds": self.plan.config["equivalence"]}
+        settings = {name: known[name] for name in stage.settings if name in known}
+        code = stages.codes([stage.name], package=self.plan.package)[stage.name]
+        return keys.digest(code, keys.settings_json(**settings))
+
+    def of(self, engine: str, scan: str) -> dict:
+        """What makes the results of a run ("reference" is one), as `identity.current` compares it.
+
+        It is also what the run is told, so it holds more than counts.
+        """
+        return self._reference_identity(scan) if engine == "reference" else self._native_identity(engine, scan)
+
+    def native_settings(self, engine: str, scan: str) -> str:
+        """`of` for a native run, as JSON."""
+        return keys.settings_json(**self.of(engine, scan))
+
+    def reference_settings(self, scan: str) -> str:
+        """`of` for a reference run, as JSON."""
+        return keys.settings_json(**self.of("reference", scan))
+
+    def _native_identity(self, engine: str, scan: str) -> dict:
+        return self._shared_identity("native", engine) | {
+            "ct": self.plan.scans[scan].ct,
+            "accept": list(self.plan.scans[scan].accept),
+            "content": self.image_key(scan),
+        }
+
+    def _reference_identity(self, scan: str) -> dict:
+        return self._shared_identity("reference") | {
+            "ct": self.plan.scans[scan].ct,
+            "accept": list(self.plan.scans[scan].accept),
+            "content": self.image_key(scan),
+            "existing": self.existing_key(scan),
+        }
+
+    @functools.cache  # noqa: B019 (there is one in a process)
+    def _shared_identity(self, kind: str, engine: str = "") -> dict:
+        """What all scans have in common."""
+        how = {name: self.plan.config[name] for name in ("threads", "mode")} | {"crop": self.plan.crop}
+        if kind == "native":
+            return current.identity(
+                stages.NATIVE,
+                self.plan.package,
+                engine=engine,
+                precision=self.plan.config["precision"],
+                device=self.plan.config["device"],
+                interpolation=self.plan.config["interpolation"],
+                model=stages.model_digest(self.plan.model),
+                weights=self.weights_key(),
+                environment=environments.lock_hash(engine),
+                **how,
+            )
+        reference = self.plan.reference
+        own, container = reference["kind"] == "own", reference["runtime"] in containers.RUNTIMES
+        found = current.identity(
+            stages.reference_stages(reference["kind"], reference["runtime"]),
+            self.plan.package,
+            **{name: reference[name] for name in ("kind", "runtime", "image", "platform", "pattern")},
+            **(how if reference["kind"] != "existing" else {}),
+            model=stages.model_digest(self.plan.model),
+            weights=self.weights_key() if own else None,
+            environment=environments.lock_hash("tensorflow") if own and not container else None,
+            key=containers.image_key(reference["base_image"], reference["platform"]) if own and container else None,
+        )
+        if container:  # as they are really used, defaults and all
+            found["image"], found["platform"] = containers.image_of(found), containers.platform_of(found)
+            found["flags"] = containers.UPSTREAM_MODELS[self.plan.model.name] if not own else []
+        return found
+
+    def weights_key(self) -> str:
+        """Official weights are known by their card, wherever they lie; others by their content."""
+        return (
+            self.plan.model.weights.sha256[:12] if self.plan.fetched else self.plan.contents.digest(self.plan.weights)
+        )
+
+    def image_key(self, scan: str) -> str | None:
+        """The content of a scan's image; the last one where it vanished, None where it never was there."""
+        return self.plan.contents.digest(self.plan.scans[scan].image)
+
+    def existing_key(self, scan: str) -> str | None:
+        """Reference kind existing: the content of the user's label map; the last one where it vanished."""
+        if self.plan.reference["kind"] != "existing":
+            return None
+        pattern = self.plan.reference["pattern"]
+        found = [self.plan.contents.digest(path) for path in runs.find_existing(pattern, self.plan.scans[scan])]
+        return self.plan.contents.kept(f"{pattern} {scan}", keys.digest(*found) if found else None)
+
+    def benchmark_settings(self) -> str:
+        """How often the benchmark runs, and what its runs depend on, as JSON."""
+        referenced = self.plan.reference["runtime"] != "none" and self.plan.reference["kind"] != "existing"
+        return keys.settings_json(
+            repeats=self.plan.config["benchmark"]["repeats"],
+            warmups=self.plan.config["benchmark"]["warmups"],
+            threads=self.plan.config["threads"],
+            native={s: [self.of(e, s) for e in self.plan.engines] for s in self.plan.benchmarked},
+            reference={s: self.of("reference", s) for s in self.plan.benchmarked if referenced},
+            code=self.step_key("benchmark.py"),
+        )
+
+    @functools.cached_property
+    def states(self) -> dict[tuple[str, str], current.State]:
+        """The state of every run that the sheet asks for, (engine, scan) -> state, from what its results say."""
+        pairs = [(engine, scan) for engine in self.plan.engines for scan in self.plan.scans]
+        pairs += [("reference", scan) for scan in self.plan.compared]
+        return {pair: self._state(*pair) for pair in pairs}
+
+    def _state(self, engine: str, scan: str) -> current.State:
+        files = self.plan.files(engine, scan)
+        failure = paths.failure_of(f"{self.plan.state}/failed", engine, scan, files["record"])
+        return current.run_state(files, self.of(engine, scan), self.plan.contents, failure)
+
+    def is_kept(self, engine: str, scan: str) -> bool:
+        """Whether a run's label map was changed by hand and is left alone."""
+        return self.states[engine, scan].word == current.EDITED and self.plan.config["edited"] == "keep"
+
+    def is_lasting(self, engine: str, scan: str) -> bool:
+        """Whether a run cannot be made again, because its image vanished, and has results to keep."""
+        image = self.plan.scans[scan].image
+        if image in self.plan.demo_images or Path(image).exists():
+            return False
+        return any(Path(path).exists() for path in self.plan.files(engine, scan).values())
+
+    def is_comparable(self, engine: str, scan: str) -> bool:
+        """Whether neither the native label map nor the reference's was changed by hand."""
+        return not (self.is_kept(engine, scan) or self.is_kept("reference", scan))
