@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from synthseg_native import cli
+from synthseg_native import options
 from synthseg_native.cohort import environments, ranking
 from synthseg_native.engines import NAMES
 from synthseg_native.errors import SynthSegError
@@ -188,7 +188,7 @@ def test_torch_without_a_gpu_is_for_the_cpu_by_name_only(monkeypatch):
 )
 def test_without_the_launcher_the_runtime_that_is_there_is_taken(monkeypatch, capsys, there, engine, says):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name in there else None)
-    assert cli._engine_here() == engine
+    assert options._engine_here() == engine
     line = f"engine auto: {engine}, whose runtime is in this environment\n"
     assert capsys.readouterr() == ("", line if says else "")
     assert cli.parser().get_default("engine") == ranking.AUTO
