@@ -9,6 +9,7 @@ import pytest
 
 from synthseg_native import reference
 from synthseg_native.engines import tensorflow as engine
+from synthseg_native.networks.layers import layer_table
 from synthseg_native.results import record
 from synthseg_native.verification import tensorflow as verification
 
@@ -32,7 +33,7 @@ def seen(tmp_path, monkeypatch):
 
 
 def test_the_engine_asks_for_it(seen):
-    assert seen(lambda: engine.build([], {}, (8, 8, 8))) == "oneDNN 1"
+    assert seen(lambda: engine.build(layer_table(levels=2, features=2, labels=2), {})) == "oneDNN 1"
 
 
 def test_the_verification_sees_what_the_engine_runs_with(seen):

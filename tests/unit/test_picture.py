@@ -339,5 +339,5 @@ def test_a_picture_says_what_drew_it(tmp_path):
     info.add_text(picture.MADE_BY, "0123456789ab")
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png", pnginfo=info)
     Image.new("RGB", (4, 4)).save(tmp_path / "b.png")
-    assert picture.made_by_of(tmp_path / "a.png") == "0123456789ab"
-    assert picture.made_by_of(tmp_path / "b.png") is None and picture.made_by_of(tmp_path / "c.png") is None
+    assert picture.made_by_of((tmp_path / "a.png").read_bytes()[:1024]) == "0123456789ab"
+    assert picture.made_by_of((tmp_path / "b.png").read_bytes()[:1024]) is None and picture.made_by_of(b"") is None

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from synthseg_native import options
+from synthseg_native import cli, options
 from synthseg_native.cohort import environments, ranking
 from synthseg_native.engines import NAMES
 from synthseg_native.errors import SynthSegError

@@ -84,9 +84,18 @@ def _drawn_or_compared_otherwise(plan: Plan) -> set[str]:
     comparisons = [
         plan.path("compare", *pair) for pair in pairs if pair[1] in compared and plan.identities.is_comparable(*pair)
     ]
-    return {path for path in pictures if picture.made_by_of(path) != drawing} | {
+    return {path for path in pictures if _drawn_by(path) != drawing} | {
         path for path in comparisons if (read_json(path) or {}).get("made_by") != comparing
     }
+
+
+def _drawn_by(path: str) -> str | None:
+    """What drew a picture, as the file says; None where it does not, or there is none."""
+    try:
+        with Path(path).open("rb") as file:
+            return picture.made_by_of(file.read(1024))
+    except OSError:
+        return None
 
 
 def lines(plan: Plan) -> list[str]:

@@ -9,7 +9,6 @@ import textwrap
 import threading
 from collections.abc import Sequence
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 
@@ -277,13 +276,8 @@ def _png(canvas, panels, title, subtitle, lines, made_by):
     return png.getvalue()
 
 
-def made_by_of(path: str | Path) -> str | None:
-    """The word that a picture was drawn with; None without one, or where there is no picture."""
-    try:
-        with Path(path).open("rb") as file:
-            start = file.read(1024)
-    except OSError:
-        return None
+def made_by_of(start: bytes) -> str | None:
+    """The word that a picture was drawn with; None without one. start : the file's first kilobyte."""
     _, found, rest = start.partition(f"tEXt{MADE_BY}".encode() + b"\0")
     length = int.from_bytes(start[start.find(b"tEXt") - 4 :][:4], "big") - len(MADE_BY) - 1
     return rest[:length].decode("latin-1") if found else None
