@@ -51,6 +51,8 @@ def deploy(plan: Plan, here: bool = True) -> None:
     nothing: one line, and the reference runs fail one by one. here: whether the jobs run on this machine. Raises
     SetupError, and SynthSegError for weights and for torch where no GPU is seen.
     """
+    environments.run_snapshot()  # a target that asks for no scan has not made them
+    prepare(plan)
     used = plan.compared or plan.benchmarked
     for engine in plan.engines if here else []:
         if why := ranking.without_gpu(engine, plan.config["device"]):

@@ -7,14 +7,16 @@ another folder, or gone.
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from synthseg_native.cohort.paths import read_json, write_text
-from synthseg_native.identity import current
+from synthseg_native.identity import current, keys
 from synthseg_native.results import picture
 
 if TYPE_CHECKING:
+    from synthseg_native.cohort.manifest import Manifest
     from synthseg_native.cohort.plan import Plan
 
 FOLDER = ".state"
@@ -57,18 +59,35 @@ def to_make(plan: Plan) -> set[str]:
     return found | ({summary} if failed_mark(plan.state).exists() or not _says_what_is(plan, summary) else set())
 
 
+def told(manifest: Manifest, words: dict[tuple[str, str], str]) -> str:
+    """What a summary tells, as a digest: the rows of the sheet and the state of every run.
+
+    words: (engine, scan) -> word of its `current.State`. Paths and identities are not in it: a summary does not tell
+    them, or the state does.
+    """
+    about = [manifest.engines, manifest.model["name"], manifest.reference, manifest.benchmark]
+    rows = [
+        [scan.scan, scan.entities, scan.sheet, *(words[e, scan.scan] for e in scan.runs)] for scan in manifest.scans
+    ]
+    return keys.digest(json.dumps([about, rows], sort_keys=True))
+
+
+def told_file(results: str | Path) -> Path:
+    """Where the summary leaves `told`."""
+    return Path(results, FOLDER, "told")
+
+
 def _says_what_is(plan: Plan, summary: str) -> bool:
-    """Whether a summary has a row for every native run, and the word of each that stays as it is."""
+    """Whether a summary is of today's sheet and of the states that runs have now."""
     try:
+        words = {pair: state.word for pair, state in plan.identities.states.items()}
+        if told_file(plan.results).read_text(encoding="utf-8").strip() != told(plan.manifest, words):
+            return False
         with Path(summary).open(encoding="utf-8", newline="") as file:
             said = [row["status"] for row in csv.DictReader(file, delimiter="\t")]
-    except (OSError, KeyError, csv.Error):
+    except (OSError, KeyError, ValueError, csv.Error):
         return False
-    states = [plan.identities.states[engine, scan] for scan in plan.scans for engine in plan.engines]
-    words = {current.CURRENT: {"ok"}, current.EDITED: {current.EDITED}}
-    return len(said) == len(states) and all(
-        word in words.get(state.word, {word}) for word, state in zip(said, states, strict=True)
-    )
+    return len(said) == len(plan.scans) * len(plan.engines)
 
 
 def _drawn_or_compared_otherwise(plan: Plan) -> set[str]:

@@ -52,17 +52,18 @@ class Contents:
         """The first 12 hexadecimal digits of `sha256`, as identities hold it."""
         return (self.sha256(path) or "")[:12] or None
 
-    def is_as_made(self, path: str | os.PathLike, sha256: str, record: os.stat_result) -> bool:
+    def is_as_made(self, path: str | os.PathLike, sha256: str, record: os.stat_result | None) -> bool:
         """Whether a result still has the contents that its record names.
 
         Results are published together, the record last. So a file that neither was changed nor moved since, by both of
-        its times, is not read; any other is. record: what the file system says of the record.
+        its times, is not read; any other is. record: what the file system says of the record; None where its times say
+        nothing, because the record itself was copied or touched since.
         """
         try:
             about = Path(path).stat()
         except OSError:
             return False
-        if about.st_mtime_ns <= record.st_mtime_ns and about.st_ctime_ns <= record.st_ctime_ns:
+        if record and about.st_mtime_ns <= record.st_mtime_ns and about.st_ctime_ns <= record.st_ctime_ns:
             return True
         return self.sha256(path) == sha256
 

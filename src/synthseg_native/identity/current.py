@@ -8,12 +8,14 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from synthseg_native.identity import stages
 from synthseg_native.identity.contents import Contents
 
 CURRENT, STALE, EDITED, MISSING, FAILED = "current", "stale", "edited", "missing", "failed"
+PUBLISHED_S = 60  # within which results lie in their places when their run has ended
 LABEL_MAPS = ("dseg", "dseg_native", "o", "native_grid")  # results that people correct by hand
 
 WHY = {
@@ -97,7 +99,8 @@ def run_state(files: dict[str, str], wanted: dict, contents: Contents, failure: 
     if not isinstance(record, dict) or record.get("status") != "ok":
         others = any(Path(path).exists() for name, path in files.items() if name != "record")
         return State(MISSING, ("its run record is missing" if others else "has not run",))
-    as_made = lambda path, sha256: contents.is_as_made(path, sha256, about)  # noqa: E731
+    times = about if _is_of_its_run(about.st_mtime, record) else None
+    as_made = lambda path, sha256: contents.is_as_made(path, sha256, times)  # noqa: E731
     made = record.get("files")
     return state_of(files, made if isinstance(made, dict) else {}, recorded_identity(record), wanted, as_made)
 
@@ -165,6 +168,14 @@ def made_by(record: dict) -> dict:
     if found["engine"] in engines.ANY_THREADS:
         del found["threads"]
     return found
+
+
+def _is_of_its_run(modified_s: float, record: dict) -> bool:
+    """Whether a record was written when its run ended, and neither copied without its times nor touched since."""
+    try:
+        return abs(datetime.fromisoformat(_finished(record)).timestamp() - modified_s) < PUBLISHED_S
+    except ValueError:
+        return False
 
 
 def _finished(record) -> str:
