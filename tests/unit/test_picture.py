@@ -307,7 +307,7 @@ def step(tmp_path, table, root):
 @pytest.mark.slow
 def test_the_step_draws(step, tmp_path):
     done = step()
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"picture: {tmp_path / 'o/a.png'}\n", "")
     assert [path.name for path in (tmp_path / "o").iterdir()] == ["a.png"]
     page = np.asarray(Image.open(tmp_path / "o/a.png")).astype(int)
     assert page.shape == (1100, 1600, 3)
