@@ -33,7 +33,7 @@ rule summary:
     params:
         python=PYTHON,
         code=CODE,
-        manifest=lambda wildcards: str(PLAN.manifest.path(PLAN.state)),
+        manifest=lambda wildcards, input: str(PLAN.manifest.path(PLAN.state)),  # a path; what it says is `state.told`'s
         failed_mark=FAILED_MARK,
         step=lambda wildcards: step_code("summarise.py"),
     message:
