@@ -5,9 +5,9 @@ import json
 import sys
 from pathlib import Path
 
-from synthseg_native.cohort.paths import write_json
 from synthseg_native.compare import compare_label_maps, verdict_text
 from synthseg_native.errors import SynthSegError
+from synthseg_native.files import write_json
 
 
 def main(argv=None) -> int:

@@ -41,9 +41,8 @@ def draw(arguments):
     labels = read(arguments.dseg, lambda path: np.asarray(label_map.dataobj).astype(np.int32))
     found = read(arguments.volumes, lambda path: soft_volumes(path, labels_table))
     qc = read(arguments.record, lambda path: assessed(path, labels_table))
-    image = reading.read(
-        arguments.image, reading.ACCEPTABLE
-    )  # whether it may be taken was decided when it was segmented
+    # Whether it may be taken was decided when it was segmented.
+    image = reading.read(arguments.image, reading.ACCEPTABLE)
     with Staged() as staged:
         drawn = picture.draw(
             image.data,

@@ -4,12 +4,12 @@ Paths follow SynthSeg: an image, a folder of images, or a text file with one pat
 single image with a folder for its results, names are derived: ``x.nii.gz`` gives ``x_synthseg.nii.gz``.
 """
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from synthseg_native.errors import SynthSegError
+from synthseg_native.files import read_json
 from synthseg_native.identity import current, stages
 from synthseg_native.scan.formats import IMAGE_EXTENSIONS, image_extension
 from synthseg_native.scan.reading import sha256_of
@@ -272,7 +272,7 @@ def state(job: Job, wanted: dict | None) -> current.State:
         ]
         if source != job.image.name:
             more.append(f"made from another scan, {source}")
-        if "record" in job.outputs and (_json(job.outputs["record"]) or {}).get("status") != "ok":
+        if "record" in job.outputs and (read_json(job.outputs["record"]) or {}).get("status") != "ok":
             more.append("the last run failed")
     except OSError as error:
         return current.State(current.MISSING, (f"{error.filename}: {error.strerror}",))
@@ -297,20 +297,13 @@ def volumes(job: Job) -> dict:
     return _note(job.sidecars["o"])["Volumes"]
 
 
-def _json(path):
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
 def _note(sidecar):
     """What an earlier call remembered in a sidecar; None without one."""
-    content = _json(sidecar)
+    content = read_json(sidecar)
     return content.get(NOTE) if isinstance(content, dict) else None
 
 
 def _ours(sidecar):
     """Whether a JSON file is the metadata of a label map, which may be replaced."""
-    content = _json(sidecar)
+    content = read_json(sidecar)
     return isinstance(content, dict) and (NOTE in content or content.get("Type") == "Discrete")

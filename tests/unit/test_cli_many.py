@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from stand_in import Brightness, affine, head
 
+from processes import hear_ctrl_c
 from synthseg_native import cli, engines
 from synthseg_native.errors import SynthSegError
 from synthseg_native.identity import stages
@@ -506,8 +507,7 @@ def test_ctrl_c_stops_at_once_and_keeps_what_is_done(root, cohort, tmp_path):
     process = subprocess.Popen(
         [str(part) for part in command], env={**os.environ, "PYTHONPATH": str(root / "src")},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        # Background jobs of a shell ignore the signal, and hand that down.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=hear_ctrl_c,
     )  # fmt: skip
     lines = []
     while not lines or lines[-1] != "busy\n":

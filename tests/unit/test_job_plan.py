@@ -55,13 +55,6 @@ def test_a_scan_without_reference_has_none_in_its_job(planned, root):
     assert job.JobPlan(CONFIG, root, manifest, [alone]).compared == []
 
 
-def test_the_scans_of_a_group_and_of_the_benchmark(planned):
-    _, manifest = planned
-    group = [("native", {"engine": "openvino", "scan": SCANS[2]}), ("compare", {"scan": SCANS[2]}), ("verify_env", {})]
-    assert job.scans_of(group, 1, manifest) == [SCANS[2]]
-    assert job.scans_of([("benchmark", {})], 2, manifest) == SCANS[:2]
-
-
 def test_a_process_without_manifest_or_scan_plans_by_itself(planned, root, monkeypatch):
     _, manifest = planned
     monkeypatch.delenv(job.VARIABLE, raising=False)

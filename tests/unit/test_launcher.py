@@ -21,7 +21,7 @@ LAUNCHING = ("scripts/environment.py", "scripts/launch.sh")
 # What the launcher imports before there is an environment.
 STANDARD_LIBRARY_ONLY = ("cli", "cohort/environments", "cohort/installers", "cohort/interpreters", "cohort/paths")
 STANDARD_LIBRARY_ONLY += ("cohort/ranking", "engines/__init__", "errors", "networks/weights", "results/record")
-STANDARD_LIBRARY_ONLY += ("options", "owners", "shared_disk", "verification/verify")
+STANDARD_LIBRARY_ONLY += ("files", "options", "owners", "shared_disk", "verification/verify")
 MAIN = "import os, sys; print(os.getcwd(), os.environ['ENVIRONMENT'], sys.argv[1:])"
 SNAKEFILE = """
 configfile: "config.yaml"

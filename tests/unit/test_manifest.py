@@ -21,7 +21,7 @@ def cohort() -> Manifest:
     model = {"name": "compact2mm", "dir": "models/compact2mm", "research_grade": False}
     reference = {"reference": Run({"dseg": "y"}, "z", {"kind": "own"})}
     scans = [made(1), made(2, **reference), made(3)]
-    return Manifest("results", ["openvino"], model, {"kind": "own", "runtime": "local"}, "2mm", True, scans)
+    return Manifest("results", ["openvino"], model, {"kind": "own", "runtime": "local"}, True, scans)
 
 
 def test_what_is_written_is_what_is_read(cohort, tmp_path):

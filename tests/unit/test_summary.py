@@ -12,12 +12,13 @@ import pytest
 from rule_patterns import patterns
 from synthseg_native.cohort import benchmark
 from synthseg_native.cohort.manifest import Manifest, Run, Scan
-from synthseg_native.cohort.paths import failure_of, write_json, write_text
+from synthseg_native.cohort.paths import failure_of
 from synthseg_native.cohort.samples import read_samples
 from synthseg_native.cohort.summary import summarise
 from synthseg_native.cohort.summary.rows import COLUMNS
 from synthseg_native.cohort.summary.terminal import print_summary
 from synthseg_native.cohort.tables import read_tsv, write_tsv
+from synthseg_native.files import write_json, write_text
 from synthseg_native.identity import stages
 from synthseg_native.networks.cards import read_labels
 from synthseg_native.results.tables import VOLUME_COLUMNS
@@ -51,7 +52,6 @@ class Cohort:
             "engines": ["tensorflow"],
             "model": {"name": model, "dir": str(MODELS[model]), "research_grade": model != "compact2mm"},
             "reference": {"kind": "own", "runtime": runtime},
-            "resolution": "2mm",
             "scans": [
                 {
                     "scan": scan,

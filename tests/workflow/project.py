@@ -7,7 +7,6 @@ run once per input for all projects of a test run (kept_reference.py).
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,8 @@ from pathlib import Path
 import kept_reference
 import nibabel
 import numpy as np
+
+from processes import hear_ctrl_c
 
 ROOT = Path(__file__).parents[2]
 COPIED = ("Snakefile", "workflow", "scripts", "src", "models", "envs", "profiles")
@@ -47,11 +48,6 @@ def write_image(path: Path, seed: int = 0, oriented: bool = True) -> None:
         image.set_qform(None, code=0)
     nibabel.save(image, path)
     assert path.stat().st_size > 1_000_000
-
-
-def _hear_ctrl_c() -> None:
-    """Where the tests themselves run in a shell's background they ignore SIGINT, and so would what they start."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Project:
@@ -140,7 +136,7 @@ class Project:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            preexec_fn=_hear_ctrl_c,
+            preexec_fn=hear_ctrl_c,
         )
 
     def run(self, *arguments, timeout=900, **environment) -> "Call":

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 
-from synthseg_native.cohort.paths import write_text
 from synthseg_native.cohort.samples import COLUMNS, SUFFIXES
 from synthseg_native.errors import SynthSegError
+from synthseg_native.files import write_text
 
 FOLDERS = ("anat", "ct")  # where images of a head are; "ct" is of the draft extension for CT
 EXTENSIONS = (".nii.gz", ".nii")

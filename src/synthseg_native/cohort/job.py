@@ -52,7 +52,7 @@ def plan_of(config: dict, root: Path, arguments: list[str]) -> JobPlan | None:
     manifest, targets = manifest_of_call(), targets_of(arguments)
     if manifest is None or not targets or any("scan" not in wildcards for _, wildcards in targets):
         return None
-    return JobPlan(config, root, manifest, scans_of(targets, 0, manifest))
+    return JobPlan(config, root, manifest, list(dict.fromkeys(wildcards["scan"] for _, wildcards in targets)))
 
 
 def targets_of(arguments: list[str]) -> list[tuple[str, dict]]:
@@ -64,14 +64,6 @@ def targets_of(arguments: list[str]) -> list[tuple[str, dict]]:
     after = arguments[arguments.index("--target-jobs") + 1 :] if "--target-jobs" in arguments else []
     found = (word.partition(":") for word in takewhile(lambda word: not word.startswith("-"), after))
     return [(rule, dict(pair.split("=", 1) for pair in pairs.split(",") if pair)) for rule, _, pairs in found]
-
-
-def scans_of(targets: list[tuple[str, dict]], benchmarked: int, manifest: Path) -> list[str]:
-    """The scans that jobs are about. targets : (rule, wildcards) of each; the benchmark's are the first so many."""
-    named = [wildcards["scan"] for _, wildcards in targets if "scan" in wildcards]
-    if any(rule == "benchmark" for rule, _ in targets):
-        named += [scan.scan for scan in manifests.read(manifest).scans[:benchmarked]]
-    return list(dict.fromkeys(named))
 
 
 def manifest_of_call() -> Path | None:

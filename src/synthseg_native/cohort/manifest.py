@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-from synthseg_native.cohort.paths import write_text
 from synthseg_native.errors import SynthSegError
+from synthseg_native.files import write_text
 from synthseg_native.identity import keys
 
 SCHEMA = 1
@@ -54,14 +54,13 @@ class Scan:
 @dataclass(frozen=True)
 class Manifest:
     """A call's runs. results : folder · model : name, dir, research_grade · reference : kind, runtime, or None
-    resolution : "1mm" or "2mm", of the network's grid · benchmark : whether one is asked for
+    benchmark : whether one is asked for
     """
 
     results: str
     engines: list[str]
     model: dict
     reference: dict | None
-    resolution: str
     benchmark: bool
     scans: list[Scan]
 

@@ -1,12 +1,9 @@
-"""Where every result lies, and how a file appears there whole or not at all."""
+"""Where every result lies."""
 
-import json
 from dataclasses import dataclass, fields
 from os import PathLike
 from pathlib import Path
 from typing import Any
-
-from synthseg_native import owners
 
 
 @dataclass(frozen=True)
@@ -56,28 +53,3 @@ def failure_of(failures: str | PathLike, engine: str, scan: str, record: str | P
     """
     name = Path(record).name.removesuffix("_run.json").removesuffix(".json")
     return Path(failures, engine, scan).with_name(f"{name}.json")
-
-
-def read_json(path: str | PathLike) -> Any:
-    """The contents of a JSON file; None where it is missing or damaged."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def write_text(path: str | PathLike, text: str) -> None:
-    """Write a file beside its place, then rename it: it is there whole or not at all. Line ends stay as given."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{owners.unique()}")
-    try:
-        beside.write_text(text, encoding="utf-8", newline="")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def write_json(path: str | PathLike, value: object) -> None:
-    """Write strict JSON (no NaN) whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

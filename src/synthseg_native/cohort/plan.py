@@ -194,7 +194,6 @@ class Plan:
             engines=self.engines,
             model={"name": model.name, "dir": str(model.folder), "research_grade": model.research_grade},
             reference={name: self.reference[name] for name in ("kind", "runtime")} if self.compared else None,
-            resolution=self.resolution,
             benchmark=bool(self.benchmarked),
             scans=[self._manifest_row(name, scan) for name, scan in self.scans.items()],
         )

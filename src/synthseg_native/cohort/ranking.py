@@ -11,9 +11,9 @@ from os import PathLike
 from pathlib import Path
 
 from synthseg_native.cohort import environments
-from synthseg_native.cohort.paths import read_json, write_json
 from synthseg_native.engines import BF16, NAMES
 from synthseg_native.errors import SynthSegError
+from synthseg_native.files import read_json, write_json
 from synthseg_native.results import record
 from synthseg_native.verification import verify
 

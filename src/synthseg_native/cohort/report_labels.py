@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from synthseg_native.cohort.paths import read_json
+from synthseg_native.files import read_json
 from synthseg_native.networks.cards import Labels
 from synthseg_native.results import quality
 

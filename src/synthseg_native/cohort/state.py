@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from synthseg_native.cohort.paths import read_json, write_text
+from synthseg_native.files import read_json, write_text
 from synthseg_native.identity import current, keys
 from synthseg_native.results import picture
 
@@ -21,13 +21,6 @@ if TYPE_CHECKING:
 
 FOLDER = ".state"
 NAMED = 3  # scans that a line names before it counts the others
-
-
-def write_if_changed(path: Path, text: str) -> None:
-    """Write a text file whole or not at all; untouched where it already says the same."""
-    path = Path(path)
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        write_text(path, text)
 
 
 def failed_mark(state: Path) -> Path:

@@ -7,7 +7,7 @@ from os import PathLike
 
 import pandas as pd
 
-from synthseg_native.cohort.paths import write_text
+from synthseg_native.files import write_text
 
 MISSING = "n/a"
 

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from synthseg_native.files import read_json, write_text
+
 SAY_AFTER_S = 5.0  # of reading, before a line says so
 SAVE_EVERY_S = 60.0  # while files are read: what is killed then loses a minute's work
 
@@ -27,7 +29,7 @@ class Contents:
         self.say = say
         self.known: dict[str, list] = {}
         if self.memory:
-            known = _json(self.memory)
+            known = read_json(self.memory)
             self.known = known if isinstance(known, dict) else {}
         self._saving = self._changed = False
         self._read_files = self._read_bytes = 0
@@ -81,13 +83,7 @@ class Contents:
         """Write the memory, whole or not at all, where it has changed."""
         if not self.memory or not self._changed:
             return
-        self.memory.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.memory.with_name(f".{self.memory.name}.{os.getpid()}")
-        try:
-            beside.write_text(json.dumps(self.known, indent=0, sort_keys=True) + "\n", encoding="utf-8")
-            beside.replace(self.memory)
-        finally:
-            beside.unlink(missing_ok=True)
+        write_text(self.memory, json.dumps(self.known, indent=0, sort_keys=True) + "\n")
         self._changed, self._saved = False, time.monotonic()
 
     def _remember(self, name: str, entry: list) -> None:
@@ -107,10 +103,3 @@ class Contents:
             self.say(f"reading files to know them by their content: {self._read_files} so far, "
                      f"{self._read_bytes / 1e9:.1f} GB; each is read once")  # fmt: skip
         return found
-
-
-def _json(path: Path):
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None

@@ -4,13 +4,12 @@ An identity is a dict for JSON: `form`, `code` ({stage: digest}) and the setting
 than counts. The command and the workflow both ask here; there is no second place.
 """
 
-import json
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from synthseg_native.files import read_json
 from synthseg_native.identity import stages
 from synthseg_native.identity.contents import Contents
 
@@ -90,10 +89,10 @@ def run_state(files: dict[str, str], wanted: dict, contents: Contents, failure: 
     """
     try:
         about = Path(files["record"]).stat()
-        record = _json(files["record"])
+        record = read_json(files["record"])
     except OSError:
         record = None
-    failed = _json(failure) if failure else None
+    failed = read_json(failure) if failure else None
     if isinstance(failed, dict) and _finished(failed) >= _finished(record):
         return State(FAILED, (_at(failed, "error", "message") or "it did not say why",))
     if not isinstance(record, dict) or record.get("status") != "ok":
@@ -128,11 +127,6 @@ def state_of(
     why = [f"{names[name]} is not as it was made" for name in changed]
     why += [] if wanted is None else differences(recorded, wanted)
     return State(STALE, tuple(why)) if why or wanted is None else State(CURRENT)
-
-
-def counts(states: Iterable[State]) -> dict[str, int]:
-    """How many are stale for which known reasons, {reasons in one text: number}, the most first."""
-    return dict(Counter(", ".join(state.why) for state in states if state.word == STALE and state.why).most_common())
 
 
 # What a cohort should not mix: what of a run record changes its numbers, and where it stands there.
@@ -187,10 +181,3 @@ def _at(record, *names):
     for name in names:
         record = record.get(name) if isinstance(record, dict) else None
     return record
-
-
-def _json(path) -> dict | None:
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None

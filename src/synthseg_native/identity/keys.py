@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-from os import PathLike
-from pathlib import Path
 
 
 def digest(*parts: object) -> str:
@@ -13,11 +11,6 @@ def digest(*parts: object) -> str:
         data = part if isinstance(part, bytes) else str(part).encode()
         sha.update(len(data).to_bytes(8, "little") + data)
     return sha.hexdigest()[:12]
-
-
-def file_digest(*paths: str | PathLike) -> str:
-    """`digest` of the contents of files."""
-    return digest(*(Path(path).read_bytes() for path in paths))
 
 
 def settings_json(**settings: object) -> str:

@@ -124,6 +124,7 @@ UNCHANGING = {
     "engines/__init__.py": "finds an engine by its name, which is among the settings",
     "engines/kernels/__init__.py": "empty",
     "errors.py": "sentences and exit codes",
+    "files.py": "files whole or not at all",
     "identity/__init__.py": "empty",
     "identity/code.py": "makes the digests: another form of them is FORM's to say",
     "identity/command.py": "asks this module; what it asks for is among the settings",

@@ -16,7 +16,7 @@ from importlib import metadata
 from os import PathLike
 from pathlib import Path
 
-from synthseg_native import owners
+from synthseg_native.files import read_json, write_text
 from synthseg_native.results import record
 
 SCHEMA = 3  # of the finding; 2: with precisions, 3: TensorFlow with oneDNN
@@ -95,11 +95,9 @@ def ensure_verified(environment: str, folder: str | PathLike) -> dict | None:
 
 def _read(path: Path, wanted: str) -> dict | None:
     """The finding in a file, where it has the wanted fingerprint."""
-    with contextlib.suppress(OSError, ValueError):
-        finding = json.loads(path.read_text(encoding="utf-8"))
-        if (finding.get("schema"), finding.get("fingerprint")) == (SCHEMA, wanted):
-            return finding
-    return None
+    finding = read_json(path)
+    fits = isinstance(finding, dict) and (finding.get("schema"), finding.get("fingerprint")) == (SCHEMA, wanted)
+    return finding if fits else None
 
 
 def verify(environment: str, find_devices: Callable[[], tuple[dict, list, list]] | None = None) -> dict:
@@ -148,14 +146,7 @@ def _versions():
 
 def write(finding: dict, path: str | PathLike) -> None:
     """Write the finding as JSON, whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{owners.unique()}")
-    try:
-        beside.write_text(json.dumps(finding, indent=2) + "\n", encoding="utf-8")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_text(path, json.dumps(finding, indent=2) + "\n")
 
 
 def table(finding: dict) -> str:

@@ -13,13 +13,13 @@ import nibabel as nib
 import numpy as np
 
 from synthseg_native import memory
-from synthseg_native.cohort.paths import read_json
 from synthseg_native.cohort.runs import child
 from synthseg_native.cohort.runs.failures import failure
 from synthseg_native.cohort.runs.files import LOG
 from synthseg_native.cohort.runs.reference import read_volumes_csv
 from synthseg_native.compare import compare_label_maps
 from synthseg_native.errors import SynthSegError
+from synthseg_native.files import read_json
 from synthseg_native.networks.cards import read_labels
 from synthseg_native.results.hashes import labels_sha256
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from synthseg_native.cohort.benchmark import pages, plots, timings
 from synthseg_native.cohort.benchmark.contestants import REFERENCE, UPSTREAM
-from synthseg_native.cohort.paths import write_text
 from synthseg_native.cohort.tables import MISSING, write_tsv
+from synthseg_native.files import write_text
 from synthseg_native.results import record
 from synthseg_native.verification import verify
 

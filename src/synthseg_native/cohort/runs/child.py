@@ -8,8 +8,8 @@ from pathlib import Path
 
 from synthseg_native import measure, memory
 from synthseg_native.cohort import environments
-from synthseg_native.cohort.paths import read_json
 from synthseg_native.cohort.runs.files import LOG, MEASURE, SOURCE
+from synthseg_native.files import read_json
 from synthseg_native.results import record as record_of
 
 MEASURED = "measure.json"

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from synthseg_native.cohort.paths import read_json
 from synthseg_native.cohort.runs import child
 from synthseg_native.cohort.runs.failures import attempt, failure
 from synthseg_native.cohort.runs.files import LOG, NATIVE_FILES, SOURCE, need_image, need_outputs
 from synthseg_native.errors import EXIT_CODES, SynthSegError
+from synthseg_native.files import read_json
 from synthseg_native.identity import keys
 from synthseg_native.results.sidecar import save_json, sidecar
 from synthseg_native.verification import verify

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from synthseg_native import shared_disk
-from synthseg_native.cohort.paths import write_json
 from synthseg_native.cohort.runs import child, work
 from synthseg_native.cohort.runs.failures import system_error, unexpected
 from synthseg_native.cohort.runs.files import RECORD, SOURCE
 from synthseg_native.errors import EXIT_CODES, SynthSegError
+from synthseg_native.files import write_json
 from synthseg_native.results import record as record_of
 
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from synthseg_native import shared_disk
-from synthseg_native.cohort.paths import write_text
 from synthseg_native.cohort.runs.files import NATIVE_FILES, RECORD
+from synthseg_native.files import write_text
 from synthseg_native.scan.reading import sha256_of
 
 PUBLISHER = "publisher"  # holds the name of the work folder that may publish

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from synthseg_native.cohort import state
 from synthseg_native.cohort.manifest import REFERENCE, Manifest
-from synthseg_native.cohort.paths import write_json, write_text
 from synthseg_native.cohort.summary import aggregate, homogeneity, tables
+from synthseg_native.files import write_json, write_text
 from synthseg_native.identity import current
 from synthseg_native.networks.cards import read_labels
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from synthseg_native.cohort.manifest import REFERENCE, Manifest, Scan
-from synthseg_native.cohort.paths import read_json
 from synthseg_native.cohort.state import FOLDER
 from synthseg_native.cohort.summary.rows import COLUMNS, ENTITIES, Row
 from synthseg_native.cohort.summary.run_results import RunResult
+from synthseg_native.files import read_json
 from synthseg_native.identity.contents import Contents
 from synthseg_native.networks.cards import CSF, Labels
 from synthseg_native.results import quality

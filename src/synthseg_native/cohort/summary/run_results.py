@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from synthseg_native.cohort.manifest import Run
-from synthseg_native.cohort.paths import read_json
+from synthseg_native.files import read_json
 from synthseg_native.identity import current
 from synthseg_native.identity.contents import Contents
 from synthseg_native.results import volumes

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from synthseg_native import __version__
 from synthseg_native.cohort.manifest import REFERENCE, Manifest
-from synthseg_native.cohort.paths import write_json, write_text
 from synthseg_native.cohort.summary.aggregate import Runs, failed_rows, good_runs
 from synthseg_native.cohort.summary.rows import COLUMNS, ENTITIES, Row
 from synthseg_native.cohort.tables import write_tsv
+from synthseg_native.files import write_json, write_text
 from synthseg_native.networks.cards import Labels
 from synthseg_native.results.tables import VOLUME_COLUMNS
 
