@@ -1,4 +1,4 @@
-"""Text and JSON files: written whole or not at all, and read back without a fault where they are damaged.
+"""Files: written whole or not at all, and read back without a fault where they are damaged.
 
 Standard library only.
 """
@@ -20,12 +20,17 @@ def read_json(path: str | PathLike) -> Any:
 
 
 def write_text(path: str | PathLike, text: str) -> None:
-    """Write a file beside its place, then rename it: it is there whole or not at all. Line ends stay as given."""
+    """`write_bytes` of text in UTF-8; line ends stay as given."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | PathLike, data: bytes) -> None:
+    """Write a file beside its place, then rename it: it is there whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{owners.unique()}")
     try:
-        beside.write_text(text, encoding="utf-8", newline="")
+        beside.write_bytes(data)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)

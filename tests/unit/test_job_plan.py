@@ -1,9 +1,11 @@
 """The plan as a cluster's job sees it: its own scans alone, from the manifest."""
 
+from pathlib import Path
+
 import pytest
 
 from rule_patterns import with_patterns
-from synthseg_native.cohort import demands, job
+from synthseg_native.cohort import demands, demo, job
 from synthseg_native.cohort import plan as plans
 from synthseg_native.cohort.plan import Plan
 from synthseg_native.errors import SynthSegError
@@ -35,7 +37,10 @@ def test_a_job_wants_what_was_planned_and_looks_at_nothing_else(planned, root, m
     def never(*_):
         raise AssertionError("a job must not plan the cohort")
 
+    with Path("samples.tsv").open("a") as sheet:
+        sheet.write("\n" * demo.LINES)
     monkeypatch.setattr(plans, "read_samples", never)
+    monkeypatch.setattr(demo, "read_samples", never)
     monkeypatch.setattr(Contents, "digest", never)
     ours = with_patterns(job.JobPlan(CONFIG, root, manifest, [compared]))
     assert list(ours.scans) == ours.compared == [compared]

@@ -9,18 +9,20 @@ import gzip
 import io
 import json
 from collections.abc import Callable
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 
-from synthseg_native import owners
 from synthseg_native.cohort.samples import read_samples
 from synthseg_native.errors import SynthSegError
+from synthseg_native.files import write_bytes
 
 SECTION = "demonstration"  # of the configuration: what holds for this cohort alone
 WHAT_TO_CHANGE = (
     "for a cohort of your own change `samples:` and `model:` in config/config.yaml, or add "
     "--config samples=mine.tsv model=synthseg2"
 )
+LINES = 20  # that its sheet may have: a header, three rows, and what an editor leaves
 IMAGES = (("01", "T1w"), ("02", "T1w"), ("03", "FLAIR"))  # subject, suffix
 DESCRIPTION = {
     "Name": "synthseg-native demo cohort: template-derived phantoms",
@@ -48,10 +50,16 @@ def image_paths(out: str = "demo") -> list[str]:
 
 
 def is_sheet(sheet: str | PathLike) -> bool:
-    """Whether a sample sheet is the demonstration's: it asks for images that `make` puts into demo/, and no others."""
+    """Whether a sample sheet is the demonstration's: it asks for images that `make` puts into demo/, and no others.
+
+    Every job of a cluster asks this too, so that a cohort's sheet, which is longer, is not read for it.
+    """
     try:
+        with Path(sheet).open("rb") as file:
+            if next(islice(file, LINES, None), None) is not None:
+                return False
         images = {scan.image for scan in read_samples(sheet)}
-    except (SynthSegError, TypeError, ValueError):  # whoever is to use the sheet says what is wrong with it
+    except (OSError, SynthSegError, TypeError, ValueError):  # whoever is to use the sheet says what is wrong with it
         return False
     return images <= set(image_paths())
 
@@ -96,21 +104,11 @@ def make(out: str | PathLike, log: Callable[[str], None] = print) -> Path:
         name = _name(subject, suffix)
         image = phantoms.BUILDERS[subject](phantom)
         # mtime 0: the time of writing must not make another file of the same image.
-        _write(out / name, gzip.compress(image.to_bytes(), 6, mtime=0))
+        write_bytes(out / name, gzip.compress(image.to_bytes(), 6, mtime=0))
         log(f"demo: {out / name}  {' x '.join(map(str, image.shape))}  {phantoms.axes(image)}")
         rows.append((f"sub-{subject}", suffix, name))
-    _write(out / "dataset_description.json", (json.dumps(DESCRIPTION, indent=2) + "\n").encode())
+    write_bytes(out / "dataset_description.json", (json.dumps(DESCRIPTION, indent=2) + "\n").encode())
     sheet = io.StringIO()
     csv.writer(sheet, delimiter="\t", lineterminator="\n").writerows(rows)
-    _write(out / "samples.tsv", sheet.getvalue().encode())
+    write_bytes(out / "samples.tsv", sheet.getvalue().encode())
     return out / "samples.tsv"
-
-
-def _write(path, data):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{owners.unique()}.tmp")
-    try:
-        beside.write_bytes(data)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -123,14 +123,14 @@ def of_results(
     folder: str | PathLike,
     precision: str,
     device: str,
-    looking: bool = False,
+    dry_run: bool = False,
     log: Callable[[str], None] = environments.say,
     beside: Sequence[str] = (),
 ) -> str:
     """The engine of a results folder: the one that `path` (engine.json) names, else chosen now and written there.
 
     Nothing changes it but the user, who deletes the file or names an engine; on another machine a line says so.
-    looking: a dry run, which makes and writes nothing, goes by the best engine that may work here.
+    dry_run: makes and writes nothing, and goes by the best engine that may work here.
     beside: see `choose`. Raises SynthSegError("usage"), SetupError.
     """
     path, found = Path(path), None
@@ -141,7 +141,7 @@ def of_results(
         if found.get("machine") != record.machine():
             where = (found.get("machine") or {}).get("cpu") or "another machine"
             log(f"engine auto: {found['engine']} was chosen on {where}, and stays: {path} (delete it to choose anew)")
-    elif looking:
+    elif dry_run:
         engine = next((row["engine"] for row in candidates(precision, device) if not row["outcome"]), "tensorflow")
         log(f"engine auto: chosen when the workflow runs, and kept in {path}; this dry run goes by {engine}")
         return engine

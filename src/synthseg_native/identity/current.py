@@ -4,6 +4,7 @@ An identity is a dict for JSON: `form`, `code` ({stage: digest}) and the setting
 than counts. The command and the workflow both ask here; there is no second place.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -127,6 +128,11 @@ def state_of(
     why = [f"{names[name]} is not as it was made" for name in changed]
     why += [] if wanted is None else differences(recorded, wanted)
     return State(STALE, tuple(why)) if why or wanted is None else State(CURRENT)
+
+
+def counts(states: Iterable[State]) -> dict[str, int]:
+    """How many are stale for which known reasons, {reasons in one text: number}, the most first."""
+    return dict(Counter(", ".join(state.why) for state in states if state.word == STALE and state.why).most_common())
 
 
 # What a cohort should not mix: what of a run record changes its numbers, and where it stands there.
