@@ -42,6 +42,17 @@ def test_engines_are_a_list_or_auto(schema):
             complete(schema, engines=wrong)
 
 
+def test_what_is_typed_behind_config_is_what_a_file_would_say(schema):
+    """Snakemake hands on `true`, and all that stands in braces, as text."""
+    typed = {"allow_small_model": "true", "benchmark": {"scans": "0"}, "crop": "null", "results": "1"}
+    found = complete(schema, **typed)
+    assert found["allow_small_model"] is True and found["benchmark"]["scans"] == 0
+    assert found["crop"] is None and found["results"] == "1"
+    for key, wrong in {"threads": "two", "allow_small_model": "perhaps", "crop": "[1"}.items():
+        with pytest.raises(SynthSegError, match=f"config: {key}: "):
+            complete(schema, **{key: wrong})
+
+
 def test_own_data_are_not_compared_by_default(schema):
     assert complete(schema)["reference"]["runtime"] == "none"
 

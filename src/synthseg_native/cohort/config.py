@@ -31,9 +31,27 @@ def _with_defaults(config: dict, schema: dict) -> dict:
     for key, part in schema["properties"].items():
         if key not in filled and "default" in part:
             filled[key] = part["default"]
+        if isinstance(filled.get(key), str):
+            filled[key] = _meant(filled[key], part)
         if part.get("type") == "object" and isinstance(filled.get(key, {}), dict):
             filled[key] = _with_defaults(filled.get(key, {}), part)
     return filled
+
+
+def _meant(text: str, part: dict) -> object:
+    """What a text stands for: ``--config allow_small_model=true`` and values in braces reach us as texts.
+
+    >>> _meant("true", {"type": "boolean"}), _meant("2", {"type": "integer"}), _meant("2", {"type": "string"})
+    (True, 2, '2')
+    """
+    fits = jsonschema.Draft202012Validator(part).is_valid
+    if not fits(text):
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            return text
+        return value if fits(value) else text
+    return text
 
 
 def _lines(error: jsonschema.ValidationError) -> list[str]:
