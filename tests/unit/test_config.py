@@ -48,6 +48,7 @@ def test_what_is_typed_behind_config_is_what_a_file_would_say(schema):
     found = complete(schema, **typed)
     assert found["allow_small_model"] is True and found["benchmark"]["scans"] == 0
     assert found["crop"] is None and found["results"] == "1"
+    assert complete(schema, crop=["64", "64", "96"])["crop"] == [64, 64, 96]
     for key, wrong in {"threads": "two", "allow_small_model": "perhaps", "crop": "[1"}.items():
         with pytest.raises(SynthSegError, match=f"config: {key}: "):
             complete(schema, **{key: wrong})

@@ -1,6 +1,7 @@
 """The configuration: checked against its schema, defaults filled in, every mistake in one line of its own."""
 
 import difflib
+import json
 import os
 from os import PathLike
 from pathlib import Path
@@ -31,27 +32,34 @@ def _with_defaults(config: dict, schema: dict) -> dict:
     for key, part in schema["properties"].items():
         if key not in filled and "default" in part:
             filled[key] = part["default"]
-        if isinstance(filled.get(key), str):
+        if isinstance(filled.get(key), str | list):
             filled[key] = _meant(filled[key], part)
         if part.get("type") == "object" and isinstance(filled.get(key, {}), dict):
             filled[key] = _with_defaults(filled.get(key, {}), part)
     return filled
 
 
-def _meant(text: str, part: dict) -> object:
-    """What a text stands for: ``--config allow_small_model=true`` and values in braces reach us as texts.
+def _meant(value: object, part: dict) -> object:
+    """What texts stand for: ``--config allow_small_model=true`` and values in brackets and braces reach us as texts.
 
-    >>> _meant("true", {"type": "boolean"}), _meant("2", {"type": "integer"}), _meant("2", {"type": "string"})
-    (True, 2, '2')
+    >>> _meant("true", {"type": "boolean"}), _meant(["2", "3"], {"items": {"type": "integer"}})
+    (True, [2, 3])
+    >>> _meant("2", {"type": "string"}), _meant("yes", {"type": "boolean"})
+    ('2', 'yes')
     """
     fits = jsonschema.Draft202012Validator(part).is_valid
-    if not fits(text):
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            return text
-        return value if fits(value) else text
-    return text
+    if fits(value):
+        return value
+    meant = [_word(item) for item in value] if isinstance(value, list) else _word(value)
+    return meant if fits(meant) else value
+
+
+def _word(value: object) -> object:
+    """The number, true, false or null that a text is; anything else as it is."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _lines(error: jsonschema.ValidationError) -> list[str]:
