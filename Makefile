@@ -25,7 +25,7 @@ demo-docker: ## the same with the reference in its Docker container
 	@./snakemake --cores 1 results/summary.tsv --configfile config/demo-docker.yaml
 
 test: ## run all tests
-	@sh scripts/launch.sh ensure dev tensorflow openvino demo
+	@sh scripts/launch.sh ensure dev workflow tensorflow openvino demo
 	@$(PYTEST) $(TESTS) $(ARGS)
 
 test-fast: ## run the tests that take seconds and need no Docker

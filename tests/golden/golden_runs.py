@@ -57,6 +57,10 @@ for line in sys.stdin:
 """
 
 
+class RunFailed(AssertionError):
+    """A run ended with another status than 0; the message is what it said."""
+
+
 class Runs:
     """Engine and reference as commands, run by the interpreter that has the engine (of the reference: TensorFlow)."""
 
@@ -85,7 +89,8 @@ class Runs:
         words = ["--i", image_path, "--o", folder / "dseg.nii.gz", "--vol", folder / "volumes.csv"]
         words += ["--model", model or MODEL, "--threads", THREADS, *flags]
         status, said = self._run(start, [str(word) for word in words])
-        assert not status, said
+        if status:
+            raise RunFailed(said)
         self.done[key] = folder
         return folder
 

@@ -2,12 +2,11 @@
 
 import csv
 import json
-import os
-import subprocess
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
-from golden_runs import GOLDEN, MODEL, THREADS, read_labels, read_volumes
+from golden_runs import GOLDEN, MODEL, RunFailed, Runs, read_labels, read_volumes
 from test_golden import CASES
 
 from synthseg_native.compare import compare_label_maps
@@ -17,35 +16,32 @@ pytestmark = pytest.mark.slow
 ENGINES = ("openvino", "torch")
 
 
+ANEW = "import sys; from synthseg_native.cli import main; sys.exit(main())"  # a process of its own
+
+
 @pytest.fixture(scope="module")
 def run(request, root, tmp_path_factory):
-    """A function that runs an engine on a golden case once; returns its folder."""
-    done = {}
+    """A function that runs an engine on a golden case once; returns its folder. Skips what this machine cannot do."""
+    runs, refused = {}, {}
+    with ExitStack() as stack:
 
-    def run(engine, case, precision="float32", again=0):
-        key = engine, case, precision, again
-        if key not in done:
+        def run(engine, case, precision="float32", again=False):
             python = request.getfixturevalue(f"{engine}_python")  # skips where there is none, each time anew
-            folder = done[key] = tmp_path_factory.mktemp("run")
+            if engine not in runs:
+                runs[engine] = stack.enter_context(Runs(root, python, tmp_path_factory.mktemp(engine), engine))
+            if (engine, precision) in refused:
+                pytest.skip(refused[engine, precision])
             image, flags = CASES[case]
-            files = {"o": "dseg.nii.gz", "margin": "margin.nii.gz", "volumes-tsv": "volumes.tsv", "record": "run.json"}
-            command = [python, "-m", "synthseg_native"]
-            command += ["--i", GOLDEN / f"{image}_image.nii.gz", "--model", MODEL, *flags]
-            command += [part for flag, file in files.items() for part in (f"--{flag}", folder / file)]
-            command += ["--engine", engine, "--precision", precision, "--threads", THREADS]
-            finished = subprocess.run(
-                [str(part) for part in command],
-                env={**os.environ, "PYTHONPATH": str(root / "src")}, capture_output=True, text=True,
-            )  # fmt: skip
-            if "does not compute in it" in finished.stderr:
-                done[key] = finished.stderr
-            else:
-                assert finished.returncode == 0, finished.stderr
-        if isinstance(done[key], str):
-            pytest.skip(done[key])
-        return done[key]
+            name, start = f"{case}_{precision}_{again}", ("-c", ANEW) if again else ("synthseg_native.cli",)
+            try:
+                return runs[engine].engine(image, name=name, start=start, flags=[*flags, "--precision", precision])
+            except RunFailed as error:
+                if "does not compute in it" not in str(error):
+                    raise
+                refused[engine, precision] = str(error)
+            pytest.skip(refused[engine, precision])
 
-    return run
+        yield run
 
 
 def compare(folder, case, **thresholds):
@@ -92,7 +88,7 @@ def test_bf16_is_near_upstream(run, engine, case):
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_twice_gives_the_same_labels_margins_and_volumes(run, engine, precision):
-    first, second = (run(engine, "t1_default", precision, again) for again in range(2))
+    first, second = (run(engine, "t1_default", precision, again) for again in (False, True))
     for name in ("dseg.nii.gz", "margin.nii.gz"):
         np.testing.assert_array_equal(read_labels(first / name)[0], read_labels(second / name)[0])
     assert (first / "volumes.tsv").read_bytes() == (second / "volumes.tsv").read_bytes()

@@ -1,10 +1,9 @@
-"""The kinds of reference that run nothing, and images that a cohort shares, in the real workflow."""
+"""The kinds of reference that run nothing, and settings that stop a call, in the real workflow."""
 
-import os
 import shutil
 
 import pytest
-from project import AGREE, Project, write_image
+from project import AGREE, Project
 
 pytestmark = pytest.mark.slow
 
@@ -35,20 +34,6 @@ def test_label_maps_that_the_user_has(project):
     project.label_map("02", "reference").unlink()
     call = project.run().expect("summary", code=1)
     assert "no file fits sub-02" in call.output and "Traceback" not in call.output
-
-
-def test_an_image_replaced_by_an_older_file(project):
-    """As cp -p and rsync -t do: the content decides."""
-    write_image(project.image("01"), seed=3)
-    os.utime(project.image("01"), (0, 0))
-    call = project.run().expect("native 01", "reference 01", "compare 01", "summary")
-    assert "the image changed" in call.output
-    project.run().expect()
-
-
-def test_another_device_asked_for(project):
-    project.configure(device="cpu")
-    project.run().expect("native 01", "native 02", "compare 01", "compare 02", "summary")
 
 
 def test_some_images_compared(project):
