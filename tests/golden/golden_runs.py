@@ -57,6 +57,9 @@ for line in sys.stdin:
 """
 
 
+MORE = {"resample": "resampled.nii.gz", "post": "posteriors.nii"}  # flag -> file
+
+
 class RunFailed(AssertionError):
     """A run ended with another status than 0; the message is what it said."""
 
@@ -124,9 +127,12 @@ class Runs:
 
     def pair(self, image, mode="default", flags=()):
         """Folders of engine and reference, each with resampled.nii.gz and posteriors.nii besides."""
-        more = {"resample": "resampled.nii.gz", "post": "posteriors.nii"}
-        engine = self.engine(image, name=mode, flags=[*flags, *self._further(f"engine_{image}_{mode}", more)])
-        return engine, self.reference(image, mode, [*flags, *self._further(f"reference_{image}_{mode}", more)])
+        reference = self.reference(image, mode, [*flags, *self._further(f"reference_{image}_{mode}", MORE)])
+        return self.engine_of_pair(image, mode, flags), reference
+
+    def engine_of_pair(self, image, mode="default", flags=()):
+        """The engine's folder of `pair`, without the reference's run."""
+        return self.engine(image, name=mode, flags=[*flags, *self._further(f"engine_{image}_{mode}", MORE)])
 
     def _further(self, out, files):
         return [part for flag, file in files.items() for part in (f"--{flag}", self.folder / out / file)]

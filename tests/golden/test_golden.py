@@ -15,6 +15,13 @@ CASES = {
     "t1_crop": ("t1", ["--crop", "64", "80", "48"]),
     "t1_ct": ("t1", ["--ct"]),
 }
+# The reference's: each image, each mode, each flag. The engine equals it in these, and upstream in all.
+REFERENCE = ("t1_fast", "oblique_default", "thick_fast", "t1_crop", "t1_ct")
+
+
+def engine_of(runs, case):
+    image, flags = CASES[case]
+    return runs.engine_of_pair(image, case.split("_")[1], flags)
 
 
 def pair(runs, case):
@@ -24,11 +31,11 @@ def pair(runs, case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_engine_equals_upstream(runs, check, case):
-    engine, _ = pair(runs, case)
+    engine = engine_of(runs, case)
     check(engine, f"{case}_", margin=engine / "margin.nii.gz")
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", REFERENCE)
 def test_reference_equals_upstream(runs, check, case):
     engine, reference = pair(runs, case)
     check(reference, f"{case}_", margin=engine / "margin.nii.gz")
@@ -44,7 +51,7 @@ def test_resampled_image_equals_upstream(runs, program):
     np.testing.assert_allclose(ours.get_fdata(), expected.get_fdata(), rtol=0, atol=1.01 * expected.dataobj.slope)
 
 
-@pytest.mark.parametrize("case", [*CASES, "t1_autocrop"])
+@pytest.mark.parametrize("case", [*REFERENCE, "t1_autocrop"])
 def test_engine_equals_reference_bit_for_bit(runs, case):
     """The same operations on the same machine: no voxel and no posterior may differ, whatever the machine."""
     engine, reference = runs.pair("t1", "autocrop", ["--autocrop"]) if case not in CASES else pair(runs, case)
@@ -59,7 +66,7 @@ def test_engine_equals_reference_bit_for_bit(runs, case):
 
 
 def test_an_automatic_crop_changes_what_the_network_sees(runs):
-    whole, _ = pair(runs, "t1_default")
+    whole = engine_of(runs, "t1_default")
     cropped, _ = runs.pair("t1", "autocrop", ["--autocrop"])
     sizes = [json.loads((folder / "run.json").read_text())["output"] for folder in (whole, cropped)]
     assert sizes[0]["shape"] == sizes[1]["shape"]
@@ -68,7 +75,7 @@ def test_an_automatic_crop_changes_what_the_network_sees(runs):
 
 @pytest.mark.parametrize("case", CASES)
 def test_posteriors_are_what_the_labels_and_volumes_come_from(runs, case):
-    engine, _ = pair(runs, case)
+    engine = engine_of(runs, case)
     image = nib.load(engine / "posteriors.nii")
     posteriors = np.asarray(image.dataobj)
     labels, affine = read_labels(engine / "dseg.nii.gz")

@@ -51,7 +51,8 @@ def problems(lock, platform, python, folder):
     """
     out = folder / f"pylock.{platform}.toml"
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--format", "pylock.toml", "--output-file", out]
-    command += ["--python-platform", platform, "--python-version", python]
+    # This interpreter builds what has no wheel; else uv looks for one of that version, for ten seconds.
+    command += ["--python", sys.executable, "--python-platform", platform, "--python-version", python]
     command += ["--only-binary", ":all:", "--no-binary", installers.SOURCE_ONLY, lock]
     environment = dict(os.environ)
     if lock.stem in MACOS:

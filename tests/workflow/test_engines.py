@@ -43,9 +43,9 @@ def test_two_engines_side_by_side(project):
     add_statement(project, "memory.py")
     project.run().expect("native 01", "compare 01", "summary")
     add_statement(project, "engines/tensorflow.py")
-    call = project.run("-n", SUMMARY).expect()
+    call = project.run("-n", "--quiet", "host", "--", SUMMARY).expect()
     assert "1 native run again: the code changed (network) (sub-01_T1w)" in call.output
-    assert "engine=tensorflow" in call.output and "engine=openvino" not in call.output
+    assert "results/tensorflow/" in call.output and "results/openvino/" not in call.output
     project.configure()
     project.run().expect("summary")
     assert project.label_map("01", "tensorflow").exists(), "an engine that leaves the list keeps its results"
@@ -73,7 +73,8 @@ def test_auto_is_chosen_once(project):
     # The user's word changes it, in the table too, and neither engine's results go.
     other = {"openvino": "tensorflow"}.get(chosen, "openvino")
     project.configure(engines=[other])
-    assert f"engine={other}" in project.run("-n", SUMMARY).expect().output
+    call = project.run("-n", "--quiet", "host", "--", SUMMARY).expect()
+    assert f"results/{other}/" in call.output and f"results/{chosen}/" not in call.output
     project.configure(engines="auto")
     project.run().expect()
 
