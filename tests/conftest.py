@@ -8,7 +8,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Files in the order in which the processes of `make test` take them: what takes longest first, so that they end
 # together, and the project that all of tests/workflow shares is made by one while another is busy elsewhere.
-ORDER = ("tests/workflow/test_caching.py", "tests/golden/", "tests/workflow/", "tests/container/", "")
+LONG = ("training", "verify", "benchmarks_run", "locks", "cli_many", "state", "fuzzed_headers", "environments")
+ORDER = (
+    *("tests/workflow/test_caching.py", "tests/golden/", "tests/workflow/", "tests/container/"),
+    *(f"tests/unit/test_{name}.py" for name in LONG),
+    "",
+)
 
 
 def _python(name: str) -> str:

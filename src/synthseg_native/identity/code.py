@@ -26,15 +26,15 @@ def code_digest(parts: Iterable[tuple[str, Path]]) -> str:
     """
     sha = hashlib.sha256()
     for name, file in sorted(parts):
-        for text in (name, _normal_form(Path(file), Path(file).read_bytes(), name.partition(":")[2])):
+        for text in (name, _normal_form(Path(file).read_bytes(), name.partition(":")[2])):
             data = text.encode()
             sha.update(len(data).to_bytes(8, "little") + data)
     return sha.hexdigest()[:12]
 
 
 @functools.lru_cache(maxsize=1024)
-def _normal_form(file: Path, source: bytes, wanted: str) -> str:
-    tree = ast.parse(source, filename=str(file))
+def _normal_form(source: bytes, wanted: str) -> str:
+    tree = ast.parse(source)
     if not wanted:
         return normal_form(tree)
     by_name = {name: node for node in tree.body for name in _names(node)}

@@ -16,6 +16,8 @@ from synthseg_native.errors import SynthSegError
 from synthseg_native.networks import layers
 from synthseg_native.networks.weights import WeightsFile
 
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # 8 instead of 75 ms where PyYAML has its part in C
+
 # Label 24 is the fluid around the brain. Only with it is the sum over all structures the volume of the cavity.
 CSF = 24
 
@@ -160,7 +162,7 @@ def load(name_or_folder: str | Path) -> Model:
     folder = find_folder(name_or_folder)
     path = folder / "card.yaml"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise _unusable(path, " ".join(f"{error}".split())[:200]) from error
     return _model(folder, path, content)
