@@ -10,6 +10,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+import outside
+
 GOLDEN = Path(__file__).parent
 MODEL = GOLDEN / "model"  # whose weights upstream ran with
 THREADS = json.loads((GOLDEN / "recorded.json").read_text())["threads"]
@@ -69,7 +71,8 @@ class Runs:
 
     def __init__(self, root, python, folder, engine="tensorflow"):
         self.root, self.python, self.folder, self.name = root, python, folder, engine
-        self.done, self.processes = {}, {}
+        self.done, self.processes, self.home = {}, {}, folder / "home"
+        self.enclosed = outside.available()
 
     def __enter__(self):
         return self
@@ -107,8 +110,9 @@ class Runs:
         (module,) = start
         if module not in self.processes:
             with (self.folder / f"{module}.log").open("w") as log:
+                command = [*(outside.ENTER if self.enclosed else []), self.python, "-c", MANY, module]
                 self.processes[module] = subprocess.Popen(
-                    [self.python, "-c", MANY, module], env=environment, text=True,
+                    command, env=environment | outside.hostile(self.home), text=True,
                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
                 )  # fmt: skip
         process = self.processes[module]
@@ -116,6 +120,16 @@ class Runs:
         answer = process.stdout.readline()
         assert answer, (self.folder / f"{module}.log").read_text()
         return json.loads(answer)
+
+    def assert_nothing_left(self):
+        """No process that is still there looked for a way out, and nothing lies in its home but what docs/privacy.md
+        lists."""
+        outside.need()
+        assert self.processes, "nothing has run"
+        assert {module: outside.tries(process.pid) for module, process in self.processes.items()} == dict.fromkeys(
+            self.processes, 0
+        )
+        assert outside.undocumented(self.home) == []
 
     def engine(self, image, model=None, name="default", start=("synthseg_native.cli",), flags=()):
         out = f"engine_{image}_{name}"

@@ -87,3 +87,8 @@ def test_posteriors_are_what_the_labels_and_volumes_come_from(runs, case):
     np.testing.assert_allclose(posteriors.sum(axis=-1), 1, atol=1e-5)
     volumes = posteriors.sum(axis=(0, 1, 2), dtype=np.float64)[1:] * np.prod(image.header.get_zooms()[:3])
     np.testing.assert_allclose(read_volumes(engine / "volumes.csv")[2], volumes, rtol=0, atol=0.01)
+
+
+def test_nothing_leaves_the_machine(runs):
+    pair(runs, "t1_crop")
+    runs.assert_nothing_left()

@@ -41,6 +41,7 @@ def run(request, root, tmp_path_factory):
                 refused[engine, precision] = str(error)
             pytest.skip(refused[engine, precision])
 
+        run.of = runs
         yield run
 
 
@@ -106,3 +107,9 @@ def test_record_says_what_ran(run, engine):
     assert (record["engine"]["name"], record["precision"], record["device"]) == (engine, "bf16", "cpu")
     assert record["engine"]["version"]
     assert record["output"]["labels_sha256"] == labels_sha256(read_labels(folder / "dseg.nii.gz")[0])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_nothing_leaves_the_machine(run, engine):
+    run(engine, "t1_crop")
+    run.of[engine].assert_nothing_left()

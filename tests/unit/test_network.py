@@ -83,7 +83,7 @@ def test_smoothing_kernel():
 # Weights -------------------------------------------------------------------------------------------------------------
 
 
-def write_weights(path, table, nested=True, skip=None, reshape=None):
+def write_weights(path, table, nested=True, skip=None, reshape=None, spoil=None):
     rng = np.random.default_rng(0)
     with h5py.File(path, "w") as file:
         for layer in table:
@@ -93,6 +93,8 @@ def write_weights(path, table, nested=True, skip=None, reshape=None):
                 shape = (*shape, 2) if (layer.name, name) == reshape else shape
                 place = f"{layer.name}/{layer.name}/{name}:0" if nested else f"{layer.name}/{name}:0"
                 file[place] = rng.random(shape, dtype=np.float32)
+                if (layer.name, name) == spoil:
+                    file[place][0] = np.nan
     return path
 
 
@@ -126,6 +128,7 @@ def test_weights_of_a_whole_saved_model_are_found(tmp_path):
             {"reshape": ("unet_likelihood", "bias")},
             r"unet_likelihood bias has shape \(4, 2\), the card asks for \(4,\)",
         ),
+        ({"spoil": ("unet_bn_up_0", "gamma")}, "unet_bn_up_0 gamma: some are no numbers: fetch or copy the weights"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(tmp_path, options, words):

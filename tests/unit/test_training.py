@@ -47,16 +47,35 @@ def call(python, root, *arguments):
     return subprocess.run([python, "-m", "training", *map(str, arguments)], capture_output=True, text=True, cwd=root)
 
 
+# Runs several command lines of the training in one process, as PyTorch starts slowly: [status, what was said] each.
+MANY = """
+import contextlib, io, json, sys
+from training.__main__ import main
+found = []
+for words in json.loads(sys.argv[1]):
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        try:
+            status = main(words)
+        except SystemExit as error:
+            status = error.code
+    found.append([status, said.getvalue()])
+print(json.dumps(found))
+"""
+
+
 def test_wrong_use_is_one_line(training_python, root, tmp_path):
     (tmp_path / "broken.yaml").write_text("a: [")
-    for arguments, part in [
-        (["--config", tmp_path / "none.yaml", "train"], "none.yaml"),
-        (["--config", tmp_path / "broken.yaml", "train"], "broken.yaml"),
-        (["--maps", tmp_path, "train"], "training_seg_01.nii.gz"),
-        (["--output", tmp_path, "export"], "checkpoint.pt"),
-    ]:
-        done = call(training_python, root, *arguments)
-        assert done.returncode == 2 and part in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    cases = {
+        "none.yaml": ["--config", tmp_path / "none.yaml", "train"],
+        "broken.yaml": ["--config", tmp_path / "broken.yaml", "train"],
+        "training_seg_01.nii.gz": ["--maps", tmp_path, "train"],
+        "checkpoint.pt": ["--output", tmp_path, "export"],
+    }
+    given = json.dumps([list(map(str, words)) for words in cases.values()])
+    done = subprocess.run([training_python, "-c", MANY, given], capture_output=True, text=True, cwd=root)
+    assert done.returncode == 0, done.stderr
+    for part, (status, said) in zip(cases, json.loads(done.stdout), strict=True):
+        assert status == 2 and part in said and len(said.splitlines()) == 1, said
 
 
 def test_the_list_of_maps(root):

@@ -108,45 +108,44 @@ def test_what_is_no_reason(project):
 
 def test_rows_one_by_one(project):
     """Added, removed; of each row another result or input changed, deleted or edited."""
-    more = [{"participant_id": f"sub-{scan}", "image": "images/sub-02.nii"} for scan in ("03", "04", "05", "06")]
+    more = [{"participant_id": f"sub-{scan}", "image": "images/sub-02.nii"} for scan in ("03", "04")]
     project.sheet(["01", "02"], more)
-    added = [f"{kind} {scan}" for kind in ("native", "reference", "compare") for scan in ("03", "04", "05", "06")]
+    added = [f"{kind} {scan}" for kind in ("native", "reference", "compare") for scan in ("03", "04")]
     project.run().expect(*added, "summary")
 
     write_image(project.image("01"), seed=3)
     os.utime(project.image("01"), (0, 0))  # older than what was made of it, as cp -p and rsync -t leave it
-    project.label_map("02").unlink()
-    project.native_label_map("03").unlink()
-    project.label_map("04", "reference").unlink()
-    by_hand = project.label_map("05")
-    made, picture = by_hand.read_bytes(), project.picture("05").read_bytes()
-    shutil.copy(project.folder / "results/reference/sub-06/anat" / project.label_map("06").name, by_hand)
+    project.native_label_map("02").unlink()
+    by_hand = project.label_map("03")
+    made, picture = by_hand.read_bytes(), project.picture("03").read_bytes()
+    shutil.copy(project.label_map("01"), by_hand)
     edited = by_hand.read_bytes()
     assert edited != made
-    project.sheet(["01", "02"], more[:3], site="A")
+    project.label_map("04", "reference").unlink()
+    project.sheet(["01", "02"], more, site="A")
     call = project.run()
     call.expect(
-        *("native 01", "reference 01", "compare 01", "native 02", "compare 02", "native 03", "compare 03"),
-        *("reference 04", "compare 04", "summary"),
+        *("native 01", "reference 01", "compare 01", "native 02", "compare 02", "reference 04", "compare 04", "summary")
     )
     assert "1 native run again: the image changed (sub-01_T1w)" in call.output
     assert "1 native label map changed by hand: kept" in call.output
-    assert by_hand.read_bytes() == edited and project.picture("05").read_bytes() == picture
+    assert by_hand.read_bytes() == edited and project.picture("03").read_bytes() == picture
     rows = project.summary()
-    assert [row["participant_id"] for row in rows] == [f"sub-0{number}" for number in range(1, 6)]
-    assert [(row["status"], row["brain_mm3"] == "n/a") for row in rows] == [("ok", False)] * 4 + [("edited", True)]
-    assert [row["sheet_site"] for row in rows] == ["A", "A", "n/a", "n/a", "n/a"]
-    assert project.label_map("06").exists(), "a row that leaves the sheet keeps its results"
-
-    project.picture("01").unlink()
-    project.run().expect("picture 01", "summary")
-    project.run().expect()
+    assert [row["status"] for row in rows] == ["ok", "ok", "edited", "ok"]
+    assert [row["brain_mm3"] == "n/a" for row in rows] == [False, False, True, False]
+    assert [row["sheet_site"] for row in rows] == ["A", "A", "n/a", "n/a"]
     project.configure(edited="overwrite")
     assert_wanted(project.run("-n", SUMMARY), native=1, picture=1, compare=1, summary=1)
+
     project.configure()
     by_hand.write_bytes(made)
-    project.run().expect("summary")
-    assert {row["status"] for row in project.summary()} == {"ok"}
+    project.picture("01").unlink()
+    project.sheet(["01", "02"], more[:1])
+    project.run().expect("picture 01", "summary")
+    rows = project.summary()
+    assert [(row["participant_id"], row["status"]) for row in rows] == [(f"sub-0{n}", "ok") for n in (1, 2, 3)]
+    assert project.label_map("04").exists(), "a row that leaves the sheet keeps its results"
+    project.run().expect()
 
 
 def test_what_reaches_every_row_alike(project):
@@ -287,18 +286,15 @@ def test_another_machine_and_no_reference(project, tmp_path):
 
 @on_slurm_too
 def test_images_that_cannot_be_read_and_a_benchmark(project):
-    """Truncated, missing, of unknown orientation, vanished: each is its row's own trouble, until it is mended.
+    """Missing, of unknown orientation, vanished: each is its row's own trouble, until it is mended.
 
     A result whose image vanished stays, also where its code changed: nothing could make it again.
     """
     odd = {"participant_id": "03", "image": 'images/J\u00fcrgen\'s "best" scan $HOME {scan}.nii'}
-    write_image(project.image("00"), seed=3)
-    good = project.image("00").read_bytes()
-    project.image("00").write_bytes(good[:50_000])
     write_image(project.folder / odd["image"], seed=3, oriented=False)
     project.image("02").unlink()
     kept = project.label_map("02").read_bytes()
-    project.sheet(["01", "02", "00", "04"], more=[odd])
+    project.sheet(["01", "02", "04"], more=[odd])
     compared = {"reference": {"kind": "own", "runtime": "local", "subjects": 2}}  # sub-01 and sub-03
     project.configure(**compared)
     add_statement(project.folder / "src/synthseg_native/pipeline/posteriors.py")
@@ -306,34 +302,30 @@ def test_images_that_cannot_be_read_and_a_benchmark(project):
     call = project.run().expect("native 01", "compare 01", "summary", code=1)
     assert "Traceback" not in call.output and project.label_map("02").read_bytes() == kept
     assert "1 native run not again, the image is gone: the code changed (labels) (sub-02_T1w)" in call.output
-    rows = {row["participant_id"]: row for row in project.summary()}
-    assert {name: row["status"] for name, row in rows.items()} == dict(
-        zip(("sub-01", "sub-02", "sub-00", "sub-04", "sub-03"), ("ok", "stale", *["failed"] * 3), strict=True)
-    )
-    assert {rows[f"sub-{scan}"]["error_code"] for scan in ("03", "00")} == {"bad_input"}
-    said = call.output.partition("Failed (results/failed.tsv is a sample sheet of these):")[2].splitlines()[1:4]
-    assert [line.split(": ")[0].strip() for line in said] == ["sub-00_T1w", "sub-04_T1w", "sub-03_T1w"]
-    assert "the file is cut off" in said[0] and "no such file" in said[1]
-    assert odd["image"] in said[2] and "--accept no_orientation (sheet: column accept)" in said[2]
-    again = [Path(scan.image).resolve() for scan in read_samples(project.folder / "results/failed.tsv")]
-    assert again == [
-        path.resolve() for path in (project.image("00"), project.image("04"), project.folder / odd["image"])
-    ]
-
-    project.image("00").write_bytes(good)
-    write_image(project.image("04"), seed=3)
-    project.sheet(["01", "02", "00", "04"], more=[odd | {"accept": "no_orientation"}])
-    project.configure(**compared, benchmark={"scans": 1, "repeats": 1, "warmups": 0})
-    made = ("native 00", "native 03", "native 04", "reference 03", "compare 03")
-    project.run().expect(*made, "benchmark", "summary")
     rows = project.summary()
-    assert [row["status"] for row in rows] == ["ok", "stale", "ok", "ok", "ok"]
-    assert rows[4]["verdict"] in AGREE and "no_orientation" in rows[4]["header_flags"]
-    project.configure(**compared, benchmark={"scans": 1, "repeats": 2, "warmups": 0})
-    project.run().expect("benchmark", "summary")
-    table = (project.folder / "results/benchmark_runs.tsv").read_text().splitlines()
-    assert len(table) == 1 + 4
+    assert [row["status"] for row in rows] == ["ok", "stale", "failed", "failed"]
+    assert rows[3]["error_code"] == "bad_input"
+    said = call.output.partition("Failed (results/failed.tsv is a sample sheet of these):")[2].splitlines()[1:3]
+    assert [line.split(": ")[0].strip() for line in said] == ["sub-04_T1w", "sub-03_T1w"]
+    assert "no such file" in said[0]
+    assert odd["image"] in said[1] and "--accept no_orientation (sheet: column accept)" in said[1]
+    failed = (project.image("04"), project.folder / odd["image"])
+    again = [Path(scan.image).resolve() for scan in read_samples(project.folder / "results/failed.tsv")]
+    assert again == [path.resolve() for path in failed]
+
+    write_image(project.image("04"), seed=3)
+    project.sheet(["01", "02", "04"], more=[odd | {"accept": "no_orientation"}])
+    project.configure(**compared, benchmark={"scans": 1, "repeats": 1, "warmups": 0})
+    project.run().expect("native 03", "native 04", "reference 03", "compare 03", "benchmark", "summary")
+    rows = project.summary()
+    assert [row["status"] for row in rows] == ["ok", "stale", "ok", "ok"]
+    assert rows[3]["verdict"] in AGREE and "no_orientation" in rows[3]["header_flags"]
     project.run().expect()
+    if project.profile == "default":  # Snakemake sees it, whoever runs the job
+        project.configure(**compared, benchmark={"scans": 1, "repeats": 2, "warmups": 0})
+        project.run().expect("benchmark", "summary")
+        table = (project.folder / "results/benchmark_runs.tsv").read_text().splitlines()
+        assert len(table) == 1 + 4
 
 
 @on_slurm_too

@@ -9,6 +9,7 @@ of kernel 3 of an image upsampled by 2 is a transposed convolution of kernel 4 a
 
 import itertools
 import re
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
@@ -44,14 +45,24 @@ def build(
     if device != "cpu":
         raise SynthSegError("usage", f"device {device}: the openvino engine runs on the cpu: ask for that")
     check(table)
-    ov = _import()
+    ov = import_openvino()
     core = ov.Core()
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise SynthSegError("usage", "precision bf16: this CPU does not compute in it: ask for float32")
     return OpenVINOEngine(ov, core, table, weights, threads, precision)
 
 
-def _import():
+def import_openvino() -> Any:
+    """The module openvino, imported so that it tells nobody: the one place where it is.
+
+    When it is imported it looks for its package openvino_telemetry, which opens a connection to an analytics server in
+    every process and writes an id to ~/intel. Without that package it takes a stand-in that does nothing. Raises
+    SynthSegError("usage") where it is not installed.
+    """
+    telemetry = "openvino_telemetry"
+    hidden = telemetry not in sys.modules
+    if hidden:
+        sys.modules[telemetry] = None  # type: ignore[assignment]  # importing it raises ImportError
     try:
         import openvino as ov
         import openvino.opset13
@@ -59,6 +70,9 @@ def _import():
         raise SynthSegError(
             "usage", f"openvino: cannot be imported ({error}): install the environment envs/openvino.txt"
         ) from error
+    finally:
+        if hidden:
+            del sys.modules[telemetry]
     return ov
 
 

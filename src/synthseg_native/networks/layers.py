@@ -138,7 +138,8 @@ def read_weights(path: str | Path, table: list[Layer]) -> Weights:
     """Read the weights of a Keras HDF5 file by layer name.
 
     Returns {layer name: {weight name: float32 array}}.
-    Raises SynthSegError("usage") when the file is not HDF5, lacks a layer, or has another shape than the table.
+    Raises SynthSegError("usage") when the file is not HDF5, lacks a layer, or has another shape than the table or
+    numbers that are none.
     """
     import h5py
 
@@ -164,7 +165,11 @@ def read_weights(path: str | Path, table: list[Layer]) -> Weights:
                         f"{path}: {layer.name} {name} has shape {item.shape}, the card asks for {shape}: "
                         "give the weights of this model",
                     )
-                weights[layer.name][name] = item[()].astype(np.float32)
+                values = weights[layer.name][name] = item[()].astype(np.float32)
+                if not np.isfinite(values).all():
+                    raise SynthSegError(
+                        "usage", f"{path}: {layer.name} {name}: some are no numbers: fetch or copy the weights again"
+                    )
     return weights
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from synthseg_native.engines.openvino import import_openvino
 from synthseg_native.networks.layers import NORMALISATION_EPSILON
 from synthseg_native.verification.process import versions_of
 
@@ -12,8 +13,7 @@ TITLE, ENGINE = "OpenVINO", "openvino"
 
 def start(kind: str) -> tuple[Any, dict[str, str], list[dict]]:
     """OpenVINO's core, versions, and the CPU with the precisions that it has instructions for."""
-    import openvino as ov
-
+    ov = import_openvino()
     core = ov.Core()
     bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     seen = [{"name": "CPU:0", "kind": "cpu", "description": "", "precisions": ["float32", "bf16"][: 1 + bf16]}]
@@ -22,9 +22,8 @@ def start(kind: str) -> tuple[Any, dict[str, str], list[dict]]:
 
 def run(core: Any, kind: str, operation: str, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, str]:
     """One operation as a model of its own, compiled in float32; arrays are (batch, x, y, z, channels)."""
-    import openvino as ov
-    from openvino import opset13 as ops
-
+    ov = import_openvino()
+    ops = ov.opset13
     # OpenVINO has the channels second.
     values = np.ascontiguousarray(np.moveaxis(inputs["x"], -1, 1))
     x = ops.parameter(values.shape, np.float32)

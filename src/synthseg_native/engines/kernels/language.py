@@ -217,12 +217,16 @@ class Code:
         return self.b.fdiv(a, b)
 
     def largest(self, a: Value, b: Value) -> Value:
-        """The larger one of each two numbers."""
-        return self.b.select(self.b.fcmp_ordered(">", a, b), a, b)
+        """The larger one of each two numbers; what is no number (NaN) in a stays that."""
+        return self.b.select(self.b.fcmp_ordered("<", a, b), b, a)
+
+    def largest_of_both(self, a: Value, b: Value) -> Value:
+        """The larger one of each two numbers; NaN where either is."""
+        return self.b.select(self.b.fcmp_unordered("uno", a, a), a, self.largest(b, a))
 
     def smallest(self, a: Value, b: Value) -> Value:
-        """The smaller one of each two numbers."""
-        return self.b.select(self.b.fcmp_ordered("<", a, b), a, b)
+        """The smaller one of each two numbers; NaN in a stays that."""
+        return self.b.select(self.b.fcmp_ordered("<", b, a), b, a)
 
     def combination(self, factors: Sequence[float], vectors: Sequence[Value]) -> Value:
         """The sum of vectors times numbers; those times 0 are left out, one vector at least is not."""
@@ -246,7 +250,7 @@ class Code:
         return result if condition is None else self.b.select(condition, result, self.constant(0))
 
     def exp(self, vector: Value) -> Value:
-        """e to the power of numbers of at most 0, to 2e-7 of the result; below -87 that of -87.
+        """e to the power of numbers of at most 0, to 2e-7 of the result; below -87 that of -87, and NaN of NaN.
 
         2^n e^r with r within half of log 2 (Cody and Waite: log 2 in two parts), e^r by its series to r^6.
         """

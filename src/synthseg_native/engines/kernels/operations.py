@@ -31,9 +31,9 @@ def pooling(program: Program, name: str) -> None:
                             at = code.add(code.times(above, channels, row), code.times(channel.index, row))
                             vector = code.load(plane, at, code.times(z.index, 2), 1 + register * lanes)
                             vector = code.fma(vector, factor, summand)
-                            most = vector if most is None else code.largest(most, vector)
+                            most = vector if most is None else code.largest_of_both(most, vector)
                     pair.append(most)
-                vector = code.largest(code.pick(*pair, even), code.pick(*pair, odd))
+                vector = code.largest_of_both(code.pick(*pair, even), code.pick(*pair, odd))
                 at = code.add(code.times(code.add(y.index, 1), channels, row_out), code.times(channel.index, row_out))
                 code.store(code.inside(vector, z.index, zs), result, at, z.index, 1)
 
