@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 cache=${SYNTHSEG_CI_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/synthseg-native-ci}
 
 # Complete environments (with a hash, no .tmp-PID) and complete wheelhouses.
-names() { (cd "$1" 2>/dev/null && ls -d ./*-*) | sed 's,^\./,,' | grep -E "$2" || true; }
+names() { (cd "$1" && ls -d ./*-*) 2>/dev/null | sed 's,^\./,,' | grep -E "$2" || true; }
 environments='^[a-z-]+-[0-9a-f]{12}$'
 wheels='^[0-9a-f]{12}-(amd64|arm64)$'
 
