@@ -42,6 +42,27 @@ def test_engines_are_a_list_or_auto(schema):
             complete(schema, engines=wrong)
 
 
+@pytest.mark.parametrize("written", ["results", "./results", "results/", "x/../results//"])
+def test_a_folder_is_the_same_however_it_is_written(schema, written):
+    """As the targets of the workflow name it: results/summary.tsv."""
+    assert complete(schema, results=written)["results"] == "results"
+
+
+def test_paths_may_begin_in_the_home(schema, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = complete(schema, samples="~/study/s.tsv", weights="~/w.h5", weights_cache="~/cache/")
+    assert (config["samples"], config["weights"]) == ("/home/me/study/s.tsv", "/home/me/w.h5")
+    assert config["weights_cache"] == "/home/me/cache"
+
+
+@pytest.mark.parametrize("written", ["/home/me/out", "~/out"])
+def test_results_elsewhere_are_refused_with_the_way_out(schema, monkeypatch, written):
+    """A folder named ~ would be made otherwise."""
+    monkeypatch.setenv("HOME", "/home/me")
+    with pytest.raises(SynthSegError, match="set it to out, and add --directory /home/me to the call"):
+        complete(schema, results=written)
+
+
 def test_what_is_typed_behind_config_is_what_a_file_would_say(schema):
     """Snakemake hands on `true`, and all that stands in braces, as text."""
     typed = {"allow_small_model": "true", "benchmark": {"scans": "0"}, "crop": "null", "results": "1"}

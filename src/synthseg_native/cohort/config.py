@@ -34,9 +34,25 @@ def _with_defaults(config: dict, schema: dict) -> dict:
             filled[key] = part["default"]
         if isinstance(filled.get(key), str | list):
             filled[key] = _meant(filled[key], part)
+        if isinstance(filled.get(key), str) and part.get("format") == "path":
+            filled[key] = user_path(filled[key])
         if part.get("type") == "object" and isinstance(filled.get(key, {}), dict):
             filled[key] = _with_defaults(filled.get(key, {}), part)
     return filled
+
+
+def user_path(text: str) -> str:
+    """A path as somebody writes it in a configuration: ~ is the home, and what changes nothing is left out.
+
+    Raises SynthSegError("usage") for the home of a user that there is not.
+
+    >>> user_path("./results/"), user_path("a//b/../c")
+    ('results', 'a/c')
+    """
+    try:
+        return os.path.normpath(Path(text).expanduser()) if text else text
+    except RuntimeError:  # ~name
+        raise SynthSegError("usage", f"config: {text}: there is no such user: write the whole path") from None
 
 
 def _meant(value: object, part: dict) -> object:
@@ -74,6 +90,10 @@ def _lines(error: jsonschema.ValidationError) -> list[str]:
         return [_unknown(f"{where}{key}", str(key), known, where) for key in error.instance if key not in known]
     if error.validator == "required":
         return [f"{where}{error.message}: add it"]
+    if error.schema.get("format") == "path" and error.validator == "pattern":
+        folder, name = os.path.split(error.instance)
+        return [f"{where.rstrip('.')}: {error.instance} lies outside of the working directory: set it to {name}, and "
+                f"add --directory {folder} to the call (paths in the configuration then start there)"]  # fmt: skip
     about = error.schema.get("description", "")
     return [f"{where.rstrip('.')}: {error.message}" + (f" ({about})" if about else "")]
 
