@@ -43,9 +43,13 @@ def main(argv):
         sys.exit(__doc__.strip())
 
 
-def run(name, arguments):
+# python -m would import a random.py, a yaml.py of the folder that one stands in.
+SAFE_PATH = {"PYTHONSAFEPATH": "1"}
+
+
+def run(name, arguments, variables=()):
     """Become the Python of an environment."""
-    env = dict(environments.clean_environment(), PYTHONPATH=str(ROOT / "src"))
+    env = {**environments.clean_environment(), "PYTHONPATH": str(ROOT / "src"), **dict(variables)}
     execute([environments.ensure(name), *arguments], env)
 
 
@@ -64,7 +68,7 @@ def segment(arguments):
     except SynthSegError as error:
         print(f"synthseg-native: {error.message}", file=sys.stderr)
         sys.exit(error.exit_code)
-    run(engine, ["-m", "synthseg_native", *arguments])
+    run(engine, ["-m", "synthseg_native", *arguments], SAFE_PATH)
 
 
 def execute(command, env):
@@ -86,7 +90,7 @@ def snakemake(arguments):
             place += ["--directory", ROOT]
     if not is_read_only(arguments):
         take_lock(Path(directory or "."), unlock="--unlock" in arguments)
-    execute([interpreter, "-m", "snakemake", *place, *arguments], environments.clean_environment())
+    execute([interpreter, "-m", "snakemake", *place, *arguments], {**environments.clean_environment(), **SAFE_PATH})
 
 
 def option(arguments, long, short):

@@ -1,5 +1,6 @@
 # Find a Python and hand over to environment.py beside this file. First one that the locks fit (3.11 to 3.13); with a
 # newer one environment.py looks further, and says what to install.
+unset PYTHONHOME PYTHONPATH PYTHONSTARTUP # what they let in is another Python's
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd) || exit 1
 for newest in 13 99; do
     for python in python3 python3.13 python3.12 python3.11 python3.14 python; do

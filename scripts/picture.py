@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def main(argv=None) -> int:
     parser.add_argument("--made-by", default="", help="digest of what draws it, kept in the file")
     parser.add_argument("--out", required=True, type=Path, help="the PNG to write")
     arguments = parser.parse_args(argv)
+    os.environ.pop("MPLBACKEND", None)  # a notebook's way of drawing, which need not be there
     try:
         draw(arguments)
     except SynthSegError as error:

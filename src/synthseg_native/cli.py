@@ -117,6 +117,7 @@ def main(argv: list[str] | None = None) -> int:
         p.print_help(sys.stderr)
         return 2
     arguments = p.parse_args(argv)  # argparse itself exits with 2
+    os.environ.pop("MPLBACKEND", None)  # a notebook's way of drawing, which need not be there: no scan ends by it
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # no name of a file may end a run, whatever the terminal can show
             stream.reconfigure(errors="backslashreplace")

@@ -156,6 +156,31 @@ def test_called_by_path_from_elsewhere(project, tmp_path):
     assert sorted(p.name for p in elsewhere.iterdir()) == ["Snakefile", "mine.yaml"]
 
 
+@pytest.mark.parametrize("how", ["absolute", "relative"])
+def test_a_link_on_the_path_is_the_launcher(project, tmp_path, how):
+    (tmp_path / "bin").mkdir()
+    to = project / "synthseg-native"
+    first, second = tmp_path / "bin/first", tmp_path / "bin/seg"
+    first.symlink_to(to if how == "absolute" else os.path.relpath(to, first.parent))
+    second.symlink_to("first")
+    done = subprocess.run([second, "--i", "a", "--o", "b", "--engine", "openvino"], capture_output=True, text=True)
+    assert done.returncode == 0 and "openvino ['--i', 'a'" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("engine", ["openvino", "tensorflow"])
+def test_another_pythons_variables_and_files_are_not_ours(project, tmp_path, engine):
+    """PYTHONHOME of another Python; modules named like the library's in a foreign path, and where one stands."""
+    for name in ("enum.py", "random.py", "yaml.py"):
+        (tmp_path / name).write_text("raise SystemExit('a foreign module')")
+    foreign = {"PYTHONHOME": "/opt/other", "PYTHONPATH": str(tmp_path), "PYTHONSTARTUP": str(tmp_path / "enum.py")}
+    (project / "src/synthseg_native/__main__.py").write_text(f"import enum, random\n{MAIN}")
+    done = subprocess.run(
+        [project / "synthseg-native", "--i", "a", "--o", "b", "--engine", engine],
+        cwd=tmp_path, env=os.environ | foreign, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0 and f"{engine} ['--i', 'a'" in done.stdout, done.stdout + done.stderr
+
+
 @pytest.mark.slow
 def test_a_directory_of_ones_own(project, tmp_path):
     study = tmp_path / "study"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -71,6 +72,11 @@ def test_shipped_cards_load(root, name):
 def test_models_are_found_by_name(root, tmp_path, monkeypatch, folder):
     monkeypatch.chdir(tmp_path)
     assert cards.load("compact2mm").folder == root / "models" / "compact2mm"
+    shutil.copytree(root / "models/compact2mm", tmp_path / "models/synthseg2")
+    shutil.copytree(root / "models/compact2mm", tmp_path / "synthseg1")
+    for name in ("synthseg1", "synthseg2"):  # what lies where one stands is not taken for a shipped model
+        assert cards.load(name).folder == root / "models" / name
+    assert cards.load("./synthseg1").folder == Path("synthseg1")
     monkeypatch.setenv("SYNTHSEG_NATIVE_MODELS", str(folder.parent))
     assert cards.load(folder.name).folder == folder
     with pytest.raises(SynthSegError, match="synthseg9: no such model") as caught:

@@ -299,7 +299,9 @@ def step(tmp_path, table, root):
         arguments = [f"--{name}={tmp_path / file}" for name, file in files.items()]
         arguments += [f"--labels={root / 'models/synthseg2/labels.tsv'}", "--title=sub-01", f"--out={tmp_path}/o/a.png"]
         command = [sys.executable, root / "scripts/picture.py", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": str(root / "src")})
+        # As from a notebook, whose backend this interpreter may not have.
+        env = {"PYTHONPATH": str(root / "src"), "MPLBACKEND": "module://no_such.backend"}
+        return subprocess.run(command, capture_output=True, text=True, env=env)
 
     return run
 

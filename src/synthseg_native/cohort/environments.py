@@ -266,9 +266,9 @@ def _rename(beside: Path, final: Path) -> None:
 
 
 def clean_environment(env: dict[str, str] | None = None) -> dict[str, str]:
-    """The process's variables without those that would let foreign packages in."""
+    """The process's variables without those that let foreign packages in, a notebook's way of drawing among them."""
     env = dict(os.environ if env is None else env)
-    for key in ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "__PYVENV_LAUNCHER__"):
+    for key in ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "__PYVENV_LAUNCHER__", "MPLBACKEND"):
         env.pop(key, None)
     return env | {"PYTHONNOUSERSITE": "1"}
 

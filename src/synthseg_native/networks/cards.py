@@ -144,11 +144,13 @@ class Model:
 
 
 def find_folder(name_or_folder: str | Path) -> Path:
-    """The folder of a model: a folder with a card, or a name below $SYNTHSEG_NATIVE_MODELS, ./models, the checkout."""
-    places = [Path(name_or_folder), Path("models", name_or_folder)]
-    places.append(Path(__file__).resolve().parents[3] / "models" / name_or_folder)
+    """The folder of a model: of a path that folder; of a name that of the model that is shipped so, else the one below
+    $SYNTHSEG_NATIVE_MODELS or ./models. Nothing that lies where one stands is taken for a shipped model."""
+    named, is_name = Path(name_or_folder), "/" not in str(name_or_folder)
+    places = [Path(__file__).resolve().parents[3] / "models" / named] if is_name else []
     if "SYNTHSEG_NATIVE_MODELS" in os.environ:
-        places.insert(1, Path(os.environ["SYNTHSEG_NATIVE_MODELS"], name_or_folder))
+        places.append(Path(os.environ["SYNTHSEG_NATIVE_MODELS"], named))
+    places += [named, Path("models", named)]
     for folder in places:
         if (folder / "card.yaml").is_file():
             return folder
