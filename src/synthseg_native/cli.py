@@ -39,6 +39,7 @@ exit status:
   4  the machine: memory, disk, time
   130  stopped by Ctrl-C; call again to go on
 """
+STOPPING = ("disk", "usage", "timeout")  # no place, no weights: the next scan would fail alike
 GRAVEST_FIRST = (1, 4, 2, 3)
 
 
@@ -176,10 +177,12 @@ def _segment_all(call, segmenter, arguments, argv):
             if failure:
                 failures.append(failure)
                 bar.say(f"synthseg-native: {failure.message}", sys.stderr)
-                if failure.code in ("disk", "usage", "timeout"):  # no place, no weights: the next would fail alike
+                if failure.code in STOPPING:
                     break
         failed = len(failures)
-        if started == failed and tables.volumes and (failure := tables.write_alone(arguments.o)):
+        # A row of an earlier call must not stay where its scan changed since, or its label map by hand.
+        old = tables.exist() and not any(failure.code in STOPPING for failure in failures)
+        if started == failed and (tables.volumes or old) and (failure := tables.write_alone(arguments.o)):
             failures.append(failure)
             bar.say(f"synthseg-native: {failure.message}", sys.stderr)
         if len(jobs) > 1:
@@ -320,7 +323,11 @@ class Tables:
             tables.save_volumes_csv(places["vol"], self.labels, [volumes["csv"] for _, volumes in done])
         if "volumes_tsv" in places:
             rows = {str(job.image): volumes["tsv"] for job, volumes in done}
-            tables.save_volumes_tsv(places["volumes_tsv"], done[0][1]["tsv"] if self.call.single else rows)
+            tables.save_volumes_tsv(places["volumes_tsv"], next(iter(rows.values()), []) if self.call.single else rows)
+
+    def exist(self) -> bool:
+        """Whether an earlier call has left a table."""
+        return any(path.is_file() for path in self.call.tables.values())
 
     def write_alone(self, path: str) -> SynthSegError | None:
         """Where no scan was segmented: a table may be new all the same. Returns what went wrong, or None."""

@@ -220,9 +220,8 @@ def _check_places(call, lists):
                 raise _usage(path, f"not a file name for {flag(option)}", f"end it in {endings}")
         for path in job.sidecars.values():
             if path.is_file() and not _ours(path):
-                raise _usage(
-                    path, "would be overwritten by the metadata of the label map beside it", "choose another name"
-                )
+                what = "not of this command, or damaged, where the metadata of the label map belongs"
+                raise _usage(path, what, "remove it, or choose another name")
     metadata = [(path, "the metadata beside a label map") for job in call.jobs for path in job.sidecars.values()]
     results = [(path, flag(option)) for job in call.jobs for option, path in job.outputs.items()]
     for path, what in [*results, *metadata, *((path, flag(option)) for option, path in call.tables.items())]:

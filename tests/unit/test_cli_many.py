@@ -199,6 +199,41 @@ def test_a_table_holds_what_is_current_where_all_that_is_left_fails(stand_in, ru
     assert [row[0] for row in rows(tmp_path / "v.csv")] == ["subject", "a", "b"]
 
 
+@pytest.mark.parametrize("what", ["images that became bad", "label maps edited by hand"])
+def test_a_table_keeps_no_row_of_what_is_stale_or_edited(stand_in, run, cohort, tmp_path, what):
+    """Also where no scan of the call is good."""
+    out = tmp_path / "out"
+    tables = ("--vol", tmp_path / "v.csv", "--volumes-tsv", tmp_path / "v.tsv")
+    assert run("--i", cohort, "--o", out, *tables) == 0
+    assert len(rows(tmp_path / "v.csv")) == 3
+    for name in ("a", "b"):
+        if what.startswith("images"):
+            (cohort / f"{name}.nii.gz").write_bytes(b"x")
+        else:
+            image = nib.load(out / f"{name}_synthseg.nii.gz")
+            nib.save(nib.Nifti1Image(np.zeros(image.shape, np.int32), image.affine), out / f"{name}_synthseg.nii.gz")
+    assert run("--i", cohort, "--o", out, *tables) == 3
+    assert [row[0] for row in rows(tmp_path / "v.csv")] == ["subject"]
+    assert len((tmp_path / "v.tsv").read_text().splitlines()) == 1
+
+
+def test_a_table_of_one_scan_that_became_bad_is_empty(stand_in, run, scan, tmp_path):
+    call = ("--i", scan, "--o", tmp_path / "o.nii", "--vol", tmp_path / "v.csv", "--volumes-tsv", tmp_path / "v.tsv")
+    assert run(*call) == 0
+    scan.write_bytes(b"x")
+    assert run(*call) == 3
+    assert len(rows(tmp_path / "v.csv")) == len((tmp_path / "v.tsv").read_text().splitlines()) == 1
+
+
+def test_a_table_stays_where_nothing_could_be_tried(stand_in, run, cohort, tmp_path, capsys):
+    """Without weights nobody knows what is stale."""
+    call = ("--i", cohort, "--o", tmp_path / "out", "--vol", tmp_path / "v.csv")
+    assert run(*call) == 0
+    before = (tmp_path / "v.csv").read_bytes()
+    assert run(*call, "--weights", tmp_path / "none.h5") == 2
+    assert (tmp_path / "v.csv").read_bytes() == before
+
+
 def test_flags_that_do_not_matter_make_nothing_stale(stand_in, run, scan, tmp_path):
     assert run("--i", scan, "--o", tmp_path / "o.nii") == 0
     before = Brightness.passes

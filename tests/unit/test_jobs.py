@@ -99,9 +99,9 @@ def test_tables_have_places_of_their_own(tmp_path):
 def test_metadata_of_others_stays(tmp_path):
     touch(tmp_path, "a.mgz")
     (tmp_path / "a.json").write_text('{"EchoTime": 0.003}')  # of the scan
-    refused("usage", "would be overwritten", i=tmp_path / "a.mgz", o=tmp_path / "a.nii.gz")
+    refused("usage", "not of this command, or damaged", i=tmp_path / "a.mgz", o=tmp_path / "a.nii.gz")
     (tmp_path / "a.json").write_text("no JSON")
-    refused("usage", "would be overwritten", i=tmp_path / "a.mgz", o=tmp_path / "a.nii.gz")
+    refused("usage", "not of this command, or damaged", i=tmp_path / "a.mgz", o=tmp_path / "a.nii.gz")
     (tmp_path / "a.json").write_text('{"Type": "Discrete"}')
     assert plan(i=tmp_path / "a.mgz", o=tmp_path / "a.nii.gz")
 
