@@ -102,6 +102,7 @@ def test_networks_that_do_not_fit_are_refused(wrong):
         weights.full_size(SMALL, {}, FULL | wrong)
 
 
+@pytest.mark.slow
 def test_file_has_upstreams_layout(tmp_path):
     folder = weights.make_model(tmp_path / "model", ROOT / "models")
     made = cards.load(folder)

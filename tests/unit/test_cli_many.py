@@ -100,6 +100,7 @@ def test_a_second_call_leaves_out_what_is_current(stand_in, run, cohort, tmp_pat
     assert Brightness.passes == before + 12
 
 
+@pytest.mark.slow
 def test_threads_count_where_an_engine_does_not_promise_the_same_bytes(stand_in, run, scan, tmp_path, capsys):
     for engine, again in (("openvino", 0), ("tensorflow", 2)):
         call = ("--i", scan, "--o", tmp_path / f"{engine}.nii", "--engine", engine)
@@ -234,6 +235,7 @@ def test_a_table_stays_where_nothing_could_be_tried(stand_in, run, cohort, tmp_p
     assert (tmp_path / "v.csv").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_flags_that_do_not_matter_make_nothing_stale(stand_in, run, scan, tmp_path):
     assert run("--i", scan, "--o", tmp_path / "o.nii") == 0
     before = Brightness.passes
@@ -317,6 +319,7 @@ def test_the_gravest_failure_gives_the_status(stand_in, run, cohort, tmp_path, m
     assert run("--i", cohort, "--o", tmp_path / "out") == 3  # the call that repairs
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_call_and_keeps_what_is_done(stand_in, run, cohort, tmp_path, monkeypatch, capsys):
     save = images.save_labels
     calls = []
@@ -450,6 +453,7 @@ def test_a_scan_on_the_networks_grid_is_its_own_resampled_image(stand_in, run, t
     np.testing.assert_array_equal(np.asarray(resampled.dataobj), labels(tmp_path / "scan.nii"))
 
 
+@pytest.mark.slow
 def test_colour_tables_go_into_mgz_files(stand_in, run, scan, tmp_path):
     assert run("--i", scan, "--o", tmp_path / "plain.mgh") == 0
     assert run("--i", scan, "--o", tmp_path / "coloured.mgh", "--addctab") == 0
@@ -483,6 +487,7 @@ def test_a_shape_that_cannot_be_built_does_not_spoil_the_next_scan(run, cohort, 
     assert (shapes, len(built)) == ([64, 64, 96, 64, 64], 1)  # the one engine, and back again after the failure
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["with space", 'it\'s "quoted"', "häß_日本", "new\nline", "-dash", "a*[b]?{c}$d`e`"])
 def test_any_path_works(stand_in, run, scan, tmp_path, folder, capsys):
     place = tmp_path / folder

@@ -39,6 +39,7 @@ def pythons() -> list[Path]:
     return list(found.values())
 
 
+@pytest.mark.slow
 def test_the_digest_is_the_same_under_every_python(root):
     package = root / "src/synthseg_native"
     parts = [(path.relative_to(package).as_posix(), path) for path in package.rglob("*.py")]

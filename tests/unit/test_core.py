@@ -100,6 +100,7 @@ print(json.dumps([before, len(heard), result.picture[:4] == b"\\x89PNG", result.
 """
 
 
+@pytest.mark.slow
 def test_the_core_writes_nothing(root):
     command = [sys.executable, "-c", AUDITED, root / "tests" / "unit", root / "models" / "compact2mm"]
     environment = {**os.environ, "PYTHONPATH": str(root / "src")}
@@ -109,6 +110,7 @@ def test_the_core_writes_nothing(root):
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_it_gives_what_the_command_writes(stand_in, root, scan, tmp_path):
     from synthseg_native import cli
 

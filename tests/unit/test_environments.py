@@ -292,6 +292,7 @@ def tool(request, monkeypatch):
     return request.param
 
 
+@pytest.mark.slow
 def test_ensure_makes_it_once_and_its_scripts_run(root, tiny, tool):
     here = shared_disk.me()
     owners = {"killed": replace(here, boot="before the restart"), "theirs": replace(here, host="node7", boot="its own")}
@@ -354,6 +355,7 @@ def test_an_environment_is_made_with_pythons_own_venv(root):
     assert subprocess.run([folder / "bin/python", "-c", "import pip"], capture_output=True).returncode == 1
 
 
+@pytest.mark.slow
 def test_two_processes_make_it_once(root):
     (root / "envs" / "tiny.txt").write_text("")
     code = f"""
@@ -380,6 +382,7 @@ print(e.ensure("tiny"))
     assert said.count("waiting for another process") == 1
 
 
+@pytest.mark.slow
 def test_a_wrong_hash_is_refused_and_nothing_is_left(root, tiny, tool):
     tiny.write_text(f"tiny==1.0 --hash=sha256:{'0' * 64}\n")
     lines = []
@@ -393,6 +396,7 @@ def test_a_wrong_hash_is_refused_and_nothing_is_left(root, tiny, tool):
     assert [line.endswith(": now with pip") for line in lines[1:]] == [True] * (tool == "uv")
 
 
+@pytest.mark.slow
 def test_a_uv_that_cannot_is_followed_by_pip(root, tiny, monkeypatch):
     program(root / "uv", "echo 'error: no such command' >&2; exit 2")
     monkeypatch.setattr(environments, "_uv", lambda: str(root / "uv"))
@@ -419,6 +423,7 @@ def test_uv_is_held_to_the_rules_of_pip(tmp_path):
     assert installers.uv_command("uv", python, lock, {"PIP_NO_INDEX": "1"})[-1] == "--no-index"
 
 
+@pytest.mark.slow
 def test_no_network_is_one_clear_line(root, tiny, monkeypatch):
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.delenv("PIP_FIND_LINKS")

@@ -46,6 +46,7 @@ def test_names_the_signal_that_ended_the_command(tmp_path):
         assert result["oom_kills"] == 0
 
 
+@pytest.mark.slow
 def test_timeout_ends_the_whole_group(tmp_path):
     _, result = run(tmp_path, "sh", "-c", f"sleep 60 & echo $! > {tmp_path}/pid; wait", options=["--timeout", "1"])
     assert result["timed_out"] and result["signal"] == signal.SIGTERM and 1 <= result["wall_s"] < 8

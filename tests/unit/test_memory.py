@@ -163,6 +163,7 @@ def test_a_miss_above_a_fifth_is_told():
     assert memory.declared_mb(1000) == 1259
 
 
+@pytest.mark.slow
 def test_the_peak_of_this_process_is_its_own():
     before = memory.own_peak_mib()
     block = np.ones(int(before * 2**20 / 8) + 2**24)  # more than the peak so far
@@ -220,6 +221,7 @@ def test_the_fit_finds_what_made_the_measurements(root, monkeypatch, tmp_path, c
     assert fit_memory.main([str(tmp_path / "nowhere.tsv")]) == 2
 
 
+@pytest.mark.slow
 def test_the_table_fits_every_measurement_that_is_kept(root, monkeypatch):
     monkeypatch.syspath_prepend(root)
     from benchmarks import fit_memory

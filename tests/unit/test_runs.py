@@ -305,6 +305,7 @@ def test_a_missing_image_is_one_line(place, kind):
     assert failed(place, kind)["error"]["code"] == "bad_input"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["native", "reference"])
 def test_a_run_that_takes_too_long_is_ended(place, kind):
     done, _ = call(place, kind, "sleep", options=["--timeout-min", "0.02"])
@@ -326,6 +327,7 @@ def test_a_stopped_step_leaves_neither_processes_nor_files(place, number):
     assert failed(place, "native")["error"]["code"] == "killed"
 
 
+@pytest.mark.slow
 def test_a_killed_step_takes_its_child_along_and_the_next_one_clears_up(place):
     line, places = arguments(place, "native")
     process = subprocess.Popen(line, env=environment("sleep"))
@@ -338,6 +340,7 @@ def test_a_killed_step_takes_its_child_along_and_the_next_one_clears_up(place):
     assert done.returncode == 0 and places["dseg"].exists() and nothing_left(place)
 
 
+@pytest.mark.slow
 def test_of_two_processes_on_one_result_the_later_one_writes_it(place):
     line, places = arguments(place, "native", settings={"mark": "old"})
     orphan = subprocess.Popen(line, env=environment("slow"), stderr=subprocess.PIPE, text=True)
@@ -350,6 +353,7 @@ def test_of_two_processes_on_one_result_the_later_one_writes_it(place):
     assert nothing_left(place) and failed(place, "native") is None
 
 
+@pytest.mark.slow
 def test_the_orphan_that_fails_does_not_spoil_the_later_success(place):
     line, _ = arguments(place, "native")
     orphan = subprocess.Popen(line, env=environment("sleep"), stderr=subprocess.DEVNULL)

@@ -125,6 +125,7 @@ def test_without_locks_of_the_system_the_owner_in_the_file_counts(tmp_path, no_f
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", ["no_flock", "node_flock"])
 def test_a_lock_of_another_host_counts_as_long_as_it_gives_signs_of_life(tmp_path, request, system):
     request.getfixturevalue(system)

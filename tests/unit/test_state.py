@@ -529,6 +529,7 @@ def test_looking_writes_nothing(world, tmp_path, monkeypatch):
     assert made and listing() != before
 
 
+@pytest.mark.slow
 def test_planning_takes_steps_in_proportion_to_the_rows(world, tmp_path):
     """Of ten times as many rows: ten times as many, and not a hundred times."""
     took = []

@@ -100,6 +100,7 @@ def test_a_cpu_alone():
         assert operation in names
 
 
+@pytest.mark.slow
 def test_a_gpu_that_does_everything_is_used():
     decision, rows = decide(FakeDevice(), FakeDevice("gpu", description="Fast One"))
     assert decision == {"device": "gpu", "reason": "GPU:0 (Fast One) passed every probe"}
@@ -347,6 +348,7 @@ nn.elu = elu
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "error"),
     [("os.abort()", "the process died (SIGABRT): fatal"), ("time.sleep(600)", "no answer within 3 s")],
