@@ -5,6 +5,7 @@ the command in a process of its own, with a stand-in for the network.
 """
 
 import contextlib
+import gzip
 import os
 import shutil
 import subprocess
@@ -242,6 +243,16 @@ def image(data, name="scan.nii.gz", **fields):
     return lambda folder: save(folder / name, data, **fields)
 
 
+def bytes_of(name, content):
+    """A file of this name with these bytes."""
+
+    def make(folder):
+        (folder / name).write_bytes(content)
+        return folder / name
+
+    return make
+
+
 def changed(index=0, **fields):
     """A NIfTI scan with these fields overwritten."""
     return lambda folder: patch(save(folder / "scan.nii"), index, **fields)
@@ -283,7 +294,28 @@ SCANS = {
     "gzip with a wrong checksum": (gzip_with_a_wrong_checksum, "the file is cut off or damaged"),
     "text": (text, "not an image that can be read: convert it to NIfTI, for example with dcm2niix"),
     "text named mgh": (text_as_mgh, "not an image that can be read"),
-    "no gzip, though named so": (plain_named_gz, "the file is cut off or damaged"),
+    "no gzip, though named so": (
+        plain_named_gz,
+        "not compressed, though its name says so: compress it, or name it scan",
+    ),
+    "a gzip, though not named so": (
+        bytes_of("scan.nii", gzip.compress(b"0" * 400)),
+        "compressed, though its name does not say so: name it scan.nii.gz",
+    ),
+    "pointer of git-annex": (
+        bytes_of("scan.nii.gz", b"/annex/objects/MD5E-s12345--01.nii.gz\n"),
+        "a pointer of git-annex, not the image: get its content first (git annex get, datalad get)",
+    ),
+    "pointer of git LFS": (
+        bytes_of("scan.nii.gz", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n"),
+        "a pointer of git LFS, not the image: get its content first (git lfs pull)",
+    ),
+    "web page": (
+        bytes_of("scan.nii.gz", b"\n<!DOCTYPE html><title>Log in"),
+        "a web page, not an image: download it again",
+    ),
+    "zip": (bytes_of("scan.nii", b"PK\x03\x04" + bytes(400)), "a zip archive, not an image: unpack it"),
+    "DICOM": (bytes_of("scan.nii", bytes(128) + b"DICM" + bytes(400)), "a DICOM file: convert the series to NIfTI"),
     "header of a pair of files": (changed(magic=b"ni1"), "not a NIfTI file with header and voxels in one: convert"),
     "voxels inside the header": (changed(vox_offset=0), "not a NIfTI file with header and voxels in one"),
     "voxels nowhere": (changed(vox_offset=-np.inf), "not an image that can be read"),  # nibabel: OverflowError

@@ -49,7 +49,7 @@ def dataset(tmp_path):
         if name.endswith("sub-01_T2w.nii.gz"):
             path.symlink_to("../.git/annex/objects/not-here")
         else:
-            path.write_bytes(b"" if "PDw" in name else b"image")
+            path.write_bytes(b"" if "PDw" in name else b"\x1f\x8b, an image")
     return root
 
 
@@ -79,6 +79,51 @@ def test_what_is_found_and_what_is_left_out(dataset):
     }
     assert [image for image, row in by_image.items() if row["ct"] == "true"] == [GOOD[5]]
     assert by_image[GOOD[4]]["session_id"] == "b"
+
+
+def test_nobody_is_left_out_in_silence(tmp_path):
+    """Whoever has a folder sub-* or a row in participants.tsv is in the sheet or on the list, with a reason."""
+    files = {
+        "sub-01/anat/sub-01_T1w.nii.gz": b"image",
+        "sub-03/ses-01/anat/sub-03_ses-01_T1w.json": b"{}",
+        "sub-05/sub-05_T1w.nii.gz": b"image",
+        "sub-06/anat/sub-06_T1w.nii.gz": b"/annex/objects/MD5E-s12345--01.nii.gz\n",
+        "sub-07/anat/sub-07_T1w.nii.gz": b"version https://git-lfs.github.com/spec/v1\n",
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"\x1f\x8b" if content == b"image" else content)
+    (tmp_path / "sub-02").mkdir()
+    (tmp_path / "sub-04").symlink_to("../gone")
+    names = ["sub-01", "sub-02", "08", "sub-09"]
+    (tmp_path / "participants.tsv").write_text("\n".join(["participant_id\tage", *(f"{name}\t9" for name in names)]))
+    rows, left_out = bids.find_images(tmp_path)
+    assert [row["participant_id"] for row in rows] == ["sub-01"]
+    assert dict(left_out) == {
+        "sub-02/": "no image in it (a dataset of DataLad's: install it first, datalad get -n)",
+        "sub-03/": "no image in it (a dataset of DataLad's: install it first, datalad get -n)",
+        "sub-04": bids.LINK,
+        "sub-05/sub-05_T1w.nii.gz": "outside of anat and ct",
+        "sub-06/anat/sub-06_T1w.nii.gz":
+            "a pointer of git-annex, not the image: get its content first (git annex get, datalad get)",
+        "sub-07/anat/sub-07_T1w.nii.gz": "a pointer of git LFS, not the image: get its content first (git lfs pull)",
+        "sub-08": "in participants.tsv, but has no folder",
+        "sub-09": "in participants.tsv, but has no folder",
+    }  # fmt: skip
+
+
+def test_a_folder_that_may_not_be_read_is_its_participants_trouble(dataset, monkeypatch):
+    right = Path.iterdir
+
+    def iterdir(path):
+        if path == dataset / "sub-01/anat":
+            raise PermissionError(13, "Permission denied")
+        return right(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    rows, left_out = bids.find_images(dataset)
+    assert {row["participant_id"] for row in rows} == {"sub-02"}
+    assert ("sub-01/anat/", "may not be read (Permission denied)") in left_out
 
 
 @pytest.mark.parametrize("place", ["inside", "above", "elsewhere"])

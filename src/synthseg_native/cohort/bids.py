@@ -11,10 +11,12 @@ from pathlib import Path
 from synthseg_native.cohort.samples import COLUMNS, SUFFIXES
 from synthseg_native.errors import SynthSegError
 from synthseg_native.files import write_text
+from synthseg_native.scan.disguise import disguise
 
 FOLDERS = ("anat", "ct")  # where images of a head are; "ct" is of the draft extension for CT
 EXTENSIONS = (".nii.gz", ".nii")
 SHEET_ENTITIES = ("sub", "ses", "acq", "run")
+LINK = "the link leads nowhere (with git-annex or DataLad: get its content first)"
 NOT_MAGNITUDE = ("phase", "real", "imag")
 
 
@@ -29,7 +31,7 @@ def find_images(dataset: str | PathLike) -> tuple[list[dict[str, str]], list[tup
     ...     anat = Path(dataset, "sub-01", "anat")
     ...     anat.mkdir(parents=True)
     ...     for name in ("sub-01_T1w.nii.gz", "sub-01_rec-norm_T1w.nii.gz", "sub-01_bold.nii.gz"):
-    ...         _ = (anat / name).write_bytes(b"an image")
+    ...         _ = (anat / name).write_bytes(bytes([31, 139]))  # as a gzip begins
     ...     rows, left_out = find_images(dataset)
     >>> [(row["participant_id"], row["suffix"], row["image"]) for row in rows]
     [('sub-01', 'T1w', 'sub-01/anat/sub-01_T1w.nii.gz')]
@@ -39,18 +41,19 @@ def find_images(dataset: str | PathLike) -> tuple[list[dict[str, str]], list[tup
     dataset = Path(dataset)
     if not dataset.is_dir():
         raise SynthSegError("usage", f"{dataset}: no such folder: name the folder of a BIDS dataset")
-    subjects = sorted(path for path in dataset.glob("sub-*") if path.is_dir())
+    subjects = sorted(path for path in dataset.glob("sub-*") if path.is_dir() or path.is_symlink())
     if not subjects:
         raise SynthSegError("usage", f"{dataset}: no folder sub-*: name the folder of a BIDS dataset")
     left_out = [(f"{name}/", "skipped") for name in ("derivatives", "sourcedata") if (dataset / name).is_dir()]
     candidates = []
     for subject in subjects:
-        for place in (subject, *sorted(path for path in subject.glob("ses-*") if path.is_dir())):
-            for folder in sorted(path for path in place.iterdir() if path.is_dir()):
-                if folder.name in FOLDERS:
-                    candidates += [path for path in folder.iterdir() if path.name.endswith(EXTENSIONS)]
-                elif not folder.name.startswith("ses-"):
-                    left_out.append((f"{folder.relative_to(dataset)}/", "not a folder of anatomical images"))
+        images, others = _of_subject(subject)
+        candidates += images
+        left_out += [(f"{path.relative_to(dataset)}{'/' if path.is_dir() else ''}", why) for path, why in others]
+    there = {subject.name for subject in subjects}
+    left_out += [
+        (name, "in participants.tsv, but has no folder") for name in _participants(dataset) if name not in there
+    ]
 
     found = []
     for path in candidates:
@@ -74,6 +77,45 @@ def find_images(dataset: str | PathLike) -> tuple[list[dict[str, str]], list[tup
     return [rows[key] for key in sorted(rows)], sorted(left_out)
 
 
+def _of_subject(subject: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """Files that may be images of a head, and what else is there with the reason why not: never nothing at all."""
+    images, others = [], []
+
+    def listed(folder):
+        try:
+            return sorted(folder.iterdir())
+        except OSError as error:
+            others.append((folder, f"may not be read ({error.strerror})" if folder.is_dir() else LINK))
+            return []
+
+    places = [subject]
+    for place in places:
+        for path in listed(place):
+            if path.is_dir() and path.name in FOLDERS:
+                images += [file for file in listed(path) if file.name.endswith(EXTENSIONS)]
+            elif path.is_dir() and path.name.startswith("ses-") and place is subject:
+                places.append(path)
+            elif path.is_dir():
+                others.append((path, "not a folder of anatomical images"))
+            elif path.name.endswith(EXTENSIONS):
+                others.append((path, f"outside of {' and '.join(FOLDERS)}"))
+            elif path.is_symlink() and not path.exists():
+                others.append((path, LINK))
+    if not images and not others:
+        others.append((subject, "no image in it (a dataset of DataLad's: install it first, datalad get -n)"))
+    return images, others
+
+
+def _participants(dataset: Path) -> list[str]:
+    """The participants that participants.tsv names, with their sub-; none where there is no such file."""
+    try:
+        text = (dataset / "participants.tsv").read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        return []
+    names = [row.get("participant_id") or "" for row in csv.DictReader(io.StringIO(text), delimiter="\t")]
+    return [name if name.startswith("sub-") else f"sub-{name}" for name in names if name]
+
+
 def _split(name):
     """Entities (dict, in the order of the name; "" as value where there is no label) and suffix of a BIDS file name."""
     stem = name.removesuffix(".gz").removesuffix(".nii")
@@ -92,11 +134,15 @@ def _unsuitable(path, dataset, entities, suffix):
         return f"suffix {suffix} is not one of {', '.join(SUFFIXES)}"
     if entities.get("part") in NOT_MAGNITUDE:
         return f"part-{entities['part']} is not a magnitude image"
-    if not path.is_file():
-        return "the link leads nowhere (with git-annex or DataLad: get its content first)"
-    if path.stat().st_size == 0:
-        return "the file is empty"
-    return None
+    try:
+        if not path.is_file():
+            return LINK
+        if path.stat().st_size == 0:
+            return "the file is empty"
+    except OSError as error:
+        return f"may not be read ({error.strerror})"
+    found = disguise(path)
+    return ": ".join(found) if found else None
 
 
 def write_sheet(

@@ -21,6 +21,7 @@ import nibabel as nib
 import numpy as np
 
 from synthseg_native.errors import SynthSegError
+from synthseg_native.scan.disguise import disguise
 from synthseg_native.scan.formats import IMAGE_EXTENSIONS, image_extension
 from synthseg_native.scan.grid import ras_order, voxel_sizes
 
@@ -98,9 +99,9 @@ def read(path: str | PathLike, accept: Iterable[str] = ()) -> Scan:
         with _quiet():
             return _read(path, accept)
     except _Refused as error:
-        what, remedy = error.args
+        what, remedy = disguise(path) or error.args
     except DAMAGED:
-        what, remedy = "the file is cut off or damaged", "copy or convert it again"
+        what, remedy = disguise(path) or ("the file is cut off or damaged", "copy or convert it again")
     except (FileNotFoundError, NotADirectoryError):
         what, remedy = "no such file", "correct the path"
     except PermissionError:
