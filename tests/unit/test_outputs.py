@@ -251,3 +251,14 @@ def test_sidecar_never_lets_a_small_model_pass_for_synthseg():
     native = sidecar(record, "native")
     assert native["Resolution"] == "the input image's own grid (1.2x0.9x5 mm), labels from resampled posteriors"
     assert native | {"Resolution": None} == result | {"Resolution": None}
+
+
+def test_the_display_range_of_the_scan_is_the_scan_s(tmp_path):
+    """In a label map it would show every label black."""
+    header = nib.Nifti1Header()
+    header["cal_min"], header["cal_max"] = 500, 2000
+    data = np.ones((3, 3, 3), np.int16)
+    images.save_labels(tmp_path / "labels.nii", data, np.eye(4), header)
+    images.save_image(tmp_path / "scan.nii", data, np.eye(4), header)
+    found = [nib.load(tmp_path / f"{name}.nii").header for name in ("labels", "scan")]
+    assert [(float(h["cal_min"]), float(h["cal_max"])) for h in found] == [(0, 0), (500, 2000)]

@@ -27,6 +27,21 @@ def test_names_follow_the_entities(tmp_path):
     assert second.image == str(tmp_path / "sub dir/b.nii")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "participant_id\timage\t\nsub-01\ta.nii\t\n",
+        "participant_id\timage\t\t\t\nsub-01\ta.nii\t\t\t\n",
+        "participant_id\timage\nsub-01\ta.nii\t \t\n",
+        "participant_id\tsession_id\trun\tacq\timage\tct\taccept\nsub-01\tNA\tNA\tnan\ta.nii\tNaN\tNA\n",
+    ],
+)
+def test_sheets_as_spreadsheets_and_r_write_them(tmp_path, text):
+    (scan,) = read_samples(sheet(tmp_path, text))
+    assert scan.scan == "sub-01/anat/sub-01_T1w" and Path(scan.image).name == "a.nii"
+    assert (scan.ct, scan.accept, scan.sheet) == (False, (), {})
+
+
 def test_images_below_the_working_directory_are_relative(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config").mkdir()

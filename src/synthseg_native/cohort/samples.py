@@ -16,6 +16,7 @@ COLUMNS = (*ENTITIES, "image", "ct")  # and "accept", which a sheet need not hav
 PREFIXES = {"participant_id": "sub-", "session_id": "ses-", "acq": "acq-", "run": "run-"}
 SUFFIXES = ("T1w", "T2w", "FLAIR", "PDw", "T2starw", "CT", "inplaneT1", "inplaneT2", "UNIT1", "T1map", "T2map", "MTw")
 EMPTY = ("", "n/a")
+WRITTEN_EMPTY = ("na", "nan")  # how R and spreadsheets write an empty cell, of the columns that are known
 TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no", *EMPTY)
 
 
@@ -67,9 +68,10 @@ def read_samples(sheet: str | PathLike) -> list[Scan]:
             "usage", f"{sheet}: cannot be read ({error}): save it as tab-separated UTF-8 text"
         ) from None
     lines = [line for line in io.StringIO(text) if line.strip() and not line.startswith("#")]
-    rows = csv.DictReader(lines, delimiter="\t", restkey="", restval="", strict=True)
     try:
-        header, rows = rows.fieldnames or [], list(rows)
+        header, *rows = csv.reader(lines, delimiter="\t", strict=True) if lines else [[]]
+        header = _without_blank_end(header)
+        rows = [_row(header, _without_blank_end(cells)) for cells in rows]
     except csv.Error as error:
         raise SynthSegError(
             "usage", f"{sheet}: not a tab-separated table ({error}): close every quotation mark"
@@ -103,6 +105,23 @@ def read_samples(sheet: str | PathLike) -> list[Scan]:
     return scans
 
 
+def _without_blank_end(cells: list[str]) -> list[str]:
+    """Spreadsheets end lines with tabs: the blank cells at the end stand for nothing.
+
+    >>> _without_blank_end(["01", "", "a.nii", "", " "])
+    ['01', '', 'a.nii']
+    """
+    while cells and not cells[-1].strip():
+        cells = cells[:-1]
+    return cells
+
+
+def _row(header: list[str], cells: list[str]) -> dict:
+    """The cells by column; what there is more of stands under ""."""
+    more = {"": cells[len(header) :]} if len(cells) > len(header) else {}
+    return dict(zip(header, [*cells, *[""] * len(header)], strict=False)) | more
+
+
 def _mistakes_in(header: list[str]) -> list[str]:
     mistakes = []
     for name in ("participant_id", "image"):
@@ -121,6 +140,8 @@ def _scan(row: dict, folder: Path) -> Scan:
     if "" in row:
         raise ValueError("more cells than columns")
     row = {key: value.strip() for key, value in row.items()}
+    known = (*COLUMNS, "accept")
+    row = {key: "" if key in known and value.lower() in WRITTEN_EMPTY else value for key, value in row.items()}
     entities = {key: _label(key, row.get(key, "")) for key in ENTITIES}
     if not entities["participant_id"]:
         raise ValueError("participant_id is empty")

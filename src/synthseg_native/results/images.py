@@ -36,6 +36,8 @@ def save_image(
     image = kind(data, affine, header)
     if dtype is not None:
         image.set_data_dtype(dtype)
+        if kind is nib.Nifti1Image:  # the range in which to show the scan, in which labels are black
+            image.header["cal_min"], image.header["cal_max"] = 0, 0
     if not tags:
         nib.save(image, path)
         return
