@@ -247,7 +247,9 @@ def _segment_one(job, segmenter, tables, bar, argv):
     grade = "" if notes["model"]["research_grade"] else " (not for research)"
     took = f"segmented with {notes['model']['name']}{grade} in {notes['seconds']['total']:.1f} s"
     flags = quality.of_record(notes, segmenter.model.labels)["flags"]
-    bar.say(f"{job.outputs['o']}: {took}{'; look at it: ' if flags else ''}{', '.join(flags)}", sys.stdout)
+    odd = [("look at it", flags), ("odd in its header", notes["input"]["header_flags"])]
+    remarks = "".join(f"; {what}: {', '.join(names)}" for what, names in odd if names)
+    bar.say(f"{job.outputs['o']}: {took}{remarks}", sys.stdout)
     if notes["memory_remark"]:
         bar.say(f"synthseg-native: {job.image}: {notes['memory_remark']}", sys.stderr)
     return None

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -198,6 +199,39 @@ def test_a_table_holds_what_is_current_where_all_that_is_left_fails(stand_in, ru
     assert run("--i", cohort, "--o", tmp_path / "out") == 3
     assert run("--i", cohort, "--o", tmp_path / "out", "--vol", tmp_path / "v.csv") == 3
     assert [row[0] for row in rows(tmp_path / "v.csv")] == ["subject", "a", "b"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["a full disk", "a pipe that is closed"])
+def test_what_nobody_reads_costs_no_scan(root, cohort, tmp_path, where):
+    reader, writer = os.pipe()
+    os.close(reader)
+    if where == "a full disk":
+        if not Path("/dev/full").exists():
+            pytest.skip("no /dev/full")
+        os.close(writer)
+        writer = os.open("/dev/full", os.O_WRONLY)
+    command = [sys.executable, "-c", FAST, root / "tests/unit", "--i", cohort, "--o", tmp_path / "out"]
+    command += ["--model", root / "models/compact2mm"]
+    done = subprocess.run(
+        command, stdout=writer, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(root / "src")}
+    )
+    os.close(writer)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert len(list((tmp_path / "out").glob("*_synthseg.nii.gz"))) == 2
+
+
+def test_what_is_odd_about_a_header_is_in_the_line_and_beside_the_label_map(stand_in, run, cohort, tmp_path, capsys):
+    slanted = affine()
+    slanted[1, 2] += np.tan(np.radians(20)) * slanted[2, 2]  # a gantry tilt: volumes are too large
+    nib.save(nib.Nifti1Image(head(), slanted), cohort / "b.nii.gz")
+    out = tmp_path / "out"
+    assert run("--i", cohort, "--o", out) == 0
+    lines = {line.split(": ")[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "; odd in its header: sheared" in lines[str(out / "b_synthseg.nii.gz")]
+    assert "header" not in lines[str(out / "a_synthseg.nii.gz")]
+    flags = [json.loads((out / f"{name}_synthseg.json").read_text())["HeaderFlags"] for name in ("a", "b")]
+    assert flags[0] == [] and "sheared" in flags[1]
 
 
 @pytest.mark.parametrize("what", ["images that became bad", "label maps edited by hand"])

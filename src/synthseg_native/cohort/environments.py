@@ -218,7 +218,8 @@ _RUNNING = set()  # the programs that make environments now
 def _call(command: list, name: str, folder: Path, stream, log: Callable[[str], None] | None = None) -> None:
     """Run a program that prints to the log file `stream`; every few seconds a line for `log` says how far it is."""
     env = {k: v for k, v in os.environ.items() if k not in ("PIP_USER", "PIP_TARGET", "PIP_PREFIX", "VIRTUAL_ENV")}
-    env = clean_environment(env) | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    # A pip.conf may say user = true, which no virtual environment can.
+    env = clean_environment(env) | {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_USER": "0"}
     if (folder / "tmp").is_dir():
         env["TMPDIR"] = str(folder / "tmp")
     stream.flush()

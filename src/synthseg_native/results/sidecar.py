@@ -28,6 +28,7 @@ def sidecar(record: dict, grid: str = "network") -> dict:
         "Sources": [record["input"]["name"]],
         "Resolution": resolution,
         **method,
+        "HeaderFlags": list(record["input"].get("header_flags") or []),  # what is odd about the scan's header
     }
 
 
