@@ -203,7 +203,7 @@ def _states(jobs, segmenter):
     for job in jobs:
         wanted = None
         try:
-            if weights_known and job.sidecars["o"].is_file():
+            if weights_known and job.sidecars["o"].is_file() and job.image.is_file():
                 wanted = command.wanted(segmenter, job, sha256_of(job.image))
         except SynthSegError:
             weights_known = False  # none, say: the run of the scan tells

@@ -5,9 +5,13 @@ import json
 import os
 import shutil
 import time
+from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
+from synthseg_native.cohort import demands
 from synthseg_native.identity import contents as contents_of
 from synthseg_native.identity.contents import Contents
 
@@ -41,6 +45,24 @@ def test_a_file_is_read_once(tmp_path, memory, read):
         assert contents.sha256(str(file)) == sha("one") and contents.digest(file) == sha("one")[:12]
         contents.save()
     assert read == [str(file)]
+
+
+@pytest.mark.parametrize("what", ["pipe", "device", "folder"])
+def test_what_is_no_file_has_no_contents(tmp_path, memory, what):
+    """To read a pipe or a device may never end."""
+    path = {"pipe": tmp_path / "p.nii", "device": Path("/dev/zero"), "folder": tmp_path}[what]
+    if what == "pipe":
+        os.mkfifo(path)
+    assert Contents(memory).sha256(path) is None
+    assert demands.header_of(path) == (None, None)
+
+
+def test_sizes_that_are_no_numbers_demand_what_the_card_says(tmp_path):
+    header = nib.Nifti1Header()
+    header.set_data_shape((3, 3, 3))
+    header["pixdim"][1] = np.nan
+    (tmp_path / "a.nii").write_bytes(header.binaryblock + bytes(200))
+    assert demands.header_of(tmp_path / "a.nii") == (None, None)
 
 
 def test_the_same_size_and_time_do_not_hide_other_contents(tmp_path, memory, read):

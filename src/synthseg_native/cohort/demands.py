@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import nibabel as nib
@@ -19,9 +21,13 @@ EXISTING_MB = 3000  # to take a label map that is already there
 def header_of(image: str | PathLike) -> tuple[list[int] | None, list[float] | None]:
     """Shape and voxel sizes (mm), (3,) each, of a scan; (None, None) where its header cannot be read."""
     try:
+        if not Path(image).is_file():  # a pipe, a device: reading it may never end
+            return None, None
         header = nib.load(image).header
         shape = [n for n in header.get_data_shape() if n != 1]
-        return (shape, [float(size) for size in header.get_zooms()[:3]]) if len(shape) == 3 else (None, None)
+        voxel_mm = [float(size) for size in header.get_zooms()[:3]]
+        fits = len(shape) == 3 and all(math.isfinite(size) and size > 0 for size in voxel_mm)
+        return (shape, voxel_mm) if fits else (None, None)
     except Exception:  # whatever is wrong with it, the run says
         return None, None
 

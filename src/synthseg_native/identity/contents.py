@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,8 @@ class Contents:
         known = self.known.get(path)
         try:
             about = Path(path).stat()
+            if not stat.S_ISREG(about.st_mode):  # a pipe, a device: reading it may never end
+                return None
             seen = [about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino]
             if not known or known[:-1] != seen:
                 self._remember(path, [*seen, self._read(path, about.st_size)])

@@ -22,9 +22,11 @@ LOG = "log.txt"  # all that the run said
 
 
 def need_image(image: Path) -> None:
-    """Raise SynthSegError where there is no such image."""
-    if not image.is_file():
+    """Raise SynthSegError where there is no such image, or what is read in vain: a pipe, a device."""
+    if not image.exists():
         raise SynthSegError("bad_input", f"{image}: no such file")
+    if not image.is_file():
+        raise SynthSegError("bad_input", f"{image}: not an ordinary file: save the image in one")
 
 
 def need_outputs(work: Path, files: list[str]) -> None:
