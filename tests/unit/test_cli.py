@@ -97,6 +97,7 @@ def test_the_peak_is_told_beside_its_prediction(stand_in, scan, call, monkeypatc
     assert capsys.readouterr().err == f"synthseg-native: {scan}: {notes[1]['memory_remark']}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codes", ["LPS", "PIR", "SAL"])
 def test_the_way_a_scan_is_stored_does_not_change_its_labels(stand_in, scan, call, tmp_path, codes):
     image = nib.load(scan)

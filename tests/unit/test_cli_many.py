@@ -400,6 +400,7 @@ def thick(tmp_path):
     return tmp_path / "thick.nii.gz"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interpolation", ["posterior", "nearest"])
 def test_both_grids(stand_in, run, thick, tmp_path, interpolation):
     flags = (
@@ -596,6 +597,7 @@ def test_ctrl_c_stops_at_once_and_keeps_what_is_done(root, cohort, tmp_path):
     assert sorted(path.name for path in out.iterdir()) == ["a_synthseg.json", "a_synthseg.nii.gz", "v.csv"]
 
 
+@pytest.mark.slow
 def test_a_bar_on_a_terminal_alone(stand_in, run, scan, tmp_path, monkeypatch, capsys):
     assert run("--i", scan, "--o", tmp_path / "o.nii") == 0
     assert capsys.readouterr().err == ""

@@ -301,6 +301,7 @@ def test_touching_a_file_changes_nothing(done):
     assert state(done)[0] == "current"
 
 
+@pytest.mark.slow
 def test_many_scans_beside_their_results_are_planned_at_once(tmp_path):
     """Whether an image is a result is looked up, not searched for: 4000 scans took 11 s."""
     took = []

@@ -124,6 +124,7 @@ def test_largest_component_and_ties():
         mask[5, 1, 1] = False
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(arrays(bool, st.tuples(*[st.integers(1, 5)] * 3)))
 def test_largest_component_is_the_references(mask):

@@ -314,6 +314,7 @@ def test_a_run_that_takes_too_long_is_ended(place, kind):
     assert not alive(int((place / "pid").read_text()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_step_leaves_neither_processes_nor_files(place, number):
     line, places = arguments(place, "native")

@@ -230,6 +230,7 @@ def test_axes_that_would_come_out_mirrored_are_refused(tmp_path):
     assert caught.value.code == "bad_input"
 
 
+@pytest.mark.slow
 def test_no_rotation_and_no_gantry_tilt_comes_out_mirrored():
     for turn in Rotation.random(5000, random_state=0).as_matrix():
         tilt = np.eye(3)

@@ -115,6 +115,7 @@ def test_a_lock_is_held_by_one(tmp_path, holder):
     assert (tmp_path / "lock").read_text() == ""
 
 
+@pytest.mark.slow
 def test_without_locks_of_the_system_the_owner_in_the_file_counts(tmp_path, no_flock):
     (tmp_path / "lock").write_text(shared_disk.text_of(ended()))
     with hold(tmp_path / "lock", 5):
