@@ -43,13 +43,10 @@ def main(argv):
         sys.exit(__doc__.strip())
 
 
-# python -m would import a random.py, a yaml.py of the folder that one stands in.
-SAFE_PATH = {"PYTHONSAFEPATH": "1"}
-
-
-def run(name, arguments, variables=()):
-    """Become the Python of an environment."""
-    env = {**environments.clean_environment(), "PYTHONPATH": str(ROOT / "src"), **dict(variables)}
+def run(name, arguments):
+    """Become the Python of an environment; for `-m training` the folder that one stands in counts."""
+    env = environments.clean_environment() | {"PYTHONPATH": str(ROOT / "src")}
+    del env["PYTHONSAFEPATH"]
     execute([environments.ensure(name), *arguments], env)
 
 
@@ -68,7 +65,8 @@ def segment(arguments):
     except SynthSegError as error:
         print(f"synthseg-native: {error.message}", file=sys.stderr)
         sys.exit(error.exit_code)
-    run(engine, ["-m", "synthseg_native", *arguments], SAFE_PATH)
+    env = environments.clean_environment() | {"PYTHONPATH": str(ROOT / "src")}
+    execute([environments.ensure(engine), "-m", "synthseg_native", *arguments], env)
 
 
 def execute(command, env):
@@ -90,7 +88,7 @@ def snakemake(arguments):
             place += ["--directory", ROOT]
     if not is_read_only(arguments):
         take_lock(Path(directory or "."), unlock="--unlock" in arguments)
-    execute([interpreter, "-m", "snakemake", *place, *arguments], {**environments.clean_environment(), **SAFE_PATH})
+    execute([interpreter, "-m", "snakemake", *place, *arguments], environments.clean_environment())
 
 
 def option(arguments, long, short):

@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import TextIO
 
 from tqdm import tqdm
@@ -50,8 +51,8 @@ class Progress:
             with tqdm.external_write_mode(file=file):
                 print(printable(line), file=file, flush=True)
         except OSError:
-            with contextlib.suppress(OSError, ValueError):  # also what waits in the buffer goes there
-                os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+            with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("w") as nowhere:
+                os.dup2(nowhere.fileno(), file.fileno())  # what waits in the buffer goes there too
 
     def in_thread(self, function: Callable, *arguments: object) -> object:
         """Call a function in a thread of its own: meanwhile the clock ticks and Ctrl-C is heard at once."""

@@ -36,7 +36,7 @@ class EnclosedProject(Project):
 
 def make(folder) -> None:
     """The project, and beside it what test_nothing_leaves.py looks at: its home, and what the kernel counted."""
-    project = EnclosedProject(Project.create(folder).folder)
+    project = EnclosedProject.create(folder)
     call = project.run(**outside.hostile(folder.parent / "home"))
     call.expect(
         "native 01", "native 02", "reference 01", "reference 02", "compare 01", "compare 02", "verify_env", "summary"

@@ -88,13 +88,12 @@ def _of_subject(subject: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
             others.append((folder, f"may not be read ({error.strerror})" if folder.is_dir() else LINK))
             return []
 
-    places = [subject]
-    for place in places:
-        for path in listed(place):
+    here = listed(subject)
+    sessions = [path for path in here if path.is_dir() and path.name.startswith("ses-")]
+    for place in ([path for path in here if path not in sessions], *map(listed, sessions)):
+        for path in place:
             if path.is_dir() and path.name in FOLDERS:
                 images += [file for file in listed(path) if file.name.endswith(EXTENSIONS)]
-            elif path.is_dir() and path.name.startswith("ses-") and place is subject:
-                places.append(path)
             elif path.is_dir():
                 others.append((path, "not a folder of anatomical images"))
             elif path.name.endswith(EXTENSIONS):

@@ -271,7 +271,8 @@ def clean_environment(env: dict[str, str] | None = None) -> dict[str, str]:
     env = dict(os.environ if env is None else env)
     for key in ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "__PYVENV_LAUNCHER__", "MPLBACKEND"):
         env.pop(key, None)
-    return env | {"PYTHONNOUSERSITE": "1"}
+    # Without the second, python -m imports a random.py, a yaml.py of the folder that one stands in.
+    return env | {"PYTHONNOUSERSITE": "1", "PYTHONSAFEPATH": "1"}
 
 
 def find_python(name: str) -> str:

@@ -94,11 +94,11 @@ class Plan:
     def _find_weights(self) -> str:
         """The user's weights, those beside the card, or where the download goes."""
         named, file = self.config["weights"], self.model.weights.file
-        path = Path(named).expanduser() if named else self.model.folder / file
+        path = Path(named) if named else self.model.folder / file
         if not path.is_file() and not named and self.model.weights.urls:
             self.fetched = True
             folder = self.config["weights_cache"]
-            path = (Path(folder).expanduser() if folder else weights.default_cache()) / file
+            path = (Path(folder) if folder else weights.default_cache()) / file
         if not path.is_file() and not self.fetched:
             wrong = "config: weights" if named else str(self.model.folder / "card.yaml")
             raise SynthSegError("usage", f"{wrong}: {path}: no such weights file: correct the path, or leave it out")

@@ -1,6 +1,5 @@
 """The picture of a report: wall time and peak memory of every contestant."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +17,6 @@ COLOURS = {
 
 def plot(table: Sequence[dict], path: Path | str) -> None:
     """Wall time (with the ratio to the reference) and peak memory: a row of panels per model and number of threads."""
-    os.environ.pop("MPLBACKEND", None)  # of a notebook, say: not to be found here
     import matplotlib
 
     matplotlib.use("Agg")

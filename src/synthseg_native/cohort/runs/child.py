@@ -35,7 +35,6 @@ def environment_of(threads: int, source: Path = SOURCE) -> dict[str, str]:
         **dict.fromkeys(THREAD_VARIABLES, str(threads)),
         "PYTHONPATH": str(source),
         "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONSAFEPATH": "1",  # python -m would import random.py and the like of the folder that one stands in
     }
 
 
