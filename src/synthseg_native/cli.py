@@ -163,7 +163,11 @@ def _segment_all(call, segmenter, arguments, argv):
             bar.say(f"{what} and left out", sys.stdout)
         if n_current := len(tables.volumes):
             what = f"{n_current} of {len(jobs)} scans are" if len(jobs) > 1 else f"{jobs[0].outputs['o']} is"
-            bar.say(f"{what} current and left out (--recompute does all)", sys.stdout)
+            said = [(job, tables.remarks[id(job)]) for job in jobs if tables.remarks.get(id(job))]
+            alone = said[0][1] if said and len(jobs) == 1 else ""
+            bar.say(f"{what} current and left out (--recompute does all){alone}", sys.stdout)
+            for job, remarks in said if len(jobs) > 1 else []:
+                bar.say(f"{job.outputs['o']}: current{remarks}", sys.stdout)
         for why, number in counts(states[id(job)] for job in todo).items():
             what = f"{number} of {len(jobs)} scans" if len(jobs) > 1 else f"{jobs[0].outputs['o']}"
             bar.say(f"{what} again: {why}", sys.stdout)
@@ -172,7 +176,7 @@ def _segment_all(call, segmenter, arguments, argv):
             bar.say(f"synthseg-native: {failure.message}", sys.stderr)
         for job in todo:
             started += 1
-            failure = _segment_one(job, segmenter, tables, bar, argv)
+            failure = job.refused or _segment_one(job, segmenter, tables, bar, argv)
             bar.finished()
             if failure:
                 failures.append(failure)
@@ -219,7 +223,6 @@ def _edited(job, state):
 
 def _segment_one(job, segmenter, tables, bar, argv):
     """Segment a scan and publish all its results together; what went wrong as a SynthSegError, or None."""
-    from synthseg_native.results import quality
     from synthseg_native.results.sidecar import save_json
     from synthseg_native.results.staged import Staged
 
@@ -246,13 +249,19 @@ def _segment_one(job, segmenter, tables, bar, argv):
     tables.volumes[id(job)] = volumes
     grade = "" if notes["model"]["research_grade"] else " (not for research)"
     took = f"segmented with {notes['model']['name']}{grade} in {notes['seconds']['total']:.1f} s"
-    flags = quality.of_record(notes, segmenter.model.labels)["flags"]
-    odd = [("look at it", flags), ("odd in its header", notes["input"]["header_flags"])]
-    remarks = "".join(f"; {what}: {', '.join(names)}" for what, names in odd if names)
-    bar.say(f"{job.outputs['o']}: {took}{remarks}", sys.stdout)
+    bar.say(f"{job.outputs['o']}: {took}{_remarks(notes, segmenter.model.labels)}", sys.stdout)
     if notes["memory_remark"]:
         bar.say(f"synthseg-native: {job.image}: {notes['memory_remark']}", sys.stderr)
     return None
+
+
+def _remarks(notes, labels):
+    """What is odd about a scan and its segmentation, by what its record says, behind a line about it."""
+    from synthseg_native.results import quality
+
+    odd = [("look at it", quality.of_record(notes, labels)["flags"]),
+           ("odd in its header", notes["input"]["header_flags"])]  # fmt: skip
+    return "".join(f"; {what}: {', '.join(names)}" for what, names in odd if names)
 
 
 def _fail(notes, failure, path):
@@ -290,18 +299,20 @@ def _as_synthseg_error(path):
 class Tables:
     """The tables over all scans of a call, written anew, whole, whenever a scan is done.
 
-    volumes : id of a job -> {"csv": row, "tsv": rows}
+    volumes : id of a job -> {"csv": row, "tsv": rows} · remarks : id of a job that was current -> what is said of it
     """
 
     def __init__(self, call, labels):
-        self.call, self.labels, self.volumes = call, labels, {}
+        self.call, self.labels, self.volumes, self.remarks = call, labels, {}, {}
         self.predicted = 0  # MiB, of the largest scan so far
 
     def add(self, jobs: "list[Job]") -> None:
         """Take the volumes of the scans whose results are current."""
         from synthseg_native import jobs as planning
 
-        self.volumes |= {id(job): planning.volumes(job) for job in jobs}
+        for job in jobs:
+            self.volumes[id(job)], notes = planning.remembered(job)
+            self.remarks[id(job)] = _remarks(notes, self.labels)
 
     def note_memory(self, notes: dict) -> None:
         """The peak of this process, which earlier scans of the call share, beside what was predicted."""

@@ -26,6 +26,15 @@ from synthseg_native.errors import SynthSegError
 from synthseg_native.identity import keys
 from synthseg_native.verification import verify
 
+
+
+def one_line(error):
+    """What ends a call, for the user; of what the system refused the file, what it says and what to do."""
+    if isinstance(error, OSError):
+        error = f"{error.filename or 'a file'}: {error.strerror or error}: mend this, or remove what is there"
+    return "\n".join(f"synthseg-native: {line}" for line in str(error).splitlines())
+
+
 try:
     # A cluster's job reads its scan's line of the manifest that the call has written, and looks at no other scan.
     PLAN = None
@@ -34,8 +43,8 @@ try:
     PLAN = PLAN or Plan(config, ROOT, dry_run=workflow.output_settings.dryrun or "--lint" in sys.argv)
     # Jobs run a copy of the code, made when the run begins, so that an edit in mid-cohort cannot mix versions.
     SNAPSHOT = environments.snapshot_place()
-except (SynthSegError, environments.SetupError) as error:
-    raise SystemExit("\n".join(f"synthseg-native: {line}" for line in str(error).splitlines()))
+except (SynthSegError, environments.SetupError, OSError) as error:
+    raise SystemExit(one_line(error))
 
 
 # What the file names of all the others say in <...>.
@@ -92,8 +101,8 @@ def make_again():
         runs = workflow.execution_settings is not None and not workflow.output_settings.dryrun
         try:
             workflow.dag.forcefiles.update(deploy.make_again(PLAN, runs))
-        except (SynthSegError, environments.SetupError) as error:
-            raise SystemExit(f"synthseg-native: {error}")
+        except (SynthSegError, environments.SetupError, OSError) as error:
+            raise SystemExit(one_line(error))
 
 
 def image_of(scan):

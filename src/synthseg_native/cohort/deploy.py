@@ -53,6 +53,8 @@ def deploy(plan: Plan, here: bool = True) -> None:
     """
     environments.run_snapshot()  # a target that asks for no scan has not made them
     prepare(plan)
+    if Path(plan.aggregates()["summary"]).exists() and not state.says_what_is(plan):
+        _summarise(plan)  # whatever ends this run, even at once: no table then calls results good that are stale
     used = plan.compared or plan.benchmarked
     for engine in plan.engines if here else []:
         if why := ranking.without_gpu(engine, plan.config["device"]):
@@ -69,18 +71,24 @@ def deploy(plan: Plan, here: bool = True) -> None:
             environments.say(f"reference: {error}")
 
 
-def finish(plan: Plan, code: Path, success: bool) -> None:
+def _summarise(plan: Plan, *arguments: str) -> None:
+    """Write the tables of what is there now, or show them, by the code that the jobs run."""
+    code = environments.run_snapshot()
+    command = [sys.executable, "-B", f"{code}/scripts/summarise.py"]
+    command += ["--manifest", str(plan.manifest.path(plan.state)), *arguments]
+    subprocess.run(command, env=os.environ | {"PYTHONPATH": f"{code}/src"})
+
+
+def finish(plan: Plan, success: bool) -> None:
     """The end of a run: after a failure a summary all the same, and always the table for people."""
     manifest = plan.manifest.path(plan.state)
     for old in Path(plan.state).glob("manifest-*.jsonl"):
         if old != manifest:
             old.unlink(missing_ok=True)
-    command = [sys.executable, "-B", f"{code}/scripts/summarise.py", "--manifest", str(manifest)]
-    environment = os.environ | {"PYTHONPATH": f"{code}/src"}
     if not success:
         state.mark_failed(plan.state)
-        subprocess.run(command, env=environment)
+        _summarise(plan)
     if Path(plan.aggregates()["summary"]).exists():
-        subprocess.run([*command, "--show"], env=environment)
+        _summarise(plan, "--show")
     if plan.demo_images:
         environments.say(f"this was the demonstration; {demo.WHAT_TO_CHANGE}")

@@ -317,6 +317,9 @@ def snapshot() -> Path:
 
 def _snapshot() -> Path:
     final = ENVS / f"code-{_tree_hash(ROOT)}"
+    if final.is_dir() and f"code-{_tree_hash(final)}" != final.name:
+        say(f"{ENVS.name}/{final.name}: not the copy of the code that it was: made again")
+        shutil.rmtree(final)
     if not final.is_dir():
         ENVS.mkdir(exist_ok=True)
         with shared_disk.temporary_folder(ENVS, "code.tmp-") as beside:

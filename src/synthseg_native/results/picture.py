@@ -276,6 +276,9 @@ def _png(canvas, panels, title, subtitle, lines, made_by):
     return png.getvalue()
 
 
+END = b"\x00\x00\x00\x00IEND\xaeB`\x82"  # the last chunk of every PNG
+
+
 def made_by_of(start: bytes) -> str | None:
     """The word that a picture was drawn with; None without one. start : the file's first kilobyte."""
     _, found, rest = start.partition(f"tEXt{MADE_BY}".encode() + b"\0")

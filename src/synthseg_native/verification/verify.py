@@ -16,7 +16,7 @@ from importlib import metadata
 from os import PathLike
 from pathlib import Path
 
-from synthseg_native.files import read_json, write_text
+from synthseg_native.files import read_sealed, write_sealed
 from synthseg_native.results import record
 
 SCHEMA = 3  # of the finding; 2: with precisions, 3: TensorFlow with oneDNN
@@ -95,8 +95,8 @@ def ensure_verified(environment: str, folder: str | PathLike) -> dict | None:
 
 def _read(path: Path, wanted: str) -> dict | None:
     """The finding in a file, where it has the wanted fingerprint."""
-    finding = read_json(path)
-    fits = isinstance(finding, dict) and (finding.get("schema"), finding.get("fingerprint")) == (SCHEMA, wanted)
+    finding = read_sealed(path)
+    fits = finding is not None and (finding.get("schema"), finding.get("fingerprint")) == (SCHEMA, wanted)
     return finding if fits else None
 
 
@@ -146,7 +146,7 @@ def _versions():
 
 def write(finding: dict, path: str | PathLike) -> None:
     """Write the finding as JSON, whole or not at all."""
-    write_text(path, json.dumps(finding, indent=2) + "\n")
+    write_sealed(path, finding)
 
 
 def table(finding: dict) -> str:

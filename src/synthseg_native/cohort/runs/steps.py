@@ -13,7 +13,7 @@ from synthseg_native.cohort.runs import child, work
 from synthseg_native.cohort.runs.failures import system_error, unexpected
 from synthseg_native.cohort.runs.files import RECORD, SOURCE
 from synthseg_native.errors import EXIT_CODES, SynthSegError
-from synthseg_native.files import write_json
+from synthseg_native.files import write_sealed
 from synthseg_native.results import record as record_of
 
 
@@ -87,7 +87,7 @@ def step(
             record = run(folder)
             if record["status"] == "ok" and work.may_publish(root, folder):
                 record["files"] = work.hashes(folder, places)
-                write_json(folder / RECORD, record)
+                write_sealed(folder / RECORD, record)
                 work.publish(folder, places)
                 failure_path.unlink(missing_ok=True)
         except Stopped as reason:
@@ -132,7 +132,7 @@ def _keep_failure(path: Path, record: dict, scan: str, settings: dict) -> None:
     """Write the record of a failed run. A disk that is full must not hide the error itself."""
     with contextlib.suppress(OSError):
         try:
-            write_json(path, record)
+            write_sealed(path, record)
         except (TypeError, ValueError):  # something in it is no JSON: the error must not be lost with it
             bare = child.new_record(record["kind"], scan, settings)
-            write_json(path, {**bare, "error": record["error"], "finished": record["finished"]})
+            write_sealed(path, {**bare, "error": record["error"], "finished": record["finished"]})
