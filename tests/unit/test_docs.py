@@ -289,6 +289,19 @@ def test_readme_quotes_the_benchmark():
     assert claim in " ".join(text_of("README.md").split())
 
 
+def test_every_promise_names_a_test_that_exists():
+    tables = text_of("docs/reliability.md").partition("## Bad inputs")[2].split("## Faults")
+    sources = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("*/test_*.py")}
+    for table, least in zip(tables, (90, 40), strict=True):
+        rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
+        assert len(rows) >= least and f"\n{len(rows)} cases" in table
+        for row in rows:
+            named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", row.rpartition(" | ")[2])
+            assert named, row
+            for file, name in named:
+                assert re.search(rf"^def {name}\(", sources.get(file, ""), re.M), f"no {file}::{name}"
+
+
 def test_readme_fits_on_a_screen():
     assert len(text_of("README.md").splitlines()) <= 80
 
