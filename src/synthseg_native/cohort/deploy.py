@@ -76,7 +76,7 @@ def finish(plan: Plan, code: Path, success: bool) -> None:
         if old != manifest:
             old.unlink(missing_ok=True)
     command = [sys.executable, "-B", f"{code}/scripts/summarise.py", "--manifest", str(manifest)]
-    environment = os.environ | {"PYTHONPATH": f"{code}/src"}
+    environment = environments.clean_environment() | {"PYTHONPATH": f"{code}/src"}
     if not success:
         state.mark_failed(plan.state)
         subprocess.run(command, env=environment)
