@@ -347,3 +347,13 @@ def test_the_site_is_made_without_a_warning_and_fetches_nothing(tmp_path):
         assert hosts <= {"github.com", "squidfunk.github.io"}, page.name
     for style in site.rglob("*.css"):
         assert not re.search(r"(@import|url\()\W*(https?:|//)", style.read_text(encoding="utf-8")), style.name
+
+
+def test_every_sentence_of_the_security_page_has_its_test():
+    text = text_of("SECURITY.md")
+    sentences = re.findall(r"^- (.*?)(?=^- |^#|\Z)", text, re.M | re.S)
+    assert len(sentences) > 10
+    for sentence in sentences:
+        (named,) = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", sentence) or [(sentence, "has no test")]
+        file, test = named
+        assert f"def {test}(" in text_of(file), named

@@ -2,6 +2,7 @@
 # params in capitals. Needs: config. Makes: no file.
 
 import json
+import os
 import sys
 from functools import cache
 from pathlib import Path
@@ -19,7 +20,7 @@ from synthseg_native.cohort import handover
 handover.take_over(workflow.main_snakefile)
 
 from synthseg_native import memory
-from synthseg_native.cohort import demands, deploy, environments, job, report_labels, state
+from synthseg_native.cohort import demands, deploy, environments, job, report_labels, state, variables
 from synthseg_native.cohort.paths import Patterns
 from synthseg_native.cohort.plan import Plan
 from synthseg_native.errors import SynthSegError
@@ -35,6 +36,9 @@ def one_line(error):
     return "\n".join(f"synthseg-native: {line}" for line in str(error).splitlines())
 
 
+if workflow.is_main_process:
+    for name in variables.OF_A_RUN:  # of another run, from which this one is called
+        os.environ.pop(name, None)
 try:
     # A cluster's job reads its scan's line of the manifest that the call has written, and looks at no other scan.
     PLAN = None

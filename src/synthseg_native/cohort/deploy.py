@@ -76,7 +76,7 @@ def _summarise(plan: Plan, *arguments: str) -> None:
     code = environments.run_snapshot()
     command = [sys.executable, "-B", f"{code}/scripts/summarise.py"]
     command += ["--manifest", str(plan.manifest.path(plan.state)), *arguments]
-    subprocess.run(command, env=os.environ | {"PYTHONPATH": f"{code}/src"})
+    subprocess.run(command, env=environments.clean_environment() | {"PYTHONPATH": f"{code}/src"})
 
 
 def finish(plan: Plan, success: bool) -> None:

@@ -7,6 +7,7 @@ None is ever removed here, for another machine may run from it (`shared_disk`).
 
 import contextlib
 import errno
+import functools
 import hashlib
 import os
 import re
@@ -19,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from synthseg_native import shared_disk
-from synthseg_native.cohort import installers, interpreters
+from synthseg_native.cohort import installers, interpreters, variables
 from synthseg_native.cohort.interpreters import SetupError, machine
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -204,7 +205,9 @@ def _fill(name, base, uv, folder, stream, log):
             shutil.rmtree(folder, ignore_errors=True)
     _venv(name, base, folder, stream)
     (folder / "tmp").mkdir()
-    _call(installers.pip_command(python, lock_file(name)), name, folder, stream, log)
+    env = clean_environment() | {"TMPDIR": str(folder / "tmp")}
+    env |= installers.pip_settings(python, env)
+    _call(installers.pip_command(python, lock_file(name)), name, folder, stream, log, env)
     shutil.rmtree(folder / "tmp", ignore_errors=True)
 
 
@@ -215,13 +218,11 @@ def _venv(name, base, folder, stream, *options):
 _RUNNING = set()  # the programs that make environments now
 
 
-def _call(command: list, name: str, folder: Path, stream, log: Callable[[str], None] | None = None) -> None:
-    """Run a program that prints to the log file `stream`; every few seconds a line for `log` says how far it is."""
-    env = {k: v for k, v in os.environ.items() if k not in ("PIP_USER", "PIP_TARGET", "PIP_PREFIX", "VIRTUAL_ENV")}
-    # A pip.conf may say user = true, which no virtual environment can.
-    env = clean_environment(env) | {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_USER": "0"}
-    if (folder / "tmp").is_dir():
-        env["TMPDIR"] = str(folder / "tmp")
+def _call(command: list, name: str, folder: Path, stream, log=None, env: dict[str, str] | None = None) -> None:
+    """Run a program that prints to the log file `stream`; every few seconds a line for `log` says how far it is.
+
+    env: its variables, without it the clean ones.
+    """
     stream.flush()
     begin, output = stream.tell(), Path(stream.name)
 
@@ -229,7 +230,9 @@ def _call(command: list, name: str, folder: Path, stream, log: Callable[[str], N
         return output.read_bytes()[begin:].decode(errors="replace")
 
     words = [str(word) for word in command]
-    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=env) as process:
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": stream, "stderr": stream}
+    # In the project's folder: uv looks for settings and versions where it is called.
+    with subprocess.Popen(words, **pipes, env=env or clean_environment(), cwd=ROOT) as process:
         _RUNNING.add(process)
         try:
             while True:
@@ -267,12 +270,31 @@ def _rename(beside: Path, final: Path) -> None:
 
 
 def clean_environment(env: dict[str, str] | None = None) -> dict[str, str]:
-    """The process's variables without those that let foreign packages in, a notebook's way of drawing among them."""
+    """The variables of a program that is started: of the process's (or `env`) those that `variables` lets through.
+
+    No Python takes modules from the user's folders or the one that one stands in, and each reads and writes UTF-8.
+    """
     env = dict(os.environ if env is None else env)
-    for key in ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "__PYVENV_LAUNCHER__", "MPLBACKEND"):
-        env.pop(key, None)
+    kept = variables.let_through(env)
+    if libraries := _libraries(env.get("LD_LIBRARY_PATH", "")):
+        kept["LD_LIBRARY_PATH"] = libraries
     # Without the second, python -m imports a random.py, a yaml.py of the folder that one stands in.
-    return env | {"PYTHONNOUSERSITE": "1", "PYTHONSAFEPATH": "1"}
+    return kept | {"PYTHONNOUSERSITE": "1", "PYTHONSAFEPATH": "1", "PYTHONUTF8": "1"}
+
+
+def _libraries(path: str) -> str:
+    """Of LD_LIBRARY_PATH the folders of an NVIDIA driver, which a container may have there alone; all of it where this
+    Python, a module system's, does not start without. scripts/launch.sh does the same before there is a Python."""
+    if not path or not _starts_alone():
+        return path
+    return ":".join(folder for folder in path.split(":") if folder and Path(folder, "libcuda.so.1").exists())
+
+
+@functools.cache
+def _starts_alone() -> bool:
+    """Whether this Python starts, with what it is linked to, without LD_LIBRARY_PATH."""
+    command = [sys.executable, "-I", "-c", "import ctypes, ssl"]
+    return subprocess.run(command, env={}, stdin=subprocess.DEVNULL, capture_output=True).returncode == 0
 
 
 def find_python(name: str) -> str:

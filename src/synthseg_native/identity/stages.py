@@ -121,6 +121,7 @@ UNCHANGING = {
     "cohort/runs/work.py": "work folders and publishing",
     "cohort/samples.py": "reads the sheet; what a row asks for is among the settings",
     "cohort/state.py": "what a call left for the next one",
+    "cohort/variables.py": "keeps from the programs what could change a result",
     "engines/__init__.py": "finds an engine by its name, which is among the settings",
     "engines/kernels/__init__.py": "empty",
     "errors.py": "sentences and exit codes",

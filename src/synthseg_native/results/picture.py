@@ -226,9 +226,17 @@ def _pooled(fine):
 # The page --------------------------------------------------------------------------------------------------------
 
 
-def _png(canvas, panels, title, subtitle, lines, made_by):
-    """Put the text on the canvas (HEIGHT, WIDTH, 3); as PNG, without a date and without the software's name."""
+def _png(*given):
+    """See `_drawn`. In matplotlib's own settings: a matplotlibrc may lie in the home, or where one stands."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # its font cache is nobody's business
+    from matplotlib import rc_context, rcParamsDefault
+
+    with _DRAWING, rc_context(rcParamsDefault):
+        return _drawn(*given)
+
+
+def _drawn(canvas, panels, title, subtitle, lines, made_by):
+    """Put the text on the canvas (HEIGHT, WIDTH, 3); as PNG, without a date and without the software's name."""
     from matplotlib import get_data_path
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -267,8 +275,7 @@ def _png(canvas, panels, title, subtitle, lines, made_by):
         wrapped[TEXT_LINES - 1 :] = [(f"{ODD}… and more: see the run record", True)]
     for number, (text, odd) in enumerate(wrapped):
         write(LEFT, HEIGHT - BOTTOM + 30 + 21 * number, text, 10, "odd" if odd else "text")
-    with _DRAWING:
-        page.draw()
+    page.draw()
     png, about = BytesIO(), PngInfo()
     if made_by:
         about.add_text(MADE_BY, made_by)
