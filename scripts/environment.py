@@ -11,14 +11,19 @@ import sys
 if sys.version_info < (3, 11):  # noqa: UP036  (this file must stay readable for Python 3.6, to get here)
     sys.exit("synthseg-native: this is Python %d.%d: use Python 3.11 to 3.13" % sys.version_info[:2])  # noqa: UP031
 
-import os
-import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from synthseg_native import shared_disk  # noqa: E402
+from synthseg_native import stopping  # noqa: E402  (first of all: what follows takes a moment)
+
+if __name__ == "__main__":
+    stopping.hear()
+
+import re  # noqa: E402
+
+from synthseg_native import shared_disk, streams  # noqa: E402
 from synthseg_native.cohort import environments  # noqa: E402
 
 # Calls that change nothing: they need no lock, and may look at a run in progress.
@@ -47,7 +52,7 @@ def run(name, arguments):
     """Become the Python of an environment; for `-m training` the folder that one stands in counts."""
     env = environments.clean_environment() | {"PYTHONPATH": str(ROOT / "src")}
     del env["PYTHONSAFEPATH"]
-    execute([environments.ensure(name), *arguments], env)
+    execute([environments.ensure(name), *arguments], env, hears=False)
 
 
 def segment(arguments):
@@ -69,10 +74,9 @@ def segment(arguments):
     execute([environments.ensure(engine), "-m", "synthseg_native", *arguments], env)
 
 
-def execute(command, env):
-    """Become the command."""
-    command = [str(part) for part in command]
-    os.execve(command[0], command, env)
+def execute(command, env, hears=True):
+    """Become the command. hears: whether it is one of ours, which `stopping.hear`."""
+    stopping.become([str(part) for part in command], env, hears)
 
 
 def snakemake(arguments):
@@ -88,7 +92,8 @@ def snakemake(arguments):
             place += ["--directory", ROOT]
     if not is_read_only(arguments):
         take_lock(Path(directory or "."), unlock="--unlock" in arguments)
-    execute([interpreter, "-m", "snakemake", *place, *arguments], environments.clean_environment())
+    start = ROOT / "scripts" / "start_snakemake.py"
+    execute([interpreter, start, *place, *arguments], environments.clean_environment())
 
 
 def option(arguments, long, short):
@@ -133,8 +138,10 @@ def take_lock(directory, unlock=False):
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1:])
+        with streams.outlived():
+            main(sys.argv[1:])
     except (environments.SetupError, OSError) as error:
         sys.exit("\n".join(f"synthseg-native: {line}" for line in str(error).splitlines()))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except stopping.Stopped as reason:
+        stopping.tell(reason)
+        sys.exit(reason.exit_code)

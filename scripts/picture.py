@@ -9,6 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from synthseg_native import stopping
 from synthseg_native.errors import SynthSegError
 from synthseg_native.networks import cards
 from synthseg_native.results import picture, quality, volumes
@@ -84,4 +85,4 @@ def read(path, reader):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stopping.run(main))

@@ -17,11 +17,12 @@ from synthseg_native import shared_disk
 from synthseg_native.cohort import environments, handover, ranking
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-LAUNCHING = ("scripts/environment.py", "scripts/launch.sh")
+LAUNCHING = ("scripts/environment.py", "scripts/launch.sh", "scripts/start_snakemake.py")
 # What the launcher imports before there is an environment.
 STANDARD_LIBRARY_ONLY = ("cli", "cohort/environments", "cohort/installers", "cohort/interpreters", "cohort/paths")
 STANDARD_LIBRARY_ONLY += ("cohort/ranking", "engines/__init__", "errors", "networks/weights", "results/record")
-STANDARD_LIBRARY_ONLY += ("files", "options", "owners", "shared_disk", "verification/verify")
+STANDARD_LIBRARY_ONLY += ("cohort/halting", "files", "options", "owners", "shared_disk", "stopping", "streams")
+STANDARD_LIBRARY_ONLY += ("verification/verify",)
 MAIN = "import os, sys; print(os.getcwd(), os.environ['ENVIRONMENT'], sys.argv[1:])"
 SNAKEFILE = """
 configfile: "config.yaml"
@@ -221,7 +222,8 @@ def test_which_workflow_runs_and_where(project, tmp_path, monkeypatch, cwd, argu
     monkeypatch.chdir(project if cwd == "project" else tmp_path / cwd)
     environment.snakemake([*arguments, "-n"])
     place = [part.replace("ROOT", str(project)) for part in place]
-    assert commands == [["workflow python", "-m", "snakemake", *place, *arguments, "-n"]]
+    start = str(project / "scripts" / "start_snakemake.py")
+    assert commands == [["workflow python", start, *place, *arguments, "-n"]]
 
 
 def test_engine_runs_in_the_folder_of_the_caller(project, tmp_path):
