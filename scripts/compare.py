@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+from synthseg_native import stopping
 from synthseg_native.compare import compare_label_maps, verdict_text
 from synthseg_native.errors import SynthSegError
 from synthseg_native.files import read_sealed, write_sealed
@@ -58,4 +59,4 @@ def read_record(path) -> dict:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stopping.run(main))

@@ -6,19 +6,25 @@ environment.py segment ARGS...          the command synthseg-native, in the envi
 environment.py snakemake ARGS...        Snakemake, one run per working directory at a time
 """
 
+import os
 import sys
 
 if sys.version_info < (3, 11):  # noqa: UP036  (this file must stay readable for Python 3.6, to get here)
     sys.exit("synthseg-native: this is Python %d.%d: use Python 3.11 to 3.13" % sys.version_info[:2])  # noqa: UP031
 
-import os
-import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from synthseg_native import shared_disk  # noqa: E402
+from synthseg_native import stopping  # noqa: E402  (first of all: what follows takes a moment)
+
+if __name__ == "__main__":
+    stopping.hear()
+
+import re  # noqa: E402
+
+from synthseg_native import shared_disk, streams  # noqa: E402
 from synthseg_native.cohort import environments, variables  # noqa: E402
 
 # Calls that change nothing: they need no lock, and may look at a run in progress.
@@ -47,7 +53,7 @@ def main(argv):
 def run(name, arguments):
     """Become the Python of an environment."""
     env = environments.clean_environment() | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}  # for `-m training`
-    execute([environments.ensure(name), *arguments], env)
+    execute([environments.ensure(name), *arguments], env, hears=False)
 
 
 def segment(arguments):
@@ -69,10 +75,9 @@ def segment(arguments):
     execute([environments.ensure(engine), "-m", "synthseg_native", *arguments], env)
 
 
-def execute(command, env):
-    """Become the command."""
-    command = [str(part) for part in command]
-    os.execve(command[0], command, env)
+def execute(command, env, hears=True):
+    """Become the command. hears: whether it is one of ours, which `stopping.hear`."""
+    stopping.become([str(part) for part in command], env, hears)
 
 
 def snakemake(arguments):
@@ -96,7 +101,8 @@ def snakemake(arguments):
     interpreter = environments.ensure("workflow")
     if not is_read_only(arguments):
         take_lock(Path(directory or "."), unlock="--unlock" in arguments)
-    execute([interpreter, "-m", "snakemake", *place, *arguments], env)
+    start = ROOT / "scripts" / "start_snakemake.py"
+    execute([interpreter, start, *place, *arguments], env)
 
 
 def value(arguments, long, short=None):
@@ -162,7 +168,9 @@ def profile(option, name):
 
 
 def is_profile(path):
-    return path.is_file() or any(re.fullmatch(r"(profile|config)(\.v\d+\+)?\.yaml", file.name) for file in path.glob("*"))
+    return path.is_file() or any(
+        re.fullmatch(r"(profile|config)(\.v\d+\+)?\.yaml", file.name) for file in path.glob("*")
+    )
 
 
 def is_read_only(arguments):
@@ -197,8 +205,10 @@ def take_lock(directory, unlock=False):
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1:])
+        with streams.outlived():
+            main(sys.argv[1:])
     except (environments.SetupError, OSError) as error:
         sys.exit("\n".join(f"synthseg-native: {line}" for line in str(error).splitlines()))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except stopping.Stopped as reason:
+        stopping.tell(reason)
+        sys.exit(reason.exit_code)

@@ -8,6 +8,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from synthseg_native import stopping
 from synthseg_native.errors import SynthSegError
 from synthseg_native.files import read_sealed
 from synthseg_native.networks import cards
@@ -86,4 +87,4 @@ def read(path, reader):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stopping.run(main))

@@ -90,7 +90,19 @@ SETTINGS = {
     "XDG_DATA_HOME": "HERE/a file",
 }
 MATPLOTLIB = "backend: nonsense\nsavefig.dpi: 7\nfigure.dpi: 7\ntext.usetex: True\nfont.size: 99\nimage.origin: lower\nnonsense: 1\n"
-MODULES = ("random", "numpy", "yaml", "enum", "email", "csv", "nibabel", "sitecustomize", "usercustomize", "site", "measure")
+MODULES = (
+    "random",
+    "numpy",
+    "yaml",
+    "enum",
+    "email",
+    "csv",
+    "nibabel",
+    "sitecustomize",
+    "usercustomize",
+    "site",
+    "measure",
+)
 FILES = {
     "home/.keras/keras.json": '{"floatx": "float16", "epsilon": 1, "backend": "jax", "image_data_format": "channels_first"}',
     "home/.config/matplotlib/matplotlibrc": MATPLOTLIB,
@@ -111,9 +123,14 @@ FILES = {
     "stand/pyvenv.cfg": "home = /proc/nothing\n",
     "a file": "",
     **{f"stand/{name}.py": RAISES for name in MODULES},
-    **{f"home/.local/lib/python3.{minor}/site-packages/{name}.py": RAISES for minor in (11, 12, 13) for name in MODULES},
+    **{
+        f"home/.local/lib/python3.{minor}/site-packages/{name}.py": RAISES for minor in (11, 12, 13) for name in MODULES
+    },
     # What a module system's libraries are to a Python that was linked to others.
-    **{f"libraries/{name}": "" for name in ("libstdc++.so.6", "libgcc_s.so.1", "libz.so.1", "libssl.so.3", "libffi.so.8")},
+    **{
+        f"libraries/{name}": ""
+        for name in ("libstdc++.so.6", "libgcc_s.so.1", "libz.so.1", "libssl.so.3", "libffi.so.8")
+    },
 }
 
 

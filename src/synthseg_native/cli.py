@@ -6,14 +6,13 @@ Every failure is one line on stderr: ``synthseg-native: FILE: what is wrong: wha
 import argparse
 import errno
 import os
-import signal
 import sys
 import traceback
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from synthseg_native import __version__, options
+from synthseg_native import __version__, options, stopping, streams
 from synthseg_native.errors import SynthSegError
 from synthseg_native.results import record
 
@@ -37,7 +36,7 @@ exit status:
   2  wrong use: nothing was run
   3  bad input: those scans failed, the others are segmented
   4  the machine: memory, disk, time
-  130  stopped by Ctrl-C; call again to go on
+  130  stopped by Ctrl-C, 128 and more by another signal; call again to go on
 """
 STOPPING = ("disk", "usage", "timeout")  # no place, no weights: the next scan would fail alike
 GRAVEST_FIRST = (1, 4, 2, 3)
@@ -119,9 +118,11 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     arguments = p.parse_args(argv)  # argparse itself exits with 2
     os.environ.pop("MPLBACKEND", None)  # a notebook's way of drawing, which need not be there: no scan ends by it
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # no name of a file may end a run, whatever the terminal can show
-            stream.reconfigure(errors="backslashreplace")
+    with stopping.hearing(), streams.outlived():
+        return _run(arguments, argv)
+
+
+def _run(arguments, argv):
     try:
         try:
             with _as_synthseg_error(arguments.i or "--i"):
@@ -136,10 +137,9 @@ def main(argv: list[str] | None = None) -> int:
             print(f"synthseg-native: {failure.message}", file=sys.stderr)
             return failure.exit_code
         return _segment_all(call, segmenter, arguments, argv)
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        print("synthseg-native: stopped: what is finished is kept, call again to go on", file=sys.stderr, flush=True)
-        os._exit(130)  # the network's thread is still busy, and must not be waited for
+    except stopping.Stopped as reason:
+        stopping.tell(reason, "what is finished is kept, call again to go on")
+        os._exit(reason.exit_code)  # the network's thread is still busy, and must not be waited for
 
 
 def _segment_all(call, segmenter, arguments, argv):

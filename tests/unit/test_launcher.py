@@ -17,11 +17,12 @@ from synthseg_native import shared_disk
 from synthseg_native.cohort import environments, handover, ranking
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-LAUNCHING = ("scripts/environment.py", "scripts/launch.sh")
+LAUNCHING = ("scripts/environment.py", "scripts/launch.sh", "scripts/start_snakemake.py")
 # What the launcher imports before there is an environment.
 STANDARD_LIBRARY_ONLY = ("cli", "cohort/environments", "cohort/installers", "cohort/interpreters", "cohort/paths")
-STANDARD_LIBRARY_ONLY += ("cohort/ranking", "cohort/variables", "engines/__init__", "errors", "networks/weights", "results/record")
-STANDARD_LIBRARY_ONLY += ("files", "options", "owners", "shared_disk", "verification/verify")
+STANDARD_LIBRARY_ONLY += ("cohort/ranking", "cohort/variables", "engines/__init__", "errors", "networks/weights")
+STANDARD_LIBRARY_ONLY += ("cohort/halting", "files", "options", "owners", "shared_disk", "stopping", "streams")
+STANDARD_LIBRARY_ONLY += ("results/record", "verification/verify")
 MAIN = "import os, sys; print(os.getcwd(), os.environ['ENVIRONMENT'], sys.argv[1:])"
 SNAKEFILE = """
 configfile: "config/config.yaml"
@@ -62,7 +63,10 @@ def project(tmp_path, monkeypatch):
         python.write_text(f'#!/bin/sh\nENVIRONMENT={name} exec "{sys.executable}" "$@"\n')
         python.chmod(0o755)
     (project / "Snakefile").write_text(SNAKEFILE)
-    for file, text in (("config/config.yaml", "word: default\n"), ("profiles/default/config.yaml", "keep-going: true\n")):
+    for file, text in (
+        ("config/config.yaml", "word: default\n"),
+        ("profiles/default/config.yaml", "keep-going: true\n"),
+    ):
         (project / file).parent.mkdir(parents=True)
         (project / file).write_text(text)
     return project
@@ -215,8 +219,8 @@ def snakemake(project, tmp_path, monkeypatch):
     def call(*words):
         environment.snakemake([word.replace("ELSEWHERE", str(elsewhere)) for word in words])
         command, env = became[-1]
-        assert command[:3] == ["workflow python", "-m", "snakemake"]
-        words = [str(word).replace(str(elsewhere), "ELSEWHERE") for word in command[3:]]
+        assert command[:2] == ["workflow python", project / "scripts" / "start_snakemake.py"]
+        words = [str(word).replace(str(elsewhere), "ELSEWHERE") for word in command[2:]]
         return [word.replace(str(project), "ROOT") for word in words], env
 
     return call
@@ -288,7 +292,9 @@ def test_which_profile_counts(profiles, tmp_path, asked, found):
 def test_two_profiles_of_a_name_are_said(profiles, tmp_path, project, capsys):
     profiles("--directory", "study", "--workflow-profile", "default", "-n")
     other = tmp_path / "elsewhere/profiles/default"
-    said = f"--workflow-profile default: {project}/profiles/default, not {other}: a whole path says which one is meant\n"
+    said = (
+        f"--workflow-profile default: {project}/profiles/default, not {other}: a whole path says which one is meant\n"
+    )
     assert capsys.readouterr().err == said
 
 

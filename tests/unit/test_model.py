@@ -14,7 +14,9 @@ from synthseg_native.networks import cards
 
 NAMES = ["compact2mm", "synthseg1", "synthseg2"]
 # Ten lists in each of ten lists, and so on, by reference: short until it is written out.
-BOMB = "\n".join(["a0: &a0 [x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 30)), "name: *a29"])
+BOMB = "\n".join(
+    ["a0: &a0 [x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 30)), "name: *a29"]
+)
 
 
 @pytest.fixture
@@ -193,7 +195,9 @@ def test_another_network_does_not_pass_for_an_official_one(root, tmp_path):
     shutil.copytree(root / "models/synthseg2", copy)
     assert cards.load(copy).name == "synthseg2"
     edit(copy / "card.yaml", "sha256: f190", "sha256: 0190")
-    with pytest.raises(SynthSegError, match=r"card\.yaml: .*synthseg2 is the name of another network: choose a name of"):
+    with pytest.raises(
+        SynthSegError, match=r"card\.yaml: .*synthseg2 is the name of another network: choose a name of"
+    ):
         cards.load(copy)
 
 

@@ -20,13 +20,12 @@ from synthseg_native.cohort import handover
 handover.take_over(workflow.main_snakefile)
 
 from synthseg_native import memory
-from synthseg_native.cohort import demands, deploy, environments, job, report_labels, state, variables
+from synthseg_native.cohort import demands, deploy, environments, halting, job, report_labels, state, variables
 from synthseg_native.cohort.paths import Patterns
 from synthseg_native.cohort.plan import Plan
 from synthseg_native.errors import SynthSegError
 from synthseg_native.identity import keys
 from synthseg_native.verification import verify
-
 
 
 def one_line(error):
@@ -39,6 +38,12 @@ def one_line(error):
 if workflow.is_main_process:
     for name in variables.OF_A_RUN:  # of another run, from which this one is called
         os.environ.pop(name, None)
+
+# Steps ignore the terminal's signals: this process hears them, and tells the steps (scripts/log.sh hears none at all).
+if workflow.is_main_process and workflow.modifier.is_main_snakefile():
+    halting.prepare(lambda: workflow.persistence.unlock())
+    halting.outlive_the_terminal()
+
 try:
     # A cluster's job reads its scan's line of the manifest that the call has written, and looks at no other scan.
     PLAN = None

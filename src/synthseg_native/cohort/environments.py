@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -140,6 +141,7 @@ def ensure_all(names: Iterable[str], log: Callable[[str], None] = say) -> None:
     try:
         failures = [error for future in made if (error := future.exception())]
     except BaseException:  # Ctrl-C: what is half made goes with its process
+        _ENDING.set()
         for process in list(_RUNNING):
             process.terminate()
         raise
@@ -201,6 +203,8 @@ def _fill(name, base, uv, folder, stream, log):
         try:
             return _call(installers.uv_command(uv, python, lock_file(name), os.environ), name, folder, stream, log)
         except SetupError as error:
+            if _ENDING.is_set():
+                raise
             log(f"{error}: now with pip")
             shutil.rmtree(folder, ignore_errors=True)
     _venv(name, base, folder, stream)
@@ -216,6 +220,7 @@ def _venv(name, base, folder, stream, *options):
 
 
 _RUNNING = set()  # the programs that make environments now
+_ENDING = threading.Event()  # set when no more of them may start
 
 
 def _call(command: list, name: str, folder: Path, stream, log=None, env: dict[str, str] | None = None) -> None:
@@ -230,6 +235,8 @@ def _call(command: list, name: str, folder: Path, stream, log=None, env: dict[st
         return output.read_bytes()[begin:].decode(errors="replace")
 
     words = [str(word) for word in command]
+    if _ENDING.is_set():
+        raise SetupError(f"the {name} environment could not be made: stopped")
     pipes = {"stdin": subprocess.DEVNULL, "stdout": stream, "stderr": stream}
     # In the project's folder: uv looks for settings and versions where it is called.
     with subprocess.Popen(words, **pipes, env=env or clean_environment(), cwd=ROOT) as process:

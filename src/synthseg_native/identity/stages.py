@@ -107,6 +107,7 @@ UNCHANGING = {
     "cohort/demands.py": "memory and time that jobs ask for",
     "cohort/deploy.py": "before and after the jobs",
     "cohort/environments.py": "makes environments; what is in them is told by their lock",
+    "cohort/halting.py": "how a call ends when a signal comes",
     "cohort/handover.py": "what is printed where runs end and begin",
     "cohort/installers.py": "makes environments; what is in them is told by their lock",
     "cohort/interpreters.py": "finds a Python; what computes is told by the lock",
@@ -145,6 +146,8 @@ UNCHANGING = {
     "scan/__init__.py": "empty",
     "scan/disguise.py": "says what a file is that cannot be read",
     "shared_disk.py": "locks and owners",
+    "stopping.py": "signals",
+    "streams.py": "what is printed where nobody reads on",
     "verification/__init__.py": "empty",
 }
 

@@ -305,7 +305,9 @@ class _Fields:
                 raise _unusable(self.path, f"lacks the field {self.place}{name}")
             return default[0]
         # Cut: what YAML repeats by reference may be endless when it is written out.
-        where = f"{self.place}{name} {value if isinstance(value, bool | int | float | str) else reprlib.repr(value)}"[:200]
+        where = f"{self.place}{name} {value if isinstance(value, bool | int | float | str) else reprlib.repr(value)}"[
+            :200
+        ]
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(min(value, 10**300))
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
@@ -362,7 +364,9 @@ def read_labels(path: str | Path) -> Labels:
         raise SynthSegError("usage", f"{path}: channels must count from 0, background first: correct the rows")
     if not all(re.fullmatch(COLOR[0], color) for color in labels.colors):
         raise SynthSegError("usage", f"{path}: color: each must be {COLOR[1]}: correct the rows")
-    if not all(text.isprintable() for names in (labels.names, labels.freesurfer_names, labels.hemispheres) for text in names):
+    if not all(
+        text.isprintable() for names in (labels.names, labels.freesurfer_names, labels.hemispheres) for text in names
+    ):
         raise SynthSegError("usage", f"{path}: a name holds what cannot be printed: correct the rows")
     if len(set(labels.index.tolist())) != n:
         raise SynthSegError("usage", f"{path}: a label value occurs twice: correct column index")

@@ -5,6 +5,7 @@ import errno
 import os
 from pathlib import Path
 
+from synthseg_native import stopping
 from synthseg_native.errors import SynthSegError
 
 
@@ -37,9 +38,10 @@ class Staged:
     def __exit__(self, kind, error, trace):
         try:
             if kind is None:
-                for part, destination in self._moves:
-                    with _disk_errors(destination):
-                        part.replace(destination)
+                with stopping.whole():
+                    for part, destination in self._moves:
+                        with _disk_errors(destination):
+                            part.replace(destination)
             elif isinstance(error, OSError):
                 with _disk_errors(self._moves[-1][1] if self._moves else "output"):
                     raise error
