@@ -15,6 +15,7 @@ from synthseg_native.cohort.identities import Identities
 from synthseg_native.cohort.paths import Patterns
 from synthseg_native.cohort.samples import Scan, openable, read_samples
 from synthseg_native.errors import SynthSegError
+from synthseg_native.files import user_path
 from synthseg_native.identity import keys
 from synthseg_native.identity.contents import Contents
 from synthseg_native.networks import cards as models
@@ -61,6 +62,7 @@ class Plan:
         if not name:
             known = ", ".join(sorted(card.parent.name for card in self.root.glob("models/*/card.yaml")))
             raise SynthSegError("usage", f"config: model: not set: choose one of {known} (models/README.md)")
+        name = user_path(name) if name.startswith("~") else name
         shipped = self.root / "models" / name
         model = models.load(openable(shipped) if shipped.is_dir() else name)
         if not model.research_grade and not self.config["allow_small_model"]:
