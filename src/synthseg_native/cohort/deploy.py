@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from synthseg_native.cohort import containers, demo, environments, job, ranking, state
+from synthseg_native.cohort import containers, demo, environments, job, ranking, samples, state
 from synthseg_native.cohort.plan import Plan
 from synthseg_native.errors import SynthSegError
 from synthseg_native.networks import weights
@@ -26,7 +26,8 @@ def make_again(plan: Plan, runs: bool) -> set[str]:
     if runs:
         plan.contents.begin_saving()
     found = state.to_make(plan)
-    for line in state.lines(plan):
+    contradiction = samples.contradictions(plan.scans.values())
+    for line in [*([contradiction] if contradiction else []), *state.lines(plan)]:
         environments.say(line)
     if runs:
         prepare(plan)
