@@ -64,7 +64,7 @@ SHEET_AND_CONFIG = {
     "sheet is a folder": (sheet_is_a_folder, "samples.tsv: cannot be read ([Errno 21] Is a directory"),
     "sheet is not UTF-8": (
         sheet("participant_id\timage\n01\tä".encode("latin1")),
-        "samples.tsv: cannot be read (not UTF-8 text, maybe Latin-1 or Windows-1252 (line 2)): save it as tab-separated",
+        "samples.tsv: cannot be read (not UTF-8 text, maybe Latin-1 or Windows-1252 (line 2)): save it as tab-",
     ),
     "sheet is empty": (sheet(""), "the column participant_id is missing; the column image is missing: correct the"),
     "no rows": (rows(), "samples.tsv: no rows: add one line per image"),

@@ -1,4 +1,4 @@
-"""A cohort with a bad row of every kind: each is a failed row with a code and a line of its own, and no other row knows.
+"""A cohort with a bad row of every kind: each is a failed row with a code and a line of its own, and hurts no other.
 
 All that the workflow does is done here but for Snakemake and the processes: the plan with its hashes, states, memory
 and manifest, the runs (the command in this process, with a stand-in for the network), the tables.
@@ -94,7 +94,7 @@ ROWS = {
     "n/a": (NOTHING, "the sheet names no image for this row: name one, or leave the row out"),
     "empty.nii": (Path.touch, "empty.nii: the file is empty: copy or convert it again"),
     "text.nii": (with_bytes(b"not an image\n" * 100), "text.nii: not an image that can be read"),
-    "annex.nii.gz": (with_bytes(b"/annex/objects/MD5E-s1--a.nii.gz\n"), "annex.nii.gz: a pointer of git-annex, not the"),
+    "annex.nii.gz": (with_bytes(b"/annex/objects/MD5E-s1--a.nii.gz\n"), "annex.nii.gz: a pointer of git-annex, not"),
     "cut.nii.gz": (with_bytes(gzip.compress(bytes(9999))[:-9]), "cut.nii.gz: "),
     "size.nii": (header(pixdim=[1, np.nan, 1, 1]), "size.nii: voxel sizes that are no numbers: correct the header"),
     "vast.nii": (header(pixdim=[1, 1e30, 1, 1], srow=[1e30, 0, 0, 0]), "vast.nii: an affine that is no position in mm"),
@@ -184,6 +184,7 @@ def stand_in_for_processes(monkeypatch):
     from types import SimpleNamespace
 
     from stand_in import Brightness
+
     from synthseg_native import engines, memory
 
     def measured(record, command, work, threads, timeout):
@@ -230,7 +231,9 @@ def test_a_garbage_table_is_its_row_s_own_trouble(summed_up):
 def test_a_name_that_no_disk_has_room_for_fails_its_row(summed_up):
     (row,) = (row for name, row in summed_up["summary"].items() if name.startswith("sub-llll"))
     assert (row["status"], row["error_code"]) == ("failed", "bad_input")
-    assert row["error"].startswith(f"sub-{'l' * 36}...: a name of 308 characters, more than files may have: use at most")
+    assert row["error"].startswith(
+        f"sub-{'l' * 36}...: a name of 308 characters, more than files may have: use at most"
+    )
     assert LONG in set(summed_up["failed"]["participant_id"]), "as the sheet has it"
 
 

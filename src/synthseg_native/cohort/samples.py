@@ -200,9 +200,9 @@ leading zeros, write them again, and save the column as text
         return None
     more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
     rows = "1 row of the sheet is" if len(found) == 1 else f"{len(found)} rows of the sheet are"
-    return (f"{rows} named otherwise than {'its file' if len(found) == 1 else 'their files'} "
-            f"({', '.join(found[:NAMED])}{more}): where a spreadsheet dropped leading zeros, write them again, and save "
-            "the column as text")  # fmt: skip
+    files = "its file" if len(found) == 1 else "their files"
+    remedy = "where a spreadsheet dropped leading zeros, write them again, and save the column as text"
+    return f"{rows} named otherwise than {files} ({', '.join(found[:NAMED])}{more}): {remedy}"
 
 
 def _contradicts(scan: Scan) -> bool:
