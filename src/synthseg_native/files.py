@@ -16,18 +16,23 @@ from synthseg_native.errors import SynthSegError
 
 
 def user_path(text: str) -> str:
-    """A path as somebody writes it in a configuration, a sheet or a list: ~ is the home, and what changes nothing is
-    left out.
-
-    Raises SynthSegError("usage") for the home of a user that there is not, and for a zero byte.
+    """A path as somebody writes it in a configuration: `at_home`, and what changes nothing is left out.
 
     >>> user_path("./results/"), user_path("a//b/../c"), user_path("")
     ('results', 'a/c', '')
     """
+    return os.path.normpath(at_home(text)) if text else text
+
+
+def at_home(text: str) -> str:
+    """A path as somebody writes it anywhere, where ~ is the home.
+
+    Raises SynthSegError("usage") for the home of a user that there is not, and for a zero byte.
+    """
     if "\0" in text:
         raise SynthSegError("usage", f"{text}: no path holds a zero byte: write the path anew")
     try:
-        return os.path.normpath(Path(text).expanduser()) if text else text
+        return str(Path(text).expanduser()) if text.startswith("~") else text
     except RuntimeError:  # ~name
         raise SynthSegError("usage", f"{text}: there is no such user: write the whole path") from None
 

@@ -12,7 +12,7 @@ from os import PathLike
 from pathlib import Path
 
 from synthseg_native.errors import SynthSegError, printable
-from synthseg_native.files import read_text, user_path
+from synthseg_native.files import at_home, read_text
 from synthseg_native.scan.formats import image_extension
 
 ENTITIES = ("participant_id", "session_id", "acq", "run", "suffix")
@@ -172,7 +172,7 @@ def _image(cell: str, folder: Path) -> tuple[str, str]:
     if not cell:
         return openable(folder / "n/a"), "the sheet names no image for this row: name one, or leave the row out"
     try:
-        return openable(folder / user_path(cell)), ""
+        return openable(folder / at_home(cell)), ""
     except SynthSegError as error:
         return openable(folder / printable(cell)), error.message
 
