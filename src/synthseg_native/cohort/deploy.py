@@ -8,12 +8,15 @@ from pathlib import Path
 from synthseg_native.cohort import containers, demo, environments, job, ranking, samples, state
 from synthseg_native.cohort.plan import Plan
 from synthseg_native.errors import SynthSegError
+from synthseg_native.files import write_text
 from synthseg_native.networks import weights
 
 
 def prepare(plan: Plan) -> None:
     """Write the manifest, for the jobs too, and what is known of files' contents. For a call that runs something."""
     os.environ[job.VARIABLE] = str(plan.manifest.write(plan.state))
+    if plan.benchmarked:
+        write_text(*plan.benchmark_order)
     plan.contents.save()
 
 
@@ -73,7 +76,7 @@ def deploy(plan: Plan, here: bool = True) -> None:
 def finish(plan: Plan, code: Path, success: bool) -> None:
     """The end of a run: after a failure a summary all the same, and always the table for people."""
     manifest = plan.manifest.path(plan.state)
-    for old in Path(plan.state).glob("manifest-*.jsonl"):
+    for old in [*Path(plan.state).glob("manifest-*.jsonl"), *Path(plan.state).glob("benchmark-*.json")]:
         if old != manifest:
             old.unlink(missing_ok=True)
     command = [sys.executable, "-B", f"{code}/scripts/summarise.py", "--manifest", str(manifest)]

@@ -112,7 +112,7 @@ class Identities:
 
     def benchmark_settings(self) -> str:
         """How often the benchmark runs, and what its runs depend on, as JSON."""
-        referenced = self.plan.reference["runtime"] != "none" and self.plan.reference["kind"] != "existing"
+        referenced = self.plan.benchmarks_reference
         return keys.settings_json(
             repeats=self.plan.config["benchmark"]["repeats"],
             warmups=self.plan.config["benchmark"]["warmups"],

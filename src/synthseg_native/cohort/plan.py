@@ -5,6 +5,7 @@ first job and after the last: `deploy`.
 """
 
 import functools
+import json
 import os
 from pathlib import Path
 
@@ -181,9 +182,24 @@ class Plan:
         names = sorted({*self.engines, "tensorflow", "demo"})
         return {name: str(environments.python(name)) for name in names}
 
-    def benchmark_scans(self) -> list[str]:
-        """The benchmark's scans with their images, as scripts/benchmark.py takes them."""
-        return [f"{scan}={self.image_path(scan)}" for scan in self.benchmarked]
+    @property
+    def benchmarks_reference(self) -> bool:
+        """Whether the reference takes part in the benchmark."""
+        return self.reference["runtime"] != "none" and self.reference["kind"] != "existing"
+
+    @functools.cached_property
+    def benchmark_order(self) -> tuple[Path, str]:
+        """What the benchmark is to do, as scripts/benchmark.py reads it: a file, named by its content, and its text.
+
+        A file, because no word of a command may be longer than 128 KiB.
+        """
+        scans = {scan: self.image_path(scan) for scan in self.benchmarked}
+        text = json.dumps({"settings": json.loads(self.identities.benchmark_settings()), "scans": scans})
+        return Path(self.state, f"benchmark-{keys.digest(text)}.json"), text
+
+    def benchmark_key(self) -> str:
+        """What the benchmark's results depend on, as a digest."""
+        return keys.digest(self.identities.benchmark_settings())
 
     # --- the manifest -------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from synthseg_native.cohort.benchmark.in_turn import never_came_through
+from synthseg_native.errors import TRANSIENT
 from synthseg_native.files import read_json, write_text
 from synthseg_native.identity import current, keys
 from synthseg_native.results import picture
@@ -48,6 +50,7 @@ def to_make(plan: Plan) -> set[str]:
     }
     wanted = [*plan.wanted_runs(), *plan.wanted_once(), *plan.aggregates().values()]
     found |= {path for path in wanted if not Path(path).exists()} | _drawn_or_compared_otherwise(plan)
+    found |= _benchmark_to_try_again(plan) if plan.benchmarked else set()
     summary = plan.aggregates()["summary"]
     return found | ({summary} if failed_mark(plan.state).exists() or not _says_what_is(plan, summary) else set())
 
@@ -81,6 +84,18 @@ def _says_what_is(plan: Plan, summary: str) -> bool:
     except (OSError, KeyError, ValueError, csv.Error):
         return False
     return len(said) == len(plan.scans) * len(plan.engines)
+
+
+def _benchmark_to_try_again(plan: Plan) -> set[str]:
+    """The benchmark's tables where a contestant never came through an image, for a cause that may have passed."""
+    try:
+        with Path(plan.patterns.benchmark["runs"]).open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+        failed = [never_came_through(r for r in rows if r["scan"] == scan) for scan in {row["scan"] for row in rows}]
+    except (OSError, KeyError, ValueError, csv.Error):  # not there, or no table
+        return set()
+    passing = any(code in TRANSIENT for codes in failed for code in codes.values())
+    return set(plan.patterns.benchmark.values()) if passing else set()
 
 
 def _drawn_or_compared_otherwise(plan: Plan) -> set[str]:
