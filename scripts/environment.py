@@ -86,9 +86,37 @@ def snakemake(arguments):
         if directory is None:
             directory = ROOT
             place += ["--directory", ROOT]
+    check_encoding(configurations(arguments) or [Path(directory or ".", "config/config.yaml")])
     if not is_read_only(arguments):
         take_lock(Path(directory or "."), unlock="--unlock" in arguments)
     execute([interpreter, "-m", "snakemake", *place, *arguments], environments.clean_environment())
+
+
+def configurations(arguments):
+    """The files behind --configfile."""
+    found, taking = [], False
+    for word in arguments:
+        name, equals, value = word.partition("=")
+        if word.startswith("-"):
+            taking = name in ("--configfile", "--configfiles") and not equals
+            found += [Path(value)] if equals and name in ("--configfile", "--configfiles") else []
+        elif taking:
+            found.append(Path(word))
+    return found
+
+
+def check_encoding(files):
+    """Stop where a configuration is no UTF-8: Snakemake would show where it broke, and not what to do."""
+    for path in files:
+        try:
+            data = path.read_bytes()
+            data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            line = data.count(b"\n", 0, error.start) + 1
+            kind = "UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "maybe Latin-1 or Windows-1252"
+            sys.exit(f"synthseg-native: {path}: not UTF-8 text, {kind} (line {line}): save it as UTF-8")
+        except OSError:  # Snakemake says so
+            pass
 
 
 def option(arguments, long, short):

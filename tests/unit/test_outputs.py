@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import struct
+from pathlib import Path
 from types import SimpleNamespace
 
 import nibabel as nib
