@@ -71,7 +71,8 @@ def parser() -> argparse.ArgumentParser:
     add("--addctab", action="store_true", help="put FreeSurfer's colours and names in .mgz label maps")
 
     add = p.add_argument_group("further results").add_argument
-    add("--vol", metavar="CSV", help="volumes in mm3, one row per scan, as SynthSeg writes them; .csv is added")
+    add("--vol", metavar="CSV", help="volumes in mm3, one row per scan, as SynthSeg writes them; .csv is added; "
+        "rows of earlier calls stay")  # fmt: skip
     add("--volumes-tsv", metavar="TSV", help="volumes, voxel counts and confidence, one row per scan and structure")
     add("--picture", metavar="PNG", help="outlines on 15 slices, and what looks odd, to check by eye")
     add("--post", metavar="IMAGE", help="posteriors, one volume per label (large)")
