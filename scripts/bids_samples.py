@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from synthseg_native import stopping
 from synthseg_native.cohort import bids
-from synthseg_native.errors import SynthSegError
+from synthseg_native.errors import SynthSegError, printable
 
 
 def main(argv=None):
@@ -22,17 +22,16 @@ def main(argv=None):
     parser.add_argument("--force", action="store_true", help="overwrite the sheet if it has rows")
     options = parser.parse_args(argv)
     try:
-        rows, left_out = bids.find_images(options.dataset)
-        for path, reason in left_out:
-            print(f"left out: {path}: {reason}", file=sys.stderr)
-        if not rows:
+        found = bids.find_images(options.dataset)
+        for path, reason in found.left_out:
+            print(f"left out: {printable(path)}: {reason}", file=sys.stderr)
+        if not found.rows:
             raise SynthSegError("usage", f"{options.dataset}: no image found for the sheet: see what was left out")
-        bids.write_sheet(rows, options.dataset, options.out, options.force)
+        bids.write_sheet(found.rows, options.dataset, options.out, options.force)
     except SynthSegError as error:
         print(f"bids_samples: {error}", file=sys.stderr)
         return error.exit_code
-    subjects = len({row["participant_id"] for row in rows})
-    print(f"{options.out}: {len(rows)} images of {subjects} participants, {len(left_out)} left out", file=sys.stderr)
+    print(f"{options.out}: {found.sum()}", file=sys.stderr)
     return 0
 
 

@@ -6,12 +6,12 @@ environment.py segment ARGS...          the command synthseg-native, in the envi
 environment.py snakemake ARGS...        Snakemake, one run per working directory at a time
 """
 
-import os
 import sys
 
 if sys.version_info < (3, 11):  # noqa: UP036  (this file must stay readable for Python 3.6, to get here)
     sys.exit("synthseg-native: this is Python %d.%d: use Python 3.11 to 3.13" % sys.version_info[:2])  # noqa: UP031
 
+import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,10 +99,38 @@ def snakemake(arguments):
     for name in variables.OF_A_RUN:  # of another run, from which this one is called
         env.pop(name, None)
     interpreter = environments.ensure("workflow")
+    check_encoding(configurations(arguments) or [Path(directory or ".", "config/config.yaml")])
     if not is_read_only(arguments):
         take_lock(Path(directory or "."), unlock="--unlock" in arguments)
     start = ROOT / "scripts" / "start_snakemake.py"
     execute([interpreter, start, *place, *arguments], env)
+
+
+def configurations(arguments):
+    """The files behind --configfile."""
+    found, taking = [], False
+    for word in arguments:
+        name, equals, value = word.partition("=")
+        if word.startswith("-"):
+            taking = name in ("--configfile", "--configfiles") and not equals
+            found += [Path(value)] if equals and name in ("--configfile", "--configfiles") else []
+        elif taking:
+            found.append(Path(word))
+    return found
+
+
+def check_encoding(files):
+    """Stop where a configuration is no UTF-8: Snakemake would show where it broke, and not what to do."""
+    for path in files:
+        try:
+            data = path.read_bytes()
+            data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            line = data.count(b"\n", 0, error.start) + 1
+            kind = "UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "maybe Latin-1 or Windows-1252"
+            sys.exit(f"synthseg-native: {path}: not UTF-8 text, {kind} (line {line}): save it as UTF-8")
+        except OSError:  # Snakemake says so
+            pass
 
 
 def value(arguments, long, short=None):

@@ -4,6 +4,7 @@ Every failure is one line on stderr: ``synthseg-native: FILE: what is wrong: wha
 """
 
 import argparse
+import csv
 import errno
 import os
 import sys
@@ -69,7 +70,8 @@ def parser() -> argparse.ArgumentParser:
     add("--addctab", action="store_true", help="put FreeSurfer's colours and names in .mgz label maps")
 
     add = p.add_argument_group("further results").add_argument
-    add("--vol", metavar="CSV", help="volumes in mm3, one row per scan, as SynthSeg writes them; .csv is added")
+    add("--vol", metavar="CSV", help="volumes in mm3, one row per scan, as SynthSeg writes them; .csv is added; "
+        "rows of earlier calls stay")  # fmt: skip
     add("--volumes-tsv", metavar="TSV", help="volumes, voxel counts and confidence, one row per scan and structure")
     add("--picture", metavar="PNG", help="outlines on 15 slices, and what looks odd, to check by eye")
     add("--post", metavar="IMAGE", help="posteriors, one volume per label (large)")
@@ -127,6 +129,7 @@ def _run(arguments, argv):
         try:
             with _as_synthseg_error(arguments.i or "--i"):
                 call, segmenter = options.read(arguments)
+                tables = Tables(call, segmenter.model.labels)
         except SynthSegError as failure:
             notes = record.new("native", ["synthseg-native", *argv])
             # Only of a single scan it is known where its record would go; wrong use must not replace a good one, nor
@@ -136,13 +139,13 @@ def _run(arguments, argv):
             _fail(notes, failure, path if fits and not os.path.lexists(path) else None)
             print(f"synthseg-native: {failure.message}", file=sys.stderr)
             return failure.exit_code
-        return _segment_all(call, segmenter, arguments, argv)
+        return _segment_all(call, segmenter, tables, arguments, argv)
     except stopping.Stopped as reason:
         stopping.tell(reason, "what is finished is kept, call again to go on")
         os._exit(reason.exit_code)  # the network's thread is still busy, and must not be waited for
 
 
-def _segment_all(call, segmenter, arguments, argv):
+def _segment_all(call, segmenter, tables, arguments, argv):
     """Segment every scan that is not current; the exit status of the whole call.
 
     A label map that was changed by hand is left alone, unless the call says otherwise.
@@ -150,7 +153,7 @@ def _segment_all(call, segmenter, arguments, argv):
     from synthseg_native.identity.current import CURRENT, EDITED, counts
     from synthseg_native.progress import Progress
 
-    jobs, tables = call.jobs, Tables(call, segmenter.model.labels)
+    jobs = call.jobs
     states = {id(job): state for job, state in zip(jobs, _states(jobs, segmenter), strict=True)}
     if not arguments.recompute:
         tables.add(job for job in jobs if states[id(job)].word == CURRENT)
@@ -158,6 +161,8 @@ def _segment_all(call, segmenter, arguments, argv):
     todo = [job for job in jobs if id(job) not in tables.volumes and job not in kept]
     failures, started = [], 0
     with Progress(len(todo)) as bar:
+        for remark in [*call.remarks, *tables.said]:
+            bar.say(remark, sys.stdout)
         if call.results:
             what = f"{len(call.results)} images, {call.results[0].name} for one, are results of earlier calls"
             bar.say(f"{what} and left out", sys.stdout)
@@ -299,12 +304,42 @@ def _as_synthseg_error(path):
 class Tables:
     """The tables over all scans of a call, written anew, whole, whenever a scan is done.
 
-    volumes : id of a job -> {"csv": row, "tsv": rows} · remarks : id of a job that was current -> what is said of it
+    The rows that earlier calls with other scans have left in the table of --vol stay there; --volumes-tsv is of one
+    call. volumes : id of a job -> {"csv": row, "tsv": rows} · said : lines about the table that is there
+    remarks : id of a job that was current -> what is said of it. Raises SynthSegError("usage") where rows that are not
+    of this call have other columns.
     """
 
     def __init__(self, call, labels):
+        from synthseg_native import jobs as planning
+
         self.call, self.labels, self.volumes, self.remarks = call, labels, {}, {}
         self.predicted = 0  # MiB, of the largest scan so far
+        self.ours = {planning.row_before(job) for job in call.jobs}  # what this call writes in their place
+        names = {planning.row_name(job) for job in call.jobs}
+        same = sorted({row[0] for part in self._others() for row in part} & names)
+        about = "has a row {} already, and nothing says that it is of this scan: it stays"
+        self.said = [f"{call.tables['vol']}: {about.format(name)}" for name in same]
+
+    def _others(self) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
+        """The rows of the table of --vol that are of no scan of this call: those before its first, and those after."""
+        from synthseg_native.results.tables import TABLE, csv_columns
+
+        path = self.call.tables.get("vol")
+        if not path or not path.is_file():
+            return [], []
+        with path.open(**TABLE) as file:
+            try:
+                header, *rows = [tuple(row) for row in csv.reader(file, strict=True) if row] or [()]
+            except csv.Error:
+                header, rows = (), [("no table",)]
+        number = next((n for n, row in enumerate(rows) if row in self.ours), len(rows))
+        before, after = ([row for row in part if row not in self.ours] for part in (rows[:number], rows[number:]))
+        whole = all(len(row) == len(header) for row in [*before, *after])
+        if (before or after) and not (whole and header[1:] == tuple(csv_columns(self.labels))):
+            what = "has rows of something else than this model's volumes, or cut ones"
+            raise SynthSegError("usage", f"{path}: {what}: choose another name, or remove it")
+        return before, after
 
     def add(self, jobs: "list[Job]") -> None:
         """Take the volumes of the scans whose results are current."""
@@ -333,7 +368,10 @@ class Tables:
         known = self.volumes | more
         done = [(job, known[id(job)]) for job in self.call.jobs if id(job) in known]
         if "vol" in places:
-            tables.save_volumes_csv(places["vol"], self.labels, [volumes["csv"] for _, volumes in done])
+            rows = [volumes["csv"] for _, volumes in done]
+            self.ours.update(map(tuple, rows))
+            before, after = self._others()
+            tables.save_volumes_csv(places["vol"], self.labels, [*before, *rows, *after])
         if "volumes_tsv" in places:
             rows = {str(job.image): volumes["tsv"] for job, volumes in done}
             tables.save_volumes_tsv(places["volumes_tsv"], next(iter(rows.values()), []) if self.call.single else rows)

@@ -12,6 +12,7 @@ from scipy import ndimage
 
 from synthseg_native.errors import SynthSegError
 from synthseg_native.networks.cards import read_labels
+from synthseg_native.pipeline.posteriors import MAX_MARGIN
 from synthseg_native.results import volumes
 from synthseg_native.results.hashes import labels_sha256
 
@@ -239,7 +240,9 @@ def _margins(result, path, shape, different, limit):
         slope = 1.0 if math.isnan(image.dataobj.slope) else image.dataobj.slope
         # The header's slope is float32: 1000 steps of 1e-6 must still be 1e-3.
         values = np.round(image.dataobj.get_unscaled()[different] * float(slope), 7)
-        result["margin"] |= {"max": float(values.max()), "n_above": int(np.count_nonzero(values >= limit))}
+        # What a map holds as its largest is that or more: no close call, whatever the limit.
+        above = np.count_nonzero(~(values < min(MAX_MARGIN, limit)))
+        result["margin"] |= {"max": float(values.max()), "n_above": int(above)}
 
 
 def _labels(result, native, reference, different, names, native_affine, reference_affine):

@@ -1,15 +1,61 @@
-"""Files: written whole or not at all, and read back without a fault where they are damaged.
+"""Files: written whole or not at all, and read back without a fault where they are damaged; what users write of paths
+and text.
 
 Standard library only.
 """
 
+import codecs
 import hashlib
 import json
+import os
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from synthseg_native import owners
+from synthseg_native.errors import SynthSegError
+
+
+def user_path(text: str) -> str:
+    """A path as somebody writes it in a configuration: `at_home`, and what changes nothing is left out.
+
+    >>> user_path("./results/"), user_path("a//b/../c"), user_path("")
+    ('results', 'a/c', '')
+    """
+    return os.path.normpath(at_home(text)) if text else text
+
+
+def at_home(text: str) -> str:
+    """A path as somebody writes it anywhere, where ~ is the home.
+
+    Raises SynthSegError("usage") for the home of a user that there is not, and for a zero byte.
+    """
+    if "\0" in text:
+        raise SynthSegError("usage", f"{text}: no path holds a zero byte: write the path anew")
+    try:
+        return str(Path(text).expanduser()) if text.startswith("~") else text
+    except RuntimeError:  # ~name
+        raise SynthSegError("usage", f"{text}: there is no such user: write the whole path") from None
+
+
+def read_text(path: str | PathLike) -> str:
+    """Text that somebody wrote: UTF-8, with or without a mark at its beginning, or UTF-16, as spreadsheets save it.
+
+    Raises OSError, and ValueError that says which encoding it is not.
+    """
+    data = Path(path).read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding, name = "utf-16", "UTF-16"
+    elif b"\0" in data[:2] and len(data) % 2 == 0:  # an ASCII letter in UTF-16 without a mark
+        encoding, name = ("utf-16-be" if data[:1] == b"\0" else "utf-16-le"), "UTF-16"
+    else:
+        encoding, name = "utf-8-sig", "UTF-8"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        maybe = ", maybe Latin-1 or Windows-1252" if name == "UTF-8" else ""
+        raise ValueError(f"not {name} text{maybe} (line {line})") from None
 
 SEAL = "seal"  # the entry of a JSON object that holds the digest of all others
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from synthseg_native.errors import SynthSegError
-from synthseg_native.files import SEAL, is_sealed, read_json, sealed
+from synthseg_native.files import SEAL, at_home, is_sealed, read_json, read_text, sealed
 from synthseg_native.identity import current, stages
 from synthseg_native.scan.formats import IMAGE_EXTENSIONS, image_extension
 from synthseg_native.scan.reading import sha256_of
@@ -33,12 +33,14 @@ NOTE = "SynthSegNative"
 class Job:
     """One scan. outputs : option ("o", "post", ...) -> path; of a list "vol" is one of them, a table per scan.
 
-    alike : another scan of the call has the same name up to the extension · refused : why it may not be segmented
+    alike : another scan of the call has the same name up to the extension · same : up to capitals of the extension
+    refused : why it may not be segmented
     """
 
     image: Path
     outputs: dict = field(default_factory=dict)
     alike: bool = False
+    same: bool = False
     refused: SynthSegError | None = None
 
     @property
@@ -53,12 +55,14 @@ class Job:
 @dataclass
 class Call:
     """jobs · tables : option ("vol", "volumes_tsv") -> path of one table over all scans · single : --i is an image
-    results : images in the folder of --i that an earlier call made, and which are no scans"""
+    results : images in the folder of --i that an earlier call made, and which are no scans
+    remarks : lines about where results go"""
 
     jobs: list
     tables: dict
     single: bool = False
     results: list = field(default_factory=list)
+    remarks: list = field(default_factory=list)
 
 
 def plan(wanted: dict) -> Call:
@@ -67,8 +71,8 @@ def plan(wanted: dict) -> Call:
     Raises SynthSegError("usage") for what does not fit together, before anything is written, and
     SynthSegError("bad_input") where there is no image.
     """
-    source = Path(wanted["i"])
-    given = {option: wanted[option] for option in (*PER_SCAN, *TABLES) if wanted.get(option)}
+    source = Path(at_home(wanted["i"]))
+    given = {option: at_home(wanted[option]) for option in (*PER_SCAN, *TABLES) if wanted.get(option)}
     try:
         if source.suffix.lower() == ".txt":
             call = _of_list(source, given)
@@ -80,7 +84,7 @@ def plan(wanted: dict) -> Call:
         for option in TABLES:
             if option in given and option not in call.jobs[0].outputs:
                 call.tables[option] = _table(option, given[option])
-        lists = [Path(path) for path in (wanted["i"], *given.values()) if path.lower().endswith(".txt")]
+        lists = [Path(path) for path in (str(source), *given.values()) if path.lower().endswith(".txt")]
         _check_places(call, lists)
     except OSError as error:  # of a path that no file system takes
         raise SynthSegError("bad_input", f"{error.filename or source}: {error.strerror}: correct the path") from error
@@ -137,7 +141,7 @@ def _names_file(option, path):
 
 def _derived(job, option):
     mark, extension = PER_SCAN[option]
-    start = job.image.name if job.alike and extension else _stem(job.image.name)
+    start = job.image.name if job.same or (job.alike and extension) else _stem(job.image.name)
     return f"{start}{mark}{extension or image_extension(job.image)}"
 
 
@@ -149,6 +153,7 @@ def _of_folder(folder, given):
     images = sorted(path for path in folder.iterdir() if image_extension(path) and not path.name.startswith("."))
     stems = Counter(_stem(image.name) for image in images)
     jobs = [Job(image, alike=stems[_stem(image.name)] > 1) for image in images]
+    remarks = _tell_apart(jobs)
     for job in jobs:
         job.outputs = {option: Path(path, _derived(job, option)) for option, path in places.items()}
     made = {_place(path) for job in jobs for path in job.outputs.values()}
@@ -164,11 +169,26 @@ def _of_folder(folder, given):
         raise SynthSegError(
             "bad_input", f"{folder}: no images in it ({endings}): name the folder that holds them itself"
         )
-    return Call(jobs, {}, results=results)
+    return Call(jobs, {}, results=results, remarks=remarks)
+
+
+def _tell_apart(jobs: list[Job]) -> list[str]:
+    """Mark the jobs whose results would be named as another's, T1.NII.GZ beside T1.nii.gz; a line about each."""
+    remarks, taken = [], {}
+    # The usual name goes to the file that is written as usual.
+    for job in sorted(jobs, key=lambda job: (not job.image.name.endswith(IMAGE_EXTENSIONS), job.image)):
+        first = taken.setdefault((_stem(job.image.name), image_extension(job.image)), job)
+        if first is not job:
+            job.same = True
+            remarks.append(
+                f"{job.image} differs from {first.image.name} in capitals alone: its results are named "
+                f"{_derived(job, 'o')} and the like"
+            )
+    return remarks
 
 
 def _of_list(source, given):
-    jobs = [Job(Path(line)) for line in _lines(source)]
+    jobs = [Job(line) for line in _lines(source)]
     if not jobs:
         raise SynthSegError("bad_input", f"{source}: no paths in it: write one per line")
     for option, path in given.items():
@@ -182,17 +202,30 @@ def _of_list(source, given):
         if len(lines) != len(jobs):
             raise _usage(path, f"{len(lines)} paths for {len(jobs)} images", "write one line per image, in their order")
         for job, line in zip(jobs, lines, strict=True):
-            job.outputs[option] = _table(option, line) if option in TABLES else Path(line)
+            job.outputs[option] = _table(option, str(line)) if option in TABLES else line
     return Call(jobs, {})
 
 
-def _lines(path):
+def _lines(path: Path) -> list[Path]:
+    """The paths of a list. Blanks around them, one pair of quotation marks, empty lines and comments (#) stand for
+    nothing: ``./#1.nii`` and ``"a .nii "`` name files that are called so."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise SynthSegError("bad_input", f"{path}: {reason}: give a text file with one path per line") from error
-    return [line.removesuffix("\r") for line in text.split("\n") if line.strip()]
+        text = read_text(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        remedy = "give a text file in UTF-8, with one path per line"
+        raise SynthSegError("bad_input", f"{path}: {reason}: {remedy}") from error
+    lines = [line.strip() for line in (text if "\n" in text else text.replace("\r", "\n")).split("\n")]
+    return [Path(at_home(_unquoted(line))) for line in lines if line and not line.startswith("#")]
+
+
+def _unquoted(line: str) -> str:
+    """A line without one pair of quotation marks around it.
+
+    >>> _unquoted('"a b.nii"'), _unquoted("'a.nii'"), _unquoted('"a.nii'), _unquoted('"')
+    ('a b.nii', 'a.nii', '"a.nii', '"')
+    """
+    return line[1:-1] if len(line) > 2 and line[0] == line[-1] and line[0] in "\"'" else line
 
 
 def _place(path):
@@ -307,6 +340,19 @@ def remembered(job: Job) -> tuple[dict, dict]:
     """What the note of a job with current results keeps: its volumes, and of the record what is worth a remark."""
     found = _note(job.sidecars["o"])
     return found["Volumes"], found["Remarks"]
+
+
+def row_before(job: Job) -> tuple[str, ...]:
+    """The row of SynthSeg's table that the results of an earlier call have left of this scan; () without any."""
+    try:
+        return tuple(_note(job.sidecars["o"])["Volumes"]["csv"])
+    except (KeyError, TypeError):
+        return ()
+
+
+def row_name(job: Job) -> str:
+    """What the scan is called in SynthSeg's table."""
+    return job.image.name.replace(".nii.gz", "")
 
 
 def _note(sidecar):

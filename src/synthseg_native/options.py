@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from synthseg_native.errors import SynthSegError
+from synthseg_native.files import at_home
 
 if TYPE_CHECKING:
     from synthseg_native import jobs
@@ -53,7 +54,8 @@ def read(arguments: argparse.Namespace) -> tuple[jobs.Call, segment.Segmenter]:
         accept=accept,
     )
     name = arguments.model or ("synthseg1" if arguments.v1 else "synthseg2")
-    return call, segment.Segmenter(name, options, arguments.weights)
+    weights = arguments.weights and at_home(arguments.weights)
+    return call, segment.Segmenter(at_home(name), options, weights)
 
 
 def _check(arguments, interpolations):

@@ -9,14 +9,18 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from synthseg_native import shared_disk
+from synthseg_native.cohort import demands
 from synthseg_native.cohort.benchmark import COLUMNS, RUN_COLUMNS, run_benchmark, statistics_of
+from synthseg_native.cohort.benchmark.in_turn import never_came_through
 from synthseg_native.cohort.summary.terminal import benchmark_line
 from synthseg_native.cohort.tables import as_text, read_tsv, write_tsv
 from synthseg_native.errors import SynthSegError
+from synthseg_native.results import record
 
 ROOT = Path(__file__).parents[2]
 SCANS = {"sub-01/anat/sub-01_T1w": "1.nii", "sub-02/anat/sub-02_T1w": "2.nii"}
@@ -79,7 +83,7 @@ def test_order_alternates_and_every_run_is_kept(tmp_path):
     warmup, first, second, third = [ours, theirs], [ours, theirs], [theirs, ours], [ours, theirs]
     assert calls[:8] == warmup + first + second + third and [call[1] for call in calls[8:]] == ["2.nii"] * 8
     assert len(rows) == len(lines) == 16 and sum(row["warmup"] for row in rows) == 4
-    assert [row["pair"] for row in rows[:8]] == [None, None, 1, 1, 2, 2, 3, 3]
+    assert [row["pair"] for row in rows[:8]] == [1, 1, 1, 1, 2, 2, 3, 3]
     assert set(rows[0]) == set(RUN_COLUMNS) and rows[0]["reference_kind"] is None and rows[0]["emulated"] is False
     assert rows[1]["reference_id"] == "sha256:1f" and rows[1]["emulated"] is True
     assert lines[2] == f"benchmark: {FIRST} tensorflow, run 1 of 3: 10.0 s"
@@ -154,12 +158,66 @@ def test_a_failing_run_in_the_middle_costs_its_pair_only(tmp_path):
     assert native["time_ratio_geomean"] == pytest.approx(1 / 2) and reference["n"] == 3
 
 
-def test_a_contestant_that_never_comes_through_stops_the_benchmark(tmp_path):
-    with pytest.raises(SynthSegError, match="reference failed in all 1 runs: out of memory") as caught:
-        run(tmp_path, [1.0], [None], repeats=9)
+def test_a_contestant_that_never_comes_through_costs_the_others_nothing(tmp_path):
+    """Nor the images before it: the second image's reference fails in its warm-up, and is left out there."""
+    calls, lines = [], []
+    native, reference = Fake("native", [1.0], calls), Fake("reference", [4.0, 4.0, 4.0, None], calls)
+    rows = run_benchmark(SCANS, settings(), native, reference, tmp_path, say=lines.append)
+    assert [call[2] for call in calls[6:]] == ["tensorflow", "reference", "tensorflow", "tensorflow"]
+    assert lines[8] == "benchmark: sub-02/anat/sub-02_T1w reference failed in all 1 warm-ups, and is left out there"
+    table = {(row["scan"], row["engine"]): row for row in statistics_of(rows)}
+    second = list(SCANS)[1]
+    assert (table[second, "reference"]["n"], table[second, "reference"]["n_failed"]) == (0, 1)
+    assert "median_wall_s" not in table[second, "reference"] and table[second, "tensorflow"]["n_pairs"] == 0
+    assert table[FIRST, "tensorflow"]["n_pairs"] == table["all", "tensorflow"]["n_pairs"] == 2
+    assert (table["all", "tensorflow"]["n"], table["all", "reference"]["n"]) == (4, 2)
+    assert never_came_through(row for row in rows if row["scan"] == second) == {"reference": "oom"}
+    text = {name: as_text(table[second, "reference"].get(name)) for name in COLUMNS}
+    assert benchmark_line(text) == "Benchmark: reference failed in all 1 runs: benchmark_runs.tsv says why"
+
+
+def test_natives_that_never_come_through_leave_the_reference(tmp_path):
+    rows = run(tmp_path, [None], [1.0], repeats=2, warmups=0)
+    native, reference, *_ = statistics_of(rows)
+    assert (native["n"], native["n_failed"], reference["n"], reference["native_emulated"]) == (0, 2, 2, None)
+
+
+def test_a_benchmark_in_which_nobody_comes_through_is_an_error(tmp_path):
+    with pytest.raises(SynthSegError, match="none of 4 runs came through, the last: out of memory") as caught:
+        run(tmp_path, [None], [None], repeats=2, warmups=0)
     assert caught.value.code == "oom" and list(tmp_path.iterdir()) == []
-    with pytest.raises(SynthSegError, match="tensorflow failed in all 2 runs"):
-        run(tmp_path, [None], [1.0], repeats=2, warmups=0)
+
+
+def test_a_stopped_benchmark_goes_on_after_its_last_whole_pair(tmp_path):
+    kept, calls = [], []
+
+    class Stop(Exception):
+        pass
+
+    def stop_at_the_sixth(row):
+        kept.append(row)
+        if len(kept) == 6:
+            raise Stop
+
+    fakes = lambda: (Fake("native", [1.0], calls), Fake("reference", [4.0], calls))  # noqa: E731
+    with pytest.raises(Stop):
+        run_benchmark(SCANS, settings(repeats=3), *fakes(), tmp_path, lambda line: None, keep=stop_at_the_sixth)
+    kept += [{**kept[0], "pair": 3, "warmup": False}]  # half a pair, as a kill leaves it
+    calls.clear()
+    rows = run_benchmark(SCANS, settings(repeats=3), *fakes(), tmp_path, lambda line: None, known=json_again(kept))
+    assert len(rows) == 16 and len(calls) == 16 - 6 and rows[:6] == kept[:6]
+
+
+def json_again(rows):
+    return json.loads(json.dumps(rows))
+
+
+def test_a_benchmark_is_asked_for_all_the_time_that_it_may_take():
+    plan = SimpleNamespace(
+        config={"benchmark": {"repeats": 5, "warmups": 1}}, minutes=30, engines=["a", "b"], benchmarks_reference=True,
+        benchmarked=["1", "2", "3", "4"]
+    )  # fmt: skip
+    assert demands.benchmark_minutes(plan) == 30 * 6 * 3 * 4 + 10
 
 
 @pytest.mark.parametrize("reference", [None, "existing"])
@@ -201,11 +259,7 @@ def test_tables_say_na_for_what_is_missing(tmp_path):
     rows = run(tmp_path, [1.0, None, 1.0], [1.0])
     write_tsv(tmp_path / "runs.tsv", RUN_COLUMNS, rows)
     table = read_tsv(tmp_path / "runs.tsv")
-    assert table["warmup"].tolist()[:3] == ["true", "true", "false"] and table["pair"].tolist()[:3] == [
-        "n/a",
-        "n/a",
-        "1",
-    ]
+    assert table["warmup"].tolist()[:3] == ["true", "true", "false"] and table["pair"].tolist()[:3] == ["1"] * 3
     assert table["wall_s"][2] == "n/a" and table["error"][2] == "out of memory"
 
 
@@ -230,10 +284,9 @@ def start_script(tmp_path):
     children = []
 
     def start(sleep):
-        options = {
-            "settings": json.dumps(settings([FIRST], engines=("tensorflow", "openvino"))),
-            "scan": f"{FIRST}=1.nii",
-        }
+        asked = settings([FIRST], engines=("tensorflow", "openvino"))
+        options = {"order": tmp_path / "benchmark-1.json"}
+        options["order"].write_text(json.dumps({"settings": asked, "scans": {FIRST: "1.nii"}}))
         options["pythons"] = json.dumps({"tensorflow": "tensorflow python", "openvino": "openvino python"})
         options |= {name: tmp_path / name for name in ("model", "weights", "verification", "work", "runs", "out")}
         before = replace(shared_disk.me(), boot="before the restart")
@@ -252,10 +305,20 @@ def start_script(tmp_path):
 
 
 @pytest.mark.slow
-def test_script_writes_both_tables(tmp_path, start_script):
+def test_script_writes_both_tables_and_goes_on_where_it_was_stopped(tmp_path, start_script):
+    here = dict.fromkeys(RUN_COLUMNS) | {"scan": FIRST, "warmup": True, "pair": 1, "status": "ok", "wall_s": 1.0}
+    here["cpu"] = record.cpu_model()
+    kept = [here | {"engine": engine} for engine in ("tensorflow", "openvino", "reference")]
+    kept.append(here | {"engine": "tensorflow", "warmup": False, "cpu": "of another machine"})
+    (tmp_path / "work").mkdir()
+    text = "".join(json.dumps(row) + "\n" for row in kept)
+    (tmp_path / "work/benchmark-1.jsonl").write_text(text + text[:50])  # a kill cut the last line
+    (tmp_path / "work/benchmark-2.jsonl").write_text(text)  # of other settings
     out, _ = start_script(sleep=0).communicate(timeout=60)
+    assert out.splitlines()[0] == "benchmark: 3 runs of an earlier call are kept"
+    assert len(out.splitlines()) == 1 + 6 and "warm-up" not in out
     assert out.splitlines()[-1] == f"benchmark: {FIRST} tensorflow, run 2 of 2: 2.0 s"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runs"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["benchmark-1.json", "out", "runs"]
     table = read_tsv(tmp_path / "out")
     assert (
         list(table.columns) == list(COLUMNS)
@@ -272,4 +335,4 @@ def test_script_that_is_stopped_leaves_nothing(tmp_path, start_script):
         time.sleep(0.05)
     child.send_signal(signal.SIGTERM)
     assert child.wait(20) == 128 + signal.SIGTERM
-    assert list(tmp_path.iterdir()) == [], "no table, no work folder"
+    assert [path.name for path in tmp_path.iterdir()] == ["benchmark-1.json"], "no table, no work folder"

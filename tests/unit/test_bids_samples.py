@@ -61,8 +61,8 @@ def run(*arguments, cwd):
 
 
 def test_what_is_found_and_what_is_left_out(dataset):
-    rows, left_out = bids.find_images(dataset)
-    assert sorted(row["image"] for row in rows) == sorted(GOOD)
+    rows, left_out, without = bids.find_images(dataset)
+    assert sorted(row["image"] for row in rows) == sorted(GOOD) and without == []
     reasons = dict(left_out)
     assert set(reasons) == set(BAD)
     for path, reason in BAD.items():
@@ -97,11 +97,15 @@ def test_nobody_is_left_out_in_silence(tmp_path):
     (tmp_path / "sub-04").symlink_to("../gone")
     names = ["sub-01", "sub-02", "08", "sub-09"]
     (tmp_path / "participants.tsv").write_text("\n".join(["participant_id\tage", *(f"{name}\t9" for name in names)]))
-    rows, left_out = bids.find_images(tmp_path)
-    assert [row["participant_id"] for row in rows] == ["sub-01"]
-    assert dict(left_out) == {
+    found = bids.find_images(tmp_path)
+    assert [row["participant_id"] for row in found.rows] == ["sub-01"]
+    assert found.without == [f"sub-0{n}" for n in range(2, 10)]
+    assert found.sum() == "images: 1 in the sheet + 3 left out = 4; participants: 1 in the sheet + 8 left out (" + (
+        ", ".join(found.without) + ") = 9"
+    )
+    assert dict(found.left_out) == {
         "sub-02/": "no image in it (a dataset of DataLad's: install it first, datalad get -n)",
-        "sub-03/": "no image in it (a dataset of DataLad's: install it first, datalad get -n)",
+        "sub-03/ses-01/": "no image in it (a dataset of DataLad's: install it first, datalad get -n)",
         "sub-04": bids.LINK,
         "sub-05/sub-05_T1w.nii.gz": "outside of anat and ct",
         "sub-06/anat/sub-06_T1w.nii.gz":
@@ -121,9 +125,117 @@ def test_a_folder_that_may_not_be_read_is_its_participants_trouble(dataset, monk
         return right(path)
 
     monkeypatch.setattr(Path, "iterdir", iterdir)
-    rows, left_out = bids.find_images(dataset)
-    assert {row["participant_id"] for row in rows} == {"sub-02"}
-    assert ("sub-01/anat/", "may not be read (Permission denied)") in left_out
+    found = bids.find_images(dataset)
+    assert {row["participant_id"] for row in found.rows} == {"sub-02"} and found.without == ["sub-01"]
+    assert ("sub-01/anat/", "may not be read (Permission denied)") in found.left_out
+
+
+def write(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"\x1f\x8b" if name.endswith(".nii.gz") else b"")
+
+
+@pytest.mark.parametrize(
+    ("better", "other"),
+    [
+        ("rec-RMS_T1w", "echo-1_T1w"),  # the image of all echoes
+        ("T1w", "echo-1_T1w"),
+        ("echo-1_T1w", "echo-2_T1w"),
+        ("T1w", "ce-gd_T1w"),
+        ("rec-norm_T1w", "ce-gd_T1w"),
+        ("T1w", "rec-defaced_T1w"),
+        ("UNIT1", "inv-1_UNIT1"),
+        ("T2starw", "part-mag_T2starw"),
+        ("part-mag_T2starw", "part-phase_T2starw"),
+        ("mt-off_PDw", "mt-on_PDw"),
+        ("T1w", "chunk-1_T1w"),
+        ("T1w", "task-rest_T1w"),
+        ("sample-a_T1w", "sample-b_T1w"),
+    ],
+)
+def test_of_images_that_the_sheet_cannot_tell_apart_the_one_that_a_reader_would_choose(tmp_path, better, other):
+    names = [f"sub-01/anat/sub-01_{name}.nii.gz" for name in (better, other)]
+    write(tmp_path, *names)
+    found = bids.find_images(tmp_path)
+    assert [row["image"] for row in found.rows] == names[:1] and [path for path, _ in found.left_out] == names[1:]
+
+
+@pytest.mark.parametrize("name", ["acq-a+b_T1w", "ses-x+y/sub-01_ses-x+y_T1w", "T2star", "FLASH", "PD", "run-01_UNIT1"])
+def test_names_of_newer_and_older_bids_are_taken(tmp_path, name):
+    session, _, rest = name.rpartition("/")
+    path = f"sub-01/{session}/anat/{rest or name}" if session else f"sub-01/anat/sub-01_{name}"
+    write(tmp_path, f"{path}.nii.gz")
+    found = bids.find_images(tmp_path)
+    assert len(found.rows) == 1 and found.left_out == []
+    bids.write_sheet(found.rows, tmp_path, tmp_path / "sheet.tsv")
+    assert read_samples(tmp_path / "sheet.tsv")[0].name == Path(path).name
+
+
+def test_whatever_lies_in_a_dataset_is_in_the_sheet_or_on_the_list(tmp_path):
+    write(
+        tmp_path,
+        *("sub-01/anat/sub-01_T1w.nii.gz", "sub-01/anat/sub-01_T1w.mgz", "sub-01/anat/sub-01_T2w.NII.GZ"),
+        *("sub-01/anat/more/sub-01_T1w.nii.gz", "sub-01/anat/sub-01_PDw.img", "sub-01/perf/sub-01_asl.nii.gz"),
+        *("sub-02/ses-1/anat/sub-02_ses-1_T1w.nii.gz", "sub-02/ses-2/anat/sub-02_ses-2_T1w.json"),
+        *("sub-03/anat/sub-03_inv-1_MP2RAGE.nii.gz", "sub-03/anat/sub-03_PDT2.nii.gz"),
+        *("sub-04/anat/sub-04_acq-bad_T1w.nii.gz", "sub-04/ct/sub-04_CT.nii.gz", ".bidsignore"),
+        *("siteB/sub-01/anat/sub-01_T1w.nii.gz", "sub-09_T1w.nii.gz", "derivatives/x/sub-01/a.nii.gz", "code/run.py"),
+    )
+    (tmp_path / ".bidsignore").write_text("# by hand\n*_acq-bad_*\nct/\n*_acq-fine_*\n!*_acq-fine_*\n")
+    write(tmp_path, "sub-04/anat/sub-04_acq-fine_T1w.nii.gz")
+    (tmp_path / "sub-05").mkdir()
+    (tmp_path / "sub-05/anat").symlink_to("../../gone")
+    (tmp_path / "sub-06/anat/sub-06_T1w.nii.gz").mkdir(parents=True)
+    os.mkfifo(tmp_path / "sub-06/anat/sub-06_T2w.nii.gz")
+    (tmp_path / "sub-06/anat" / os.fsdecode(b"sub-06_acq-\xe4_T1w.nii.gz")).touch()
+    found = bids.find_images(tmp_path)
+    assert [row["image"].split("/")[-1] for row in found.rows] == [
+        "sub-01_T1w.nii.gz", "sub-02_ses-1_T1w.nii.gz", "sub-04_CT.nii.gz", "sub-04_acq-fine_T1w.nii.gz"
+    ]  # fmt: skip
+    assert dict(found.left_out) == {
+        "derivatives/": "skipped",
+        "siteB/": "a dataset of its own: call for it, too",
+        "sub-01/anat/more/": "a folder in anat",
+        "sub-01/anat/sub-01_PDw.img": "BIDS has .nii.gz and .nii alone: convert or rename it",
+        "sub-01/anat/sub-01_T1w.mgz": "BIDS has .nii.gz and .nii alone: convert or rename it",
+        "sub-01/anat/sub-01_T2w.NII.GZ": "BIDS has .nii.gz and .nii alone: convert or rename it",
+        "sub-01/perf/": "not a folder of anatomical images",
+        "sub-02/ses-2/": bids.NO_IMAGE,
+        "sub-03/anat/sub-03_PDT2.nii.gz": bids.SERIES["PDT2"],
+        "sub-03/anat/sub-03_inv-1_MP2RAGE.nii.gz": bids.SERIES["MP2RAGE"],
+        "sub-04/anat/sub-04_acq-bad_T1w.nii.gz": "named in .bidsignore",
+        "sub-05/anat": bids.LINK,
+        "sub-06/anat/sub-06_T1w.nii.gz": "a folder, not an image",
+        "sub-06/anat/sub-06_T2w.nii.gz": "not an ordinary file",
+        os.fsdecode(b"sub-06/anat/sub-06_acq-\xe4_T1w.nii.gz"):
+            "its name is not UTF-8, and cannot stand in a sheet: rename it",
+        "sub-09_T1w.nii.gz": "outside of a folder sub-*",
+    }  # fmt: skip
+    assert found.without == ["sub-03", "sub-05", "sub-06"]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [(b"participant\tage\nsub-01\t9\n", "no column participant_id"), ("sub-\xe4".encode("latin-1"), "not UTF-8 text")],
+)
+def test_a_participants_tsv_that_cannot_be_read_is_said(tmp_path, content, why):
+    write(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz")
+    (tmp_path / "participants.tsv").write_bytes(content)
+    ((path, reason),) = bids.find_images(tmp_path).left_out
+    assert path == "participants.tsv" and why in reason and reason.endswith("so that it is not known who is missing")
+
+
+def test_participants_of_a_spreadsheet_are_read(tmp_path):
+    write(tmp_path, "sub-01/anat/sub-01_T1w.nii.gz")
+    (tmp_path / "participants.tsv").write_bytes("participant_id\tage\r\nsub-02\t9\r\n".encode("utf-16"))
+    assert bids.find_images(tmp_path).without == ["sub-02"]
+
+
+def test_a_folder_of_datasets_names_them(tmp_path):
+    write(tmp_path, "rawdata/sub-01/anat/sub-01_T1w.nii.gz")
+    with pytest.raises(SynthSegError, match=r"no folder sub-\*; rawdata holds some: name the folder of a BIDS dataset"):
+        bids.find_images(tmp_path)
 
 
 @pytest.mark.parametrize("place", ["inside", "above", "elsewhere"])
@@ -135,7 +247,9 @@ def test_the_sheet_finds_its_images_from_where_it_is(dataset, tmp_path, place):
     }[place]
     done = run(dataset, "--out", sheet, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert f"{len(GOOD)} images of 2 participants, {len(BAD)} left out" in done.stderr
+    images = len(BAD) - 3  # and three folders
+    total = f"images: {len(GOOD)} in the sheet + {images} left out = {len(GOOD) + images}; "
+    assert done.stderr.endswith(f"{sheet}: {total}participants: 2 in the sheet + 0 left out = 2\n")
     for path in BAD:
         assert f"left out: {path}: " in done.stderr
     scans = read_samples(sheet)
@@ -179,13 +293,13 @@ def test_no_dataset_and_no_image_are_one_line(tmp_path):
 
 def test_a_link_to_the_dataset_keeps_the_images_names(dataset, tmp_path):
     (tmp_path / "link").symlink_to(dataset)
-    rows, _ = bids.find_images(tmp_path / "link")
+    rows = bids.find_images(tmp_path / "link").rows
     bids.write_sheet(rows, tmp_path / "link", tmp_path / "sheet.tsv")
     assert {Path(scan.image).name for scan in read_samples(tmp_path / "sheet.tsv")} == {Path(n).name for n in GOOD}
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(dataset, tmp_path):
     (tmp_path / "file").write_text("")
-    rows, _ = bids.find_images(dataset)
+    rows = bids.find_images(dataset).rows
     with pytest.raises(SynthSegError, match="cannot be written"):
         bids.write_sheet(rows, dataset, tmp_path / "file" / "samples.tsv")

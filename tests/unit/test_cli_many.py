@@ -269,6 +269,50 @@ def test_a_table_stays_where_nothing_could_be_tried(stand_in, run, cohort, tmp_p
     assert (tmp_path / "v.csv").read_bytes() == before
 
 
+def test_several_calls_into_one_table_keep_all_rows(stand_in, run, cohort, tmp_path, capsys):
+    """None twice, each in its place; what is no longer so is not kept."""
+    table, first, second = tmp_path / "v.csv", tmp_path / "1.nii", tmp_path / "2.nii"
+    for scan, out, more in (("a", first, []), ("b", second, []), ("a", first, ["--recompute"])):
+        assert run("--i", cohort / f"{scan}.nii.gz", "--o", out, "--vol", table, *more) == 0
+    before = rows(table)
+    assert [row[0] for row in before] == ["subject", "a", "b"] and before[1] != before[2]
+    shutil.copy(cohort / "b.nii.gz", cohort / "a.nii.gz")
+    assert run("--i", cohort / "a.nii.gz", "--o", first, "--vol", table) == 0
+    assert [row[0] for row in rows(table)] == ["subject", "a", "b"] and rows(table)[1][1:] == before[2][1:]
+    (cohort / "a.nii.gz").write_bytes(b"")
+    assert run("--i", cohort / "a.nii.gz", "--o", first, "--vol", table) == 3
+    assert rows(table) == [before[0], before[2]]
+    # Label maps that went with their notes: the same volumes are the same row.
+    second.unlink(), second.with_suffix(".json").unlink()
+    assert run("--i", cohort / "b.nii.gz", "--o", second, "--vol", table) == 0
+    assert rows(table) == [before[0], before[2]]
+    # A scan of the same name in another folder: upstream's table has no folders.
+    (tmp_path / "more").mkdir()
+    nib.save(nib.Nifti1Image(head()[:, ::-1], affine()), tmp_path / "more/b.nii.gz")
+    capsys.readouterr()
+    assert run("--i", tmp_path / "more/b.nii.gz", "--o", tmp_path / "3.nii", "--vol", table) == 0
+    assert (
+        f"{table}: has a row b already, and nothing says that it is of this scan: it stays" in capsys.readouterr().out
+    )
+    assert [row[0] for row in rows(table)] == ["subject", "b", "b"]
+
+
+@pytest.mark.parametrize("content", ["subject,mine\r\nx,1\r\n", "notes\nof mine\n", 'a,"b\nc', "cut"])
+def test_a_table_of_somebody_else_s_is_not_overwritten(stand_in, run, scan, tmp_path, capsys, content):
+    table = tmp_path / "v.csv"
+    if content == "cut":
+        assert run("--i", scan, "--o", tmp_path / "other.nii", "--vol", table) == 0
+        content = table.read_bytes().decode()[:-20]
+        capsys.readouterr()
+    table.write_bytes(content.encode())
+    assert run("--i", scan, "--o", tmp_path / "o.nii", "--vol", table) == 2
+    assert capsys.readouterr().err == (
+        f"synthseg-native: {table}: has rows of something else than this model's volumes, or cut ones: choose another "
+        "name, or remove it\n"
+    )
+    assert table.read_bytes() == content.encode() and not (tmp_path / "o.nii").exists()
+
+
 @pytest.mark.slow
 def test_flags_that_do_not_matter_make_nothing_stale(stand_in, run, scan, tmp_path):
     assert run("--i", scan, "--o", tmp_path / "o.nii") == 0

@@ -10,9 +10,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from synthseg_native.cohort.config import read_schema
 from synthseg_native.compare import compare_label_maps, verdict_text
 from synthseg_native.errors import SynthSegError
 from synthseg_native.files import write_sealed
+from synthseg_native.pipeline.posteriors import MAX_MARGIN
 
 ROOT = Path(__file__).parents[2]
 LABELS = ROOT / "models" / "synthseg1" / "labels.tsv"
@@ -115,6 +117,20 @@ def test_margin_limit(compare, head, margin, verdict):
     result = compare(native, head, margin=margin)
     assert result["verdict"] == verdict
     assert ("no close call" in result["verdict_reason"]) == (verdict == "different")
+
+
+@pytest.mark.parametrize("limit", [0.065, 0.1, 0.5])
+def test_the_largest_margin_that_a_map_can_hold_is_that_or_more(compare, head, limit):
+    native = head.copy()
+    native[25, 25, 25] = LEFT_HIPPOCAMPUS
+    result = compare(native, head, margin=MAX_MARGIN, max_margin=limit)
+    assert (result["verdict"], result["margin"]["n_above"]) == ("different", 1)
+    assert compare(native, head, margin=0.0649, max_margin=0.065)["verdict"] == "equivalent"
+
+
+def test_the_schema_s_largest_margin_is_below_what_a_map_can_hold(root):
+    schema = read_schema(root / "workflow/schemas/config.schema.yaml")
+    assert schema["properties"]["equivalence"]["properties"]["max_margin"]["maximum"] < MAX_MARGIN
 
 
 def test_without_a_margin_map_no_voxel_is_excused(compare, head):

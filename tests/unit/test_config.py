@@ -1,5 +1,6 @@
 """The configuration against its schema: defaults, docs in step. Its mistakes: test_bad_input.py."""
 
+import datetime
 import re
 import shutil
 import sys
@@ -37,7 +38,9 @@ def test_engines_are_a_list_or_auto(schema):
     assert complete(schema, engines=["openvino", "torch"])["engines"] == ["openvino", "torch"]
     assert list(engines.NAMES) == schema["properties"]["engines"]["anyOf"][1]["items"]["enum"]
     assert list(engines.PRECISIONS) == schema["properties"]["precision"]["enum"]
-    for wrong in ("openvino", [], ["auto"], ["openvino", "openvino"]):
+    assert complete(schema, engines="openvino")["engines"] == ["openvino"]
+    assert complete(schema, engines="openvino, torch")["engines"] == ["openvino", "torch"]
+    for wrong in ("abacus", "openvino torch", [], ["auto"], ["openvino", "openvino"]):
         with pytest.raises(SynthSegError, match="config: engines"):
             complete(schema, engines=wrong)
 
@@ -50,9 +53,27 @@ def test_a_folder_is_the_same_however_it_is_written(schema, written):
 
 def test_paths_may_begin_in_the_home(schema, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
-    config = complete(schema, samples="~/study/s.tsv", weights="~/w.h5", weights_cache="~/cache/")
+    config = complete(schema, samples="~/study/s.tsv", weights="~/w.h5", weights_cache="~/cache/",
+                      reference={"kind": "existing", "pattern": "~/maps//{scan}/*.nii"})  # fmt: skip
     assert (config["samples"], config["weights"]) == ("/home/me/study/s.tsv", "/home/me/w.h5")
     assert config["weights_cache"] == "/home/me/cache"
+    assert config["reference"]["pattern"] == "/home/me/maps/{scan}/*.nii"
+    image = complete(schema, reference={"runtime": "apptainer", "image": "~/own.sif"})["reference"]
+    assert configuration.complete_reference(image, "synthseg1")["image"] == "/home/me/own.sif"
+    with pytest.raises(
+        SynthSegError, match=r"config: ~nobody-here/s\.tsv: there is no such user: write the whole path"
+    ):
+        complete(schema, samples="~nobody-here/s.tsv")
+
+
+def test_every_key_that_is_a_path_is_read_as_one(schema):
+    """A new key with a path in it must say so, or ~ and ./ would not be what they are elsewhere."""
+
+    def paths(part, name=""):
+        for key, value in part.get("properties", {}).items():
+            yield from [f"{name}{key}"] if value.get("format") == "path" else paths(value, f"{name}{key}.")
+
+    assert set(paths(schema)) == {"samples", "results", "weights", "weights_cache", "reference.pattern"}
 
 
 @pytest.mark.parametrize("written", ["/home/me/out", "~/out"])
@@ -69,8 +90,13 @@ def test_what_is_typed_behind_config_is_what_a_file_would_say(schema):
     found = complete(schema, **typed)
     assert found["allow_small_model"] is True and found["benchmark"]["scans"] == 0
     assert found["crop"] is None and found["results"] == "1"
-    assert complete(schema, crop=["64", "64", "96"])["crop"] == [64, 64, 96]
-    for key, wrong in {"threads": "two", "allow_small_model": "perhaps", "crop": "[1"}.items():
+    for crop in (["64", "64", "96"], "64,64,96"):
+        assert complete(schema, crop=crop)["crop"] == [64, 64, 96]
+    assert complete(schema, allow_small_model="yes")["allow_small_model"] is True
+    assert complete(schema, equivalence={"max_margin": "1e-3"})["equivalence"]["max_margin"] == 0.001
+    assert complete(schema, results=2024)["results"] == "2024"
+    assert complete(schema, results=datetime.date(2024, 5, 1))["results"] == "2024-05-01"
+    for key, wrong in {"threads": "two", "allow_small_model": "perhaps", "crop": "[1", "timeout_min": "nan"}.items():
         with pytest.raises(SynthSegError, match=f"config: {key}: "):
             complete(schema, **{key: wrong})
 
@@ -143,6 +169,7 @@ def test_the_demonstrations_sheet_is_known_by_its_images(shipped):
     assert not demo.is_sheet("config/demo_samples.tsv")
     Path("elsewhere").mkdir()
     Path("elsewhere/a.tsv").write_text(text.replace("../demo", "demo"))
+    assert demo.is_sheet("./config/../config/two.tsv")
     for sheet in ("elsewhere/a.tsv", "config/samples.tsv", "nowhere.tsv", "config", "a\0b", None, ["a"], 3):
         assert not demo.is_sheet(sheet), sheet
 

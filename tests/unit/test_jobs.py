@@ -177,6 +177,25 @@ def test_scans_that_differ_in_their_extension_alone(tmp_path):
     assert (third.sidecars["o"].name, third.outputs["margin"].name) == ("b_synthseg.json", "b_margin.nii.gz")
 
 
+def test_scans_that_differ_in_the_capitals_of_their_extension_alone(tmp_path):
+    scans, out = touch(tmp_path / "scans", "a.nii.gz", "a.NII.GZ", "a.Nii.gz", "b.MGZ"), tmp_path / "out"
+    if len(list(scans.iterdir())) < 4:
+        pytest.skip("a disk that does not tell them apart")
+    found = call(i=scans, o=out, picture=out, vol=tmp_path / "v.csv")
+    assert {job.image.name: job.outputs["o"].name for job in found.jobs} == {
+        "a.nii.gz": "a_synthseg.nii.gz",
+        "a.NII.GZ": "a.NII.GZ_synthseg.nii.gz",
+        "a.Nii.gz": "a.Nii.gz_synthseg.nii.gz",
+        "b.MGZ": "b_synthseg.mgz",
+    }
+    assert len({path for job in found.jobs for path in [*job.outputs.values(), *job.sidecars.values()]}) == 4 * 3
+    assert found.remarks == [
+        f"{scans / name} differs from a.nii.gz in capitals alone: its results are named {name}_synthseg.nii.gz and the "
+        "like"
+        for name in ("a.NII.GZ", "a.Nii.gz")
+    ]
+
+
 def test_folders_that_cannot_work(tmp_path):
     scans = touch(tmp_path / "scans", "a.nii.gz")
     touch(tmp_path, "file")
@@ -199,6 +218,36 @@ def test_lists(tmp_path):
     assert second.outputs == {"o": Path("o/2.mgz"), "vol": Path("2.csv")}
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lists_as_people_and_spreadsheets_write_them(tmp_path, monkeypatch, encoding, end):
+    monkeypatch.setenv("HOME", "/home/me")
+    lines = [
+        "# made by hand",
+        "  a.nii \t",
+        '"b c.nii.gz"',
+        "",
+        "  ",
+        "'d.nii'",
+        "~/e.nii",
+        "./#f.nii",
+        '"g .nii"',
+        "x//ü.nii",
+    ]
+    (tmp_path / "i.txt").write_bytes(end.join(lines).encode(encoding))
+    (tmp_path / "o.txt").write_text("".join(f"{n}.nii\n" for n in range(7)))
+    found = [str(job.image) for job in plan(i=tmp_path / "i.txt", o=tmp_path / "o.txt")]
+    assert found == ["a.nii", "b c.nii.gz", "d.nii", "/home/me/e.nii", "#f.nii", "g .nii", "x/ü.nii"]
+
+
+def test_what_a_shell_leaves_of_the_home_is_read(tmp_path, monkeypatch):
+    """--i=~/a.nii reaches the command as it is."""
+    monkeypatch.setenv("HOME", str(touch(tmp_path, "a.nii")))
+    (job,) = plan(i="~/a.nii", o="~/out.nii")
+    assert (job.image, job.outputs["o"]) == (tmp_path / "a.nii", tmp_path / "out.nii")
+    refused("usage", "there is no such user", i="~nobody-here/a.nii", o="o.nii")
+
+
 def test_lists_that_do_not_fit(tmp_path):
     (tmp_path / "i.txt").write_text("a.nii\nb.nii\n")
     (tmp_path / "o.txt").write_text("x.nii\n")
@@ -209,7 +258,11 @@ def test_lists_that_do_not_fit(tmp_path):
     refused("usage", "not a list", i=tmp_path / "i.txt", o=tmp_path / "out")
     refused("usage", "have one place", i=tmp_path / "i.txt", o=tmp_path / "same.txt")
     refused("bad_input", "no paths in it", i=tmp_path / "blank.txt", o=tmp_path / "o.txt")
-    refused("bad_input", "not UTF-8", i=tmp_path / "binary.txt", o=tmp_path / "o.txt")
+    (tmp_path / "latin1.txt").write_bytes("a.nii\nä.nii\n".encode("latin-1"))
+    refused("bad_input", "not UTF-8 text, maybe Latin-1 or Windows-1252 (line 2)", i=tmp_path / "latin1.txt", o="o.txt")
+    (tmp_path / "zero.txt").write_bytes(b"a.nii\nb\0.nii\n")
+    refused("usage", "b\\x00.nii: no path holds a zero byte", i=tmp_path / "zero.txt", o=tmp_path / "o.txt")
+    refused("bad_input", "not UTF-16", i=tmp_path / "binary.txt", o=tmp_path / "o.txt")
     refused("bad_input", "No such file", i=tmp_path / "nowhere.txt", o=tmp_path / "o.txt")
 
 

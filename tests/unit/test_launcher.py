@@ -338,6 +338,28 @@ def test_another_runs_variables_and_snakemakes_change_no_run(snakemake, monkeypa
     assert capsys.readouterr().err == f"SNAKEMAKE_OUTPUT_CACHE {left_out}\nSNAKEMAKE_PROFILE {left_out}\n"
 
 
+@pytest.mark.parametrize("way", ["default", "--configfile F", "--configfiles other.yaml F --cores 1", "--configfile=F"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "utf-16"])
+def test_a_configuration_in_another_encoding_is_one_line(tmp_path, monkeypatch, way, encoding):
+    monkeypatch.syspath_prepend(REPOSITORY / "scripts")
+    import environment
+
+    monkeypatch.setattr(environment.environments, "ensure", lambda name: f"{name} python")
+    monkeypatch.setattr(environment, "execute", lambda command, env: None)
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / ("config/config.yaml" if way == "default" else "mine.yaml")
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes("samples: a.tsv\nresults: größe\n".encode(encoding))
+    words = ["--directory", "."] if way == "default" else way.replace("F", "mine.yaml").split()
+    if encoding.startswith("utf-8"):
+        environment.snakemake([*words, "-n"])
+        return
+    with pytest.raises(SystemExit, match=r"(config/config|mine)\.yaml: not UTF-8 text, ") as caught:
+        environment.snakemake([*words, "-n"])
+    said = "UTF-16 (line 1)" if encoding == "utf-16" else "maybe Latin-1 or Windows-1252 (line 2)"
+    assert str(caught.value).endswith(f"{said}: save it as UTF-8")
+
+
 def test_engine_runs_in_the_folder_of_the_caller(project, tmp_path):
     command = [project / "synthseg-native", "--i", "my scan.nii.gz", "--engine", "openvino"]
     out = subprocess.check_output(command, cwd=tmp_path, text=True, env=os.environ | {"PYTHONPATH": "/elsewhere"})

@@ -4,7 +4,9 @@ import csv
 import errno
 import hashlib
 import json
+import os
 import struct
+from pathlib import Path
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -208,6 +210,41 @@ def test_nothing_appears_after_a_failure(tmp_path):
         raise RuntimeError
     assert (tmp_path / "a.txt").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "a disk without links"])
+@pytest.mark.parametrize("blocked", range(4))
+def test_where_one_file_cannot_be_moved_all_are_as_before(tmp_path, monkeypatch, blocked, links):
+    """Not new beside old: a folder has come into the place of one of them."""
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *_, **__: (_ for _ in ()).throw(PermissionError(1, "no links here")))
+    places = [tmp_path / name for name in ("a", "b", "c", "d")]
+    for place in (places[0], places[2]):
+        place.write_text("old")
+    (tmp_path / "d").symlink_to("gone")
+    before = {place: place.read_text() for place in (places[0], places[2])}
+    with pytest.raises(SynthSegError, match="a folder is in its place: choose a place") as caught, Staged() as staged:
+        for place in places:
+            staged.path(place).write_text("new")
+        places[blocked].unlink(missing_ok=True)
+        places[blocked].mkdir()
+    assert str(places[blocked]) in caught.value.message
+    before.pop(places[blocked], None)
+    assert {place: place.read_text() for place in before} == before
+    assert (blocked == 3 or (tmp_path / "d").readlink() == Path("gone")) and (
+        blocked == 1 or not (tmp_path / "b").exists()
+    )
+    assert {path.name for path in tmp_path.iterdir()} - {"a", "b", "c", "d"} == set(), "nothing is left beside them"
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "a disk without links"])
+def test_files_that_are_there_are_replaced(tmp_path, monkeypatch, links):
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *_, **__: (_ for _ in ()).throw(PermissionError(1, "no links here")))
+    (tmp_path / "a").write_text("old")
+    with Staged() as staged:
+        staged.path(tmp_path / "a").write_text("new")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["new"]
 
 
 @pytest.mark.parametrize(("number", "remedy"), [(errno.ENOSPC, "make room"), (errno.EROFS, "choose a place")])

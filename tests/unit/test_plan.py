@@ -9,7 +9,7 @@ import pytest
 
 from rule_patterns import with_patterns
 from synthseg_native import memory
-from synthseg_native.cohort import demands, deploy, environments, ranking
+from synthseg_native.cohort import demands, deploy, environments, ranking, state
 from synthseg_native.cohort.plan import Plan
 from synthseg_native.errors import SynthSegError
 
@@ -296,6 +296,31 @@ def test_torch_is_deployed_only_where_a_gpu_is_seen(make, monkeypatch):
     deploy.deploy(make(engines=["torch"], device="cpu"))
     deploy.deploy(make(engines=["torch"]), here=False)  # a cluster's node may have one
     assert made == ["torch", "torch"]
+
+
+def test_a_benchmark_of_many_images_is_asked_for_by_a_file(make):
+    """One word of a command holds 128 KiB, and the settings of 300 images in it would be more."""
+    names = [f"{number:03}" for number in range(300)]
+    plan = make(names, engines=["tensorflow", "openvino"], reference={"runtime": "local"}, benchmark={"scans": 300})
+    path, text = plan.benchmark_order
+    deploy.prepare(plan)
+    order = json.loads(path.read_text())
+    assert len(text) > 128 * 1024 and len(plan.benchmark_key()) == 12
+    assert order["scans"] == {scan_of(name): f"images/{name}.nii" for name in names}
+    assert set(order["settings"]["native"]) == set(order["settings"]["reference"]) == set(order["scans"])
+    assert make(names[:1], benchmark={"scans": 1}).benchmark_order[0] != path
+
+
+@pytest.mark.parametrize(("codes", "again"), [("ok oom", False), ("oom oom", True), ("bad_input", False)])
+def test_a_benchmark_is_run_again_where_the_machine_failed_a_contestant(make, tmp_path, codes, again):
+    plan = make(benchmark={"scans": 1})
+    table = tmp_path / plan.patterns.benchmark["runs"]
+    table.parent.mkdir()
+    lines = [f"{scan_of('01')}\ttensorflow\t{'ok' if code == 'ok' else 'failed'}\t{code}" for code in codes.split()]
+    table.write_text("\n".join(["scan\tengine\tstatus\terror_code", *lines]) + "\n")
+    assert (plan.patterns.benchmark["runs"] in state.to_make(plan)) == again
+    table.write_bytes(bytes(range(256)))
+    state.to_make(plan)
 
 
 # Memory --------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ OF_THE_COHORT = (
     "wanted_once",
     "benchmarked_images",
     "benchmark_memory",
-    "benchmark_settings",
+    "benchmark_key",
+    "benchmark_order",
     "manifest",
 )
 

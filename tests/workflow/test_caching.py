@@ -286,7 +286,8 @@ def test_another_machine_and_no_reference(project, tmp_path):
 
 @on_slurm_too
 def test_images_that_cannot_be_read_and_a_benchmark(project):
-    """Missing, of unknown orientation, vanished: each is its row's own trouble, until it is mended.
+    """Missing, of unknown orientation, vanished, a pipe, an id that no disk can name: each is its row's own trouble,
+    until it is mended (tests/unit/test_bad_rows.py has all the others).
 
     A result whose image vanished stays, also where its code changed: nothing could make it again.
     """
@@ -294,7 +295,10 @@ def test_images_that_cannot_be_read_and_a_benchmark(project):
     write_image(project.folder / odd["image"], seed=3, oriented=False)
     project.image("02").unlink()
     kept = project.label_map("02").read_bytes()
-    project.sheet(["01", "02", "04"], more=[odd])
+    pipe = {"participant_id": "05", "image": "images/pipe.nii.gz"}
+    os.mkfifo(project.folder / pipe["image"])
+    too_long = {"participant_id": "6" * 300, "image": "images/sub-01.nii"}
+    project.sheet(["01", "02", "04"], more=[odd, pipe, too_long])
     compared = {"reference": {"kind": "own", "runtime": "local", "subjects": 2}}  # sub-01 and sub-03
     project.configure(**compared)
     add_statement(project.folder / "src/synthseg_native/pipeline/posteriors.py")
@@ -303,13 +307,14 @@ def test_images_that_cannot_be_read_and_a_benchmark(project):
     assert "Traceback" not in call.output and project.label_map("02").read_bytes() == kept
     assert "1 native run not again, the image is gone: the code changed (labels) (sub-02_T1w)" in call.output
     rows = project.summary()
-    assert [row["status"] for row in rows] == ["ok", "stale", "failed", "failed"]
-    assert rows[3]["error_code"] == "bad_input"
-    said = call.output.partition("Failed (results/failed.tsv is a sample sheet of these):")[2].splitlines()[1:3]
-    assert [line.split(": ")[0].strip() for line in said] == ["sub-04_T1w", "sub-03_T1w"]
+    assert [row["status"] for row in rows] == ["ok", "stale", *["failed"] * 4]
+    assert {row["error_code"] for row in rows[2:]} == {"bad_input"}
+    said = call.output.partition("Failed (results/failed.tsv is a sample sheet of these):")[2].splitlines()[1:5]
+    assert [line.strip()[:7] for line in said] == ["sub-04_", "sub-03_", "sub-05_", "sub-666"]
+    assert "not an ordinary file" in said[2] and "a name of 308 characters" in said[3]
     assert "no such file" in said[0]
     assert odd["image"] in said[1] and "--accept no_orientation (sheet: column accept)" in said[1]
-    failed = (project.image("04"), project.folder / odd["image"])
+    failed = (project.image("04"), *(project.folder / row["image"] for row in (odd, pipe, too_long)))
     again = [Path(scan.image).resolve() for scan in read_samples(project.folder / "results/failed.tsv")]
     assert again == [path.resolve() for path in failed]
 

@@ -29,8 +29,8 @@ rule benchmark:
     params:
         python=PYTHON,
         code=CODE,
-        settings=lambda wildcards: PLAN.identities.benchmark_settings(),
-        scans=lambda wildcards, input: PLAN.benchmark_scans(),
+        settings=lambda wildcards: PLAN.benchmark_key(),
+        order=lambda wildcards, input: str(PLAN.benchmark_order[0]),
         pythons=PYTHONS,
         model=MODEL,
         weights=WEIGHTS,
@@ -45,8 +45,7 @@ rule benchmark:
         trap '' INT HUP QUIT
         PYTHONPATH={params.code:q}/src \
         {params.python:q} -B {params.code:q}/scripts/benchmark.py \
-            --settings {params.settings:q} \
-            --scan {params.scans:q} \
+            --order {params.order:q} \
             --pythons {params.pythons:q} \
             --model {params.model:q} \
             --weights {params.weights:q} \

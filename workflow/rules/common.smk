@@ -65,7 +65,7 @@ pathvars:
 
 wildcard_constraints:
     engine="|".join(PLAN.engines),
-    scan=r"sub-[A-Za-z0-9]+(/ses-[A-Za-z0-9]+)?/anat/sub-[A-Za-z0-9_-]+_[A-Za-z0-9]+",
+    scan=r"sub-[A-Za-z0-9+]+(/ses-[A-Za-z0-9+]+)?/anat/sub-[A-Za-z0-9+_-]+_[A-Za-z0-9]+",
 
 
 def constant(value):

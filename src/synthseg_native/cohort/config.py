@@ -1,8 +1,10 @@
 """The configuration: checked against its schema, defaults filled in, every mistake in one line of its own."""
 
+import datetime
 import difflib
-import json
+import math
 import os
+from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import yaml
 
 from synthseg_native.cohort import containers
 from synthseg_native.errors import SynthSegError
+from synthseg_native.files import user_path
 
 
 def read_schema(path: str | PathLike) -> dict:
@@ -22,9 +25,19 @@ def complete(config: dict, schema: dict, name: str = "config") -> dict:
     """A checked copy of config with the schema's defaults; `SynthSegError("usage")` names every mistake."""
     config = _with_defaults(config, schema)
     errors = sorted(jsonschema.Draft202012Validator(schema).iter_errors(config), key=lambda error: list(error.path))
-    if errors:
-        raise SynthSegError("usage", *(f"{name}: {line}" for error in errors for line in _lines(error)))
+    lines = [line for error in errors for line in _lines(error)] + list(_not_finite(config))
+    if lines:
+        raise SynthSegError("usage", *(f"{name}: {line}" for line in lines))
     return config
+
+
+def _not_finite(config: dict, where: str = "") -> Iterator[str]:
+    """Lines about numbers that are none: nothing is less than NaN, so that no limit of the schema would hold it."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _not_finite(value, f"{where}{key}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            yield f"{where}{key}: {value} is no finite number: give one"
 
 
 def _with_defaults(config: dict, schema: dict) -> dict:
@@ -32,50 +45,57 @@ def _with_defaults(config: dict, schema: dict) -> dict:
     for key, part in schema["properties"].items():
         if key not in filled and "default" in part:
             filled[key] = part["default"]
-        if isinstance(filled.get(key), str | list):
+        if key in filled:
             filled[key] = _meant(filled[key], part)
         if isinstance(filled.get(key), str) and part.get("format") == "path":
-            filled[key] = user_path(filled[key])
+            try:
+                filled[key] = user_path(filled[key])
+            except SynthSegError as error:
+                raise SynthSegError("usage", f"config: {error.message}") from None
         if part.get("type") == "object" and isinstance(filled.get(key, {}), dict):
             filled[key] = _with_defaults(filled.get(key, {}), part)
     return filled
 
 
-def user_path(text: str) -> str:
-    """A path as somebody writes it in a configuration: ~ is the home, and what changes nothing is left out.
-
-    Raises SynthSegError("usage") for the home of a user that there is not.
-
-    >>> user_path("./results/"), user_path("a//b/../c")
-    ('results', 'a/c')
-    """
-    try:
-        return os.path.normpath(Path(text).expanduser()) if text else text
-    except RuntimeError:  # ~name
-        raise SynthSegError("usage", f"config: {text}: there is no such user: write the whole path") from None
-
-
 def _meant(value: object, part: dict) -> object:
-    """What texts stand for: ``--config allow_small_model=true`` and values in brackets and braces reach us as texts.
+    """What a value stands for that does not fit as it is: a text for the number or truth value that YAML would make of
+    it, for a list of one, or of several with commas between; a number or a date for the text that it is.
+
+    ``--config allow_small_model=true`` and values in brackets and braces reach us as texts.
 
     >>> _meant("true", {"type": "boolean"}), _meant(["2", "3"], {"items": {"type": "integer"}})
     (True, [2, 3])
-    >>> _meant("2", {"type": "string"}), _meant("yes", {"type": "boolean"})
-    ('2', 'yes')
+    >>> _meant("2", {"type": "string"}), _meant("perhaps", {"type": "boolean"}), _meant(2024, {"type": "string"})
+    ('2', 'perhaps', '2024')
+    >>> _meant("torch, openvino", {"type": "array", "items": {"enum": ["torch", "openvino"]}})
+    ['torch', 'openvino']
     """
     fits = jsonschema.Draft202012Validator(part).is_valid
     if fits(value):
         return value
-    meant = [_word(item) for item in value] if isinstance(value, list) else _word(value)
-    return meant if fits(meant) else value
+    ways = []
+    if isinstance(value, str):
+        words = [word.strip() for word in value.split(",")]
+        ways = [_word(value), words, [_word(word) for word in words]]
+    elif isinstance(value, list):
+        ways = [[_word(item) for item in value]]
+    elif isinstance(value, int | datetime.date) and not isinstance(value, bool):
+        ways = [str(value)]
+    return next((meant for meant in ways if fits(meant)), value)
 
 
 def _word(value: object) -> object:
-    """The number, true, false or null that a text is; anything else as it is."""
+    """The number, true, false or null that a text is, as YAML has it (yes and no too); anything else as it is."""
     try:
-        return json.loads(value) if isinstance(value, str) else value
-    except ValueError:
+        meant = yaml.safe_load(value) if isinstance(value, str) else value
+    except yaml.YAMLError:
         return value
+    if isinstance(meant, str):
+        try:
+            return float(meant)  # 1e-3, which YAML 1.1 takes for a text
+        except ValueError:
+            return value
+    return meant
 
 
 def _lines(error: jsonschema.ValidationError) -> list[str]:
@@ -106,7 +126,9 @@ def _unknown(path: str, key: str, known: list[str], where: str) -> str:
 
 def complete_reference(reference: dict, model_name: str) -> dict:
     """The section `reference` with what its keys imply; `SynthSegError("usage")` for what cannot work."""
-    kind, runtime = reference["kind"], reference["runtime"]
+    kind, runtime, image = reference["kind"], reference["runtime"], reference["image"]
+    if image and image.startswith("~"):  # a file for Apptainer; the name of an image stays as it is
+        reference = reference | {"image": user_path(image)}
     problem = None
     if kind == "existing" and not reference["pattern"]:
         problem = "pattern: not set: say where your label maps are, as in /maps/{participant_id}_synthseg.nii.gz"

@@ -63,6 +63,7 @@ def benchmark_memory(plan: Plan) -> int:
 
 
 def benchmark_minutes(plan: Plan) -> float:
-    """Minutes that the benchmark of one image and engine may take at most."""
-    pairs = plan.config["benchmark"]["repeats"] + plan.config["benchmark"]["warmups"]
-    return 2 * plan.minutes * pairs + 10
+    """Minutes that the benchmark may take at most: every run as long as one may."""
+    rounds = plan.config["benchmark"]["repeats"] + plan.config["benchmark"]["warmups"]
+    contestants = len(plan.engines) + plan.benchmarks_reference
+    return plan.minutes * rounds * contestants * max(1, len(plan.benchmarked)) + 10

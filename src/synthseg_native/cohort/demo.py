@@ -15,7 +15,7 @@ from pathlib import Path
 
 from synthseg_native.cohort.samples import read_samples
 from synthseg_native.errors import SynthSegError
-from synthseg_native.files import write_bytes
+from synthseg_native.files import user_path, write_bytes
 
 SECTION = "demonstration"  # of the configuration: what holds for this cohort alone
 WHAT_TO_CHANGE = (
@@ -55,6 +55,7 @@ def is_sheet(sheet: str | PathLike) -> bool:
     Every job of a cluster asks this too, so that a cohort's sheet, which is longer, is not read for it.
     """
     try:
+        sheet = user_path(sheet) if isinstance(sheet, str) else sheet
         with Path(sheet).open("rb") as file:
             if next(islice(file, LINES, None), None) is not None:
                 return False

@@ -10,9 +10,10 @@ import sys
 from pathlib import Path
 
 from synthseg_native import owners, shared_disk
-from synthseg_native.cohort import containers, demo, environments, halting, job, ranking, state
+from synthseg_native.cohort import containers, demo, environments, halting, job, ranking, samples, state
 from synthseg_native.cohort.plan import Plan
 from synthseg_native.errors import SynthSegError
+from synthseg_native.files import write_text
 from synthseg_native.networks import weights
 
 
@@ -54,6 +55,8 @@ def prepare(plan: Plan) -> None:
     """Write the manifest, for the jobs too, and what is known of files' contents. For a call that runs something."""
     try:
         os.environ[job.VARIABLE] = str(plan.manifest.write(plan.state))
+        if plan.benchmarked:
+            write_text(*plan.benchmark_order)
         plan.contents.save()
     except OSError as error:
         raise unwritable(error, plan.results) from error
@@ -70,7 +73,8 @@ def make_again(plan: Plan, runs: bool) -> set[str]:
         hold_results(plan.state)
         plan.contents.begin_saving()
     found = state.to_make(plan)
-    for line in state.lines(plan):
+    contradiction = samples.contradictions(plan.scans.values())
+    for line in [*([contradiction] if contradiction else []), *state.lines(plan)]:
         environments.say(line)
     if runs:
         prepare(plan)
@@ -144,7 +148,7 @@ def finish(plan: Plan, success: bool) -> None:
         halting.wait_for_steps()
         limit = halting.seconds_left() - 2
     manifest = plan.manifest.path(plan.state)
-    for old in Path(plan.state).glob("manifest-*.jsonl"):
+    for old in [*Path(plan.state).glob("manifest-*.jsonl"), *Path(plan.state).glob("benchmark-*.json")]:
         if old != manifest:
             old.unlink(missing_ok=True)
     if not success:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,19 +47,16 @@ class Identities:
         return keys.settings_json(**self.of("reference", scan))
 
     def _native_identity(self, engine: str, scan: str) -> dict:
-        return self._shared_identity("native", engine) | {
-            "ct": self.plan.scans[scan].ct,
-            "accept": list(self.plan.scans[scan].accept),
-            "content": self.image_key(scan),
-        }
+        return self._shared_identity("native", engine) | self._of_row(scan)
 
     def _reference_identity(self, scan: str) -> dict:
-        return self._shared_identity("reference") | {
-            "ct": self.plan.scans[scan].ct,
-            "accept": list(self.plan.scans[scan].accept),
-            "content": self.image_key(scan),
-            "existing": self.existing_key(scan),
-        }
+        return self._shared_identity("reference") | self._of_row(scan) | {"existing": self.existing_key(scan)}
+
+    def _of_row(self, scan: str) -> dict:
+        """What a row of the sheet decides: its own; where it is refused, its run is told so."""
+        row = self.plan.scans[scan]
+        refused = {"refused": row.refused} if row.refused else {}
+        return {"ct": row.ct, "accept": list(row.accept), "content": self.image_key(scan), **refused}
 
     @functools.cache  # noqa: B019 (there is one in a process)
     def _shared_identity(self, kind: str, engine: str = "") -> dict:
@@ -114,7 +112,7 @@ class Identities:
 
     def benchmark_settings(self) -> str:
         """How often the benchmark runs, and what its runs depend on, as JSON."""
-        referenced = self.plan.reference["runtime"] != "none" and self.plan.reference["kind"] != "existing"
+        referenced = self.plan.benchmarks_reference
         return keys.settings_json(
             repeats=self.plan.config["benchmark"]["repeats"],
             warmups=self.plan.config["benchmark"]["warmups"],
@@ -143,7 +141,7 @@ class Identities:
     def is_lasting(self, engine: str, scan: str) -> bool:
         """Whether a run cannot be made again, because its image vanished, and has results to keep."""
         image = self.plan.scans[scan].image
-        if image in self.plan.demo_images or Path(image).exists():
+        if image in self.plan.demo_images or os.path.exists(image):  # noqa: PTH110 (Path's raises in a closed folder)
             return False
         return any(Path(path).exists() for path in self.plan.files(engine, scan).values())
 

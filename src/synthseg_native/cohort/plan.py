@@ -5,6 +5,7 @@ first job and after the last: `deploy`.
 """
 
 import functools
+import json
 import os
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from synthseg_native.cohort.identities import Identities
 from synthseg_native.cohort.paths import Patterns
 from synthseg_native.cohort.samples import Scan, openable, read_samples
 from synthseg_native.errors import SynthSegError
+from synthseg_native.files import user_path
 from synthseg_native.identity import keys
 from synthseg_native.identity.contents import Contents
 from synthseg_native.networks import cards as models
@@ -61,6 +63,7 @@ class Plan:
         if not name:
             known = ", ".join(sorted(card.parent.name for card in self.root.glob("models/*/card.yaml")))
             raise SynthSegError("usage", f"config: model: not set: choose one of {known} (models/README.md)")
+        name = user_path(name) if name.startswith("~") else name
         shipped = self.root / "models" / name
         model = models.load(openable(shipped) if shipped.is_dir() else name)
         if not model.research_grade and not self.config["allow_small_model"]:
@@ -179,9 +182,24 @@ class Plan:
         names = sorted({*self.engines, "tensorflow", "demo"})
         return {name: str(environments.python(name)) for name in names}
 
-    def benchmark_scans(self) -> list[str]:
-        """The benchmark's scans with their images, as scripts/benchmark.py takes them."""
-        return [f"{scan}={self.image_path(scan)}" for scan in self.benchmarked]
+    @property
+    def benchmarks_reference(self) -> bool:
+        """Whether the reference takes part in the benchmark."""
+        return self.reference["runtime"] != "none" and self.reference["kind"] != "existing"
+
+    @functools.cached_property
+    def benchmark_order(self) -> tuple[Path, str]:
+        """What the benchmark is to do, as scripts/benchmark.py reads it: a file, named by its content, and its text.
+
+        A file, because no word of a command may be longer than 128 KiB.
+        """
+        scans = {scan: self.image_path(scan) for scan in self.benchmarked}
+        text = json.dumps({"settings": json.loads(self.identities.benchmark_settings()), "scans": scans})
+        return Path(self.state, f"benchmark-{keys.digest(text)}.json"), text
+
+    def benchmark_key(self) -> str:
+        """What the benchmark's results depend on, as a digest."""
+        return keys.digest(self.identities.benchmark_settings())
 
     # --- the manifest -------------------------------------------------------------------------------------------------
 

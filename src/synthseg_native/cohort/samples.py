@@ -2,22 +2,29 @@
 
 import csv
 import difflib
+import hashlib
 import io
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 
-from synthseg_native.errors import SynthSegError
+from synthseg_native.errors import SynthSegError, printable
+from synthseg_native.files import at_home, read_text
+from synthseg_native.scan.formats import image_extension
 
 ENTITIES = ("participant_id", "session_id", "acq", "run", "suffix")
 COLUMNS = (*ENTITIES, "image", "ct")  # and "accept", which a sheet need not have
 PREFIXES = {"participant_id": "sub-", "session_id": "ses-", "acq": "acq-", "run": "run-"}
-SUFFIXES = ("T1w", "T2w", "FLAIR", "PDw", "T2starw", "CT", "inplaneT1", "inplaneT2", "UNIT1", "T1map", "T2map", "MTw")
-EMPTY = ("", "n/a")
-WRITTEN_EMPTY = ("na", "nan")  # how R and spreadsheets write an empty cell, of the columns that are known
-TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no", *EMPTY)
+SUFFIXES = ("T1w", "T2w", "FLAIR", "PDw", "T2starw", "CT", "inplaneT1", "inplaneT2", "UNIT1", "T1map", "T2map", "MTw",
+            "T2star", "FLASH", "PD")  # fmt: skip
+LABEL = "[A-Za-z0-9+]"  # plus signs: BIDS 1.11
+EMPTY = ("", "n/a", "na", "nan", "null", "#n/a", "<na>")  # as BIDS, R, spreadsheets and databases write it, any case
+TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no", "")
+LONGEST = 140  # characters of a composed name: with what names of results, and of files on the way, add, 255 hold it
+NAMED = 3  # rows that a line names before it counts the others
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,8 @@ class Scan:
 
     `entities` holds the label of each of ENTITIES ("" where it has none, without "sub-" and the like),
     `image` the path as the workflow opens it, `accept` the header faults in spite of which it is taken, `sheet` the
-    further columns, `row` the row as it was written.
+    further columns, `row` the row as it was written, `refused` why it cannot be run whatever lies on the disk: then its
+    run says so and fails, alone.
     """
 
     entities: dict
@@ -35,6 +43,7 @@ class Scan:
     accept: tuple = ()
     sheet: dict = field(default_factory=dict)
     row: dict = field(default_factory=dict)
+    refused: str = ""
 
     @property
     def name(self) -> str:
@@ -58,15 +67,16 @@ def read_samples(sheet: str | PathLike) -> list[Scan]:
     """Read a tab-separated sample sheet; every mistake in it is reported at once, as `SynthSegError("usage")`."""
     sheet = Path(sheet)
     try:
-        text = sheet.read_text(encoding="utf-8-sig")
+        text = read_text(sheet)
     except FileNotFoundError:
         raise SynthSegError(
             "usage", f"{sheet}: no such sample sheet: write it, or set `samples:` in the config"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise SynthSegError(
             "usage", f"{sheet}: cannot be read ({error}): save it as tab-separated UTF-8 text"
         ) from None
+    text = text if "\n" in text else text.replace("\r", "\n")  # as spreadsheets on a Mac once ended lines
     lines = [line for line in io.StringIO(text) if line.strip() and not line.startswith("#")]
     try:
         header, *rows = csv.reader(lines, delimiter="\t", strict=True) if lines else [[]]
@@ -137,37 +147,77 @@ def _mistakes_in(header: list[str]) -> list[str]:
 
 
 def _scan(row: dict, folder: Path) -> Scan:
+    """The scan of a row. ValueError for what is written wrongly; what cannot be run for all that, is `refused`."""
     if "" in row:
         raise ValueError("more cells than columns")
     row = {key: value.strip() for key, value in row.items()}
     known = (*COLUMNS, "accept")
-    row = {key: "" if key in known and value.lower() in WRITTEN_EMPTY else value for key, value in row.items()}
+    row = {key: "" if key in known and value.lower() in EMPTY else value for key, value in row.items()}
     entities = {key: _label(key, row.get(key, "")) for key in ENTITIES}
     if not entities["participant_id"]:
         raise ValueError("participant_id is empty")
-    if row["image"] in EMPTY:
-        raise ValueError("image is empty")
     ct = row.get("ct", "").lower()
-    if ct in EMPTY and entities["suffix"] == "CT":
+    if not ct and entities["suffix"] == "CT":
         ct = "true"
     if ct not in TRUE + FALSE:
         raise ValueError(f"ct is {row['ct']!r}: write true or false")
-    further = {key: value for key, value in row.items() if key not in (*COLUMNS, "accept")}
-    return Scan(entities, _image(row["image"], folder), ct in TRUE, _accept(row.get("accept", "")), further, row)
+    further = {key: value for key, value in row.items() if key not in known}
+    image, refused = _image(row["image"], folder)
+    scan = Scan(entities, image, ct in TRUE, _accept(row.get("accept", "")), further, row, refused)
+    return scan if len(scan.name) <= LONGEST else _shortened(scan)
 
 
-def _image(cell: str, folder: Path) -> str:
-    if "\0" in cell:
-        raise ValueError(f"image is {cell!r}: no path holds a zero byte")
+def _image(cell: str, folder: Path) -> tuple[str, str]:
+    """The path of the image, and why it can be none ("": it can)."""
+    if not cell:
+        return openable(folder / "n/a"), "the sheet names no image for this row: name one, or leave the row out"
     try:
-        return openable(folder / Path(cell).expanduser())
-    except RuntimeError:  # ~name of a user that there is not
-        raise ValueError(f"image is {cell!r}: no such user") from None
+        return openable(folder / at_home(cell)), ""
+    except SynthSegError as error:
+        return openable(folder / printable(cell)), error.message
+
+
+def _shortened(scan: Scan) -> Scan:
+    """A row whose results no disk could name, under a name that one can; its run is refused."""
+    label = {key: f"{value[:8]}x" if len(value) > 8 and key != "suffix" else value
+             for key, value in scan.entities.items()}  # fmt: skip
+    label["participant_id"] += hashlib.sha256(scan.name.encode()).hexdigest()[:8]
+    number = len(scan.name)
+    refused = f"{scan.name[:40]}...: a name of {number} characters, more than files may have: use at most {LONGEST}"
+    return Scan(label, scan.image, scan.ct, scan.accept, scan.sheet, scan.row, refused)
+
+
+def contradictions(scans: Iterable[Scan]) -> str | None:
+    """One line about rows that are named otherwise than the file of their image; None where there are none.
+
+    >>> entities = {"participant_id": "1", "session_id": "", "acq": "", "run": "", "suffix": "T1w"}
+    >>> print(contradictions([Scan(entities, "in/sub-01_T1w.nii.gz", ct=False)]))
+    1 row of the sheet is named otherwise than its file (sub-1_T1w: sub-01_T1w.nii.gz): where a spreadsheet dropped \
+leading zeros, write them again, and save the column as text
+    """
+    found = [f"{scan.name}: {printable(Path(scan.image).name)}" for scan in scans if _contradicts(scan)]
+    if not found:
+        return None
+    more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+    rows = "1 row of the sheet is" if len(found) == 1 else f"{len(found)} rows of the sheet are"
+    files = "its file" if len(found) == 1 else "their files"
+    remedy = "where a spreadsheet dropped leading zeros, write them again, and save the column as text"
+    return f"{rows} named otherwise than {files} ({', '.join(found[:NAMED])}{more}): {remedy}"
+
+
+def _contradicts(scan: Scan) -> bool:
+    """Whether the name of a file says another participant, session, acquisition, run or suffix than its row."""
+    name = Path(scan.image).name
+    *parts, suffix = name[: len(name) - len(image_extension(name))].split("_")
+    of_file = dict(part.split("-", 1) for part in parts if "-" in part)
+    pairs = [(scan.entities[key], of_file.get(prefix.rstrip("-"))) for key, prefix in PREFIXES.items()]
+    pairs += [(scan.entities["suffix"], suffix if "sub" in of_file and suffix in SUFFIXES else None)]
+    return any(ours and theirs and ours != theirs for ours, theirs in pairs)
 
 
 def _accept(cell: str) -> tuple:
     """The flags of a cell, in one order whatever it has; ValueError for one that cannot be accepted."""
-    flags = {flag.strip() for flag in cell.split(",")} - set(EMPTY)
+    flags = {flag.strip() for flag in cell.split(",")} - {""}
     if flags:
         # Needs more than the standard library, which is all that bids_samples.py has.
         from synthseg_native.scan import reading
@@ -180,13 +230,13 @@ def _accept(cell: str) -> tuple:
 
 
 def _label(key: str, value: str) -> str:
-    """A BIDS label without its prefix; letters and digits only, so that it cannot leave the results folder."""
-    value = "" if value in EMPTY else value.removeprefix(PREFIXES.get(key, ""))
+    """A BIDS label without its prefix; letters, digits and + only, so that it cannot leave the results folder."""
+    value = value.removeprefix(PREFIXES.get(key, ""))
     if key == "suffix":
         value = value or "T1w"
         if value not in SUFFIXES:
             raise ValueError(f"suffix is {value!r}: one of {', '.join(SUFFIXES)}")
-    elif not re.fullmatch(r"[A-Za-z0-9]*", value):
+    elif not re.fullmatch(f"{LABEL}*", value):
         raise ValueError(f"{key} is {value!r}: only letters and digits")
     return value
 

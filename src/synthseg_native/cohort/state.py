@@ -6,6 +6,7 @@ another folder, or gone.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
@@ -13,6 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from synthseg_native.cohort.benchmark.in_turn import never_came_through
+from synthseg_native.errors import TRANSIENT
 from synthseg_native.files import read_sealed, write_sealed, write_text
 from synthseg_native.identity import current, keys
 from synthseg_native.results import picture
@@ -51,6 +54,7 @@ def to_make(plan: Plan) -> set[str]:
     }
     wanted = [*plan.wanted_runs(), *plan.wanted_once(), *plan.aggregates().values()]
     found |= {path for path in wanted if not Path(path).exists()} | _drawn_or_compared_otherwise(plan)
+    found |= _benchmark_to_try_again(plan) if plan.benchmarked else set()
     summary = plan.aggregates()["summary"]
     return found | ({summary} if failed_mark(plan.state).exists() or not says_what_is(plan) else set())
 
@@ -94,6 +98,18 @@ def changed_tables(plan: Plan) -> list[str]:
     paths = {str(Path(plan.results, name)): sha256 for name, sha256 in made.items()}
     about = place.stat() if paths else None
     return [path for path, sha256 in paths.items() if not plan.contents.is_as_made(path, sha256, about)]
+
+
+def _benchmark_to_try_again(plan: Plan) -> set[str]:
+    """The benchmark's tables where a contestant never came through an image, for a cause that may have passed."""
+    try:
+        with Path(plan.patterns.benchmark["runs"]).open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+        failed = [never_came_through(r for r in rows if r["scan"] == scan) for scan in {row["scan"] for row in rows}]
+    except (OSError, KeyError, ValueError, csv.Error):  # not there, or no table
+        return set()
+    passing = any(code in TRANSIENT for codes in failed for code in codes.values())
+    return set(plan.patterns.benchmark.values()) if passing else set()
 
 
 def _drawn_or_compared_otherwise(plan: Plan) -> set[str]:

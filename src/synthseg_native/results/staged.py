@@ -12,12 +12,14 @@ from synthseg_native.errors import SynthSegError
 class Staged:
     """Collects files beside their destinations and moves them there together when the block ends well.
 
-    ``with Staged() as staged: write(staged.path(destination))``. A failure removes what was written. A full or
-    read-only disk raises SynthSegError("disk").
+    ``with Staged() as staged: write(staged.path(destination))``. A failure removes what was written; where one of them
+    cannot be moved, the earlier files of those that were are put back. So it is all of them or none, unless the process
+    is killed between two renames: then each is whole, the old or the new. A full or read-only disk raises
+    SynthSegError("disk").
     """
 
     def __init__(self):
-        self._moves = []
+        self._moves, self._kept = [], []
 
     def path(self, destination: str | Path) -> Path:
         """Where to write what is to be at `destination`. Raises SynthSegError("disk") where nothing can be."""
@@ -39,16 +41,44 @@ class Staged:
         try:
             if kind is None:
                 with stopping.whole():
-                    for part, destination in self._moves:
-                        with _disk_errors(destination):
-                            part.replace(destination)
+                    self._move()
             elif isinstance(error, OSError):
                 with _disk_errors(self._moves[-1][1] if self._moves else "output"):
                     raise error
         finally:
-            for part, _ in self._moves:
+            for part in [*(part for part, _ in self._moves), *(kept for kept, _ in self._kept if kept)]:
                 with contextlib.suppress(OSError):  # of a disk that became read-only; what went wrong first is told
                     part.unlink(missing_ok=True)
+
+    def _move(self):
+        try:
+            for part, destination in self._moves:
+                with _disk_errors(destination):
+                    self._kept.append((self._keep(part, destination), destination))
+                    part.replace(destination)
+        except BaseException:
+            for kept, destination in reversed(self._kept):
+                with contextlib.suppress(OSError):
+                    kept.replace(destination) if kept else destination.unlink(missing_ok=True)
+            raise
+
+    @staticmethod
+    def _keep(part: Path, destination: Path) -> Path | None:
+        """Give what is at a destination a second name, until all are moved; None where there is nothing.
+
+        By a link, so that it never is away; where the disk has none, by moving it aside.
+        """
+        kept = part.with_name(f"{part.name}.before")
+        if not os.path.lexists(destination):
+            return None
+        if destination.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "a folder is in its place")
+        kept.unlink(missing_ok=True)
+        try:
+            os.link(destination, kept, follow_symlinks=False)
+        except OSError:
+            destination.replace(kept)
+        return kept
 
 
 class _disk_errors:

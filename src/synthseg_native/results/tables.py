@@ -25,11 +25,15 @@ def csv_row(image_name: str, labels: Labels, volumes: np.ndarray) -> list[str]:
 
 def save_volumes_csv(path: str | Path, labels: Labels, rows: list, first_cell: str = "subject") -> None:
     """SynthSeg's own table: header and `csv_row`s, CR LF, lower-case names. For lists its first cell is empty."""
-    total = ["total intracranial"] if labels.has_total_intracranial else []
     with Path(path).open("w", **TABLE) as file:
         writer = csv.writer(file)
-        writer.writerow([first_cell, *total, *labels.names[1:]])
+        writer.writerow([first_cell, *csv_columns(labels)])
         writer.writerows(rows)
+
+
+def csv_columns(labels: Labels) -> list[str]:
+    """The columns of SynthSeg's own table behind the first."""
+    return [*(["total intracranial"] if labels.has_total_intracranial else []), *labels.names[1:]]
 
 
 VOLUME_COLUMNS = (

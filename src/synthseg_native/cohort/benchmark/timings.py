@@ -11,8 +11,6 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from math import exp, log, sqrt
 from statistics import fmean, median, stdev, variance
 
-from scipy.stats import t
-
 PAIRS_FOR_INTERVAL = 5
 CONFIDENCE = 0.95
 
@@ -87,6 +85,8 @@ def ratio_statistics(images: Sequence[Sequence[float]]) -> dict[str, float | int
     >>> round(found["time_ratio_geomean"], 6), round(found["time_ratio_ci95_low"], 4)
     (0.25, 0.2055)
     """
+    from scipy.stats import t  # here: what plans a cohort asks this package, and should start quickly
+
     images = [ratios for ratios in images if ratios]
     every = [ratio for ratios in images for ratio in ratios]
     if not every:

@@ -1,5 +1,6 @@
 """What the files of a run are called in its work folder, and the parts of the code that a run calls."""
 
+import stat
 from pathlib import Path
 
 from synthseg_native import measure
@@ -23,9 +24,14 @@ LOG = "log.txt"  # all that the run said
 
 def need_image(image: Path) -> None:
     """Raise SynthSegError where there is no such image, or what is read in vain: a pipe, a device."""
-    if not image.exists():
-        raise SynthSegError("bad_input", f"{image}: no such file")
-    if not image.is_file():
+    try:
+        mode = image.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise SynthSegError("bad_input", f"{image}: no such file: correct the path") from None
+    except OSError as error:  # a closed folder, a circle of links, a name that is too long
+        raise SynthSegError("bad_input", f"{image}: cannot be opened ({error.strerror}): correct the path or its "
+                            "permissions") from None  # fmt: skip
+    if not stat.S_ISREG(mode):
         raise SynthSegError("bad_input", f"{image}: not an ordinary file: save the image in one")
 
 

@@ -71,6 +71,8 @@ def _step(scan, settings, places, failure_path, run):
     who = f"{Path(scan).name}: {record['engine']['name']}"
     try:
         try:
+            if settings.get("refused"):  # by the sheet itself
+                raise SynthSegError("bad_input", settings["refused"])
             folder = work.open_work(root)
             print(f"{who} runs", flush=True)
             record = run(folder)
@@ -83,6 +85,8 @@ def _step(scan, settings, places, failure_path, run):
         except stopping.Stopped as reason:
             stopped = reason
             record_of.fail(record, SynthSegError("killed", f"{scan}: stopped by {reason}: call again"))
+        except SynthSegError as error:
+            record_of.fail(record, error)
         except OSError as error:
             record_of.fail(record, system_error(error, root))
         except Exception as error:

@@ -48,7 +48,7 @@ def lines(manifest: Manifest, rows: list[Row]) -> Iterator[str]:
     if manifest.benchmark and (results / "benchmark.tsv").is_file():
         yield ""
         for row in read_tsv(results / "benchmark.tsv").to_dict("records"):
-            if row["scan"] == "all" and row["engine"] != REFERENCE:
+            if row["scan"] == "all" and (row["engine"] != REFERENCE or row["n"] == "0"):
                 yield benchmark_line(row)
     if any(row.research_grade is False for row in rows):
         yield "\nThe model is for trying the software only, not for research."
@@ -79,6 +79,8 @@ def _table(rows: list[Row], engines: set[str]) -> Iterator[str]:
 
 def benchmark_line(row: dict[str, str]) -> str:
     """One row of benchmark.tsv as a sentence; the only place where a time ratio is put into words."""
+    if row["n"] == "0":
+        return f"Benchmark: {row['engine']} failed in all {row['n_failed']} runs: benchmark_runs.tsv says why"
     spread = "" if row["sd_wall_s"] == MISSING else f" ± {_rounded(row['sd_wall_s'], 1)}"
     mean = f"mean {_rounded(row['mean_wall_s'], 1)}{spread} s"
     start = f"Benchmark: {row['engine']} {_rounded(row['median_wall_s'], 1)} s (median of {row['n']}, {mean})"
