@@ -11,8 +11,11 @@ import sys
 if sys.version_info < (3, 11):  # noqa: UP036  (this file must stay readable for Python 3.6, to get here)
     sys.exit("synthseg-native: this is Python %d.%d: use Python 3.11 to 3.13" % sys.version_info[:2])  # noqa: UP031
 
+import contextlib
+import getpass
 import os
 import re
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,12 +64,31 @@ def segment(arguments):
         sys.exit(cli.main([]))
     cli.parser().parse_args(arguments)  # --help and wrong use end here: no environment is made for them
     try:
-        engine, arguments = ranking.for_command(arguments, weights.default_cache() / "verified")
+        with folder_to_write(weights.default_cache() / "verified") as verified:
+            engine, arguments = ranking.for_command(arguments, verified)
     except SynthSegError as error:
         print(f"synthseg-native: {error.message}", file=sys.stderr)
         sys.exit(error.exit_code)
     env = environments.clean_environment() | {"PYTHONPATH": str(ROOT / "src")}
     execute([environments.ensure(engine), "-m", "synthseg_native", *arguments], env)
+
+
+@contextlib.contextmanager
+def folder_to_write(path):
+    """This folder, made where it is missing; where it cannot be written to, one for the time of the block."""
+    if is_writable(path):
+        yield path
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+
+
+def is_writable(path):
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(str(path), os.W_OK | os.X_OK)
 
 
 def execute(command, env):
@@ -77,6 +99,8 @@ def execute(command, env):
 
 def snakemake(arguments):
     """Become Snakemake, with the lock of the working directory in hand."""
+    from synthseg_native.networks import weights
+
     place, directory, snakefile = [], value(arguments, "--directory", "-d"), value(arguments, "--snakefile", "-s")
     if snakefile is None and not Path.cwd().samefile(ROOT):
         # Called by path from elsewhere: this workflow, whatever lies there, and its results beside it.
@@ -93,10 +117,25 @@ def snakemake(arguments):
     env = environments.clean_environment()
     for name in variables.OF_A_RUN:  # of another run, from which this one is called
         env.pop(name, None)
+    env.setdefault("HOME", str(weights.home()))  # Snakemake needs it and a name; in a container they may be nowhere
+    env.setdefault("LOGNAME", user())
+    cache = weights.default_cache()
+    if not is_writable(cache.parent / "snakemake"):
+        # Snakemake needs one, which all nodes see. What is kept in the user's own can be read all the same.
+        env |= {"XDG_CACHE_HOME": str(Path(directory or ".", ".snakemake", "cache").absolute())}
+        env |= {"SYNTHSEG_NATIVE_CACHE": str(cache)}
     interpreter = environments.ensure("workflow")
     if not is_read_only(arguments):
         take_lock(Path(directory or "."), unlock="--unlock" in arguments)
     execute([interpreter, "-m", "snakemake", *place, *arguments], env)
+
+
+def user():
+    """This user's name, or number."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def value(arguments, long, short=None):

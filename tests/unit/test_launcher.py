@@ -546,3 +546,44 @@ def test_unknown_command_shows_the_usage(project):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "environment.py ensure NAME..." in done.stderr
+
+
+# Without a home, or with one that cannot be written to
+
+
+@pytest.mark.parametrize("home", ["none", "unwritable"])
+def test_without_a_home_to_write_to(snakemake, tmp_path, monkeypatch, home):
+    """Snakemake gets a cache of its own in the study's folder; what lies in the user's can be read all the same."""
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for name in ("HOME", "LOGNAME", "USER", "SYNTHSEG_NATIVE_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    if home == "none":
+        monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+        monkeypatch.setattr("getpass.getuser", lambda: {}["no entry in passwd"])
+        _, env = snakemake("--directory", "study", "-n")
+        folder = tmp_path / f"synthseg-native-{os.getuid()}"
+        assert (env["HOME"], env["LOGNAME"]) == (str(folder), str(os.getuid())) and folder.is_dir()
+        assert "XDG_CACHE_HOME" not in env
+    else:
+        (tmp_path / "home").touch()  # no folder can be made below a file, not by root either
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        _, env = snakemake("--directory", "study", "-n")
+        assert env["XDG_CACHE_HOME"] == str(tmp_path / "elsewhere/study/.snakemake/cache")
+        assert env["SYNTHSEG_NATIVE_CACHE"] == str(tmp_path / "home/.cache/synthseg-native")
+
+
+def test_engines_are_verified_where_nothing_can_be_kept(segment, monkeypatch, tmp_path):
+    (tmp_path / "home").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home/cache"))
+    kept = []
+
+    def for_command(arguments, folder):
+        assert folder.is_dir()
+        kept.append(folder)
+        return "openvino", arguments
+
+    monkeypatch.setattr(ranking, "for_command", for_command)
+    assert segment("--i", "a.nii") == ("openvino", ["--i", "a.nii"])
+    assert not kept[0].exists(), "it went with the call"

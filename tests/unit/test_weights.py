@@ -380,7 +380,8 @@ def test_without_a_home_there_is_a_cache_all_the_same(monkeypatch):
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(weights.Path, "home", nobody)
-    assert weights.default_cache() == Path(tempfile.gettempdir(), f"synthseg-native-{os.getuid()}")
+    home = Path(tempfile.gettempdir(), f"synthseg-native-{os.getuid()}")
+    assert weights.default_cache() == home / ".cache/synthseg-native"
 
 
 def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):

@@ -42,17 +42,23 @@ class WeightsFile:
     urls: tuple[str, ...] = ()
 
 
+def home() -> Path:
+    """The user's home; for one without, as in a container, a folder of the user's among the temporary ones."""
+    try:
+        return Path.home()
+    except RuntimeError:  # no HOME, and no entry in passwd
+        return Path(tempfile.gettempdir(), f"synthseg-native-{os.getuid()}")
+
+
 def default_cache() -> Path:
     """Folder for downloads and kernels: ``$XDG_CACHE_HOME/synthseg-native``, else ``~/.cache/synthseg-native``.
 
-    For a user without a home, as in a container, one of the user's own below the folder for temporary files.
+    ``$SYNTHSEG_NATIVE_CACHE`` is how the launcher tells where it is, where Snakemake gets another.
     """
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base, "synthseg-native")
-    try:
-        return Path.home() / ".cache" / "synthseg-native"
-    except RuntimeError:  # no HOME, and no entry in passwd
-        return Path(tempfile.gettempdir(), f"synthseg-native-{os.getuid()}")
+    if told := os.environ.get("SYNTHSEG_NATIVE_CACHE"):
+        return Path(told)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else home() / ".cache") / "synthseg-native"
 
 
 def mismatch(path: str | Path, expected: WeightsFile) -> str | None:
