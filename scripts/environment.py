@@ -185,7 +185,7 @@ def profile(option, name):
     folders = []
     if option == "--profile":
         sites = (os.environ.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(":")
-        folders = [os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config"), *sites]
+        folders = [os.environ.get("XDG_CONFIG_HOME") or Path("~/.config").expanduser(), *sites]
     places = [Path(folder, "snakemake", name) for folder in folders]
     if not name.startswith((".", "/")):
         places.append(ROOT / "profiles" / name.removeprefix("profiles/"))
@@ -201,7 +201,8 @@ def profile(option, name):
 
 
 def is_profile(path):
-    return path.is_file() or any(re.fullmatch(r"(profile|config)(\.v\d+\+)?\.yaml", file.name) for file in path.glob("*"))
+    main = re.compile(r"(profile|config)(\.v\d+\+)?\.yaml")
+    return path.is_file() or any(main.fullmatch(file.name) for file in path.glob("*"))
 
 
 def is_read_only(arguments):

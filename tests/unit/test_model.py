@@ -14,7 +14,8 @@ from synthseg_native.networks import cards
 
 NAMES = ["compact2mm", "synthseg1", "synthseg2"]
 # Ten lists in each of ten lists, and so on, by reference: short until it is written out.
-BOMB = "\n".join(["a0: &a0 [x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 30)), "name: *a29"])
+BOMB = "\n".join(["a0: &a0 [x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 30))])
+BOMB += "\nname: *a29"
 
 
 @pytest.fixture
@@ -132,13 +133,13 @@ def test_models_are_found_by_name(root, tmp_path, monkeypatch, folder):
         ("card.yaml", "networks:", "network:", "it has the old form .*: see models/README.md for networks"),
         ("card.yaml", "networks:", "nets:", "lacks the field networks"),
         # A card from anybody: what leads elsewhere, or has no end.
-        *(("card.yaml", "file: compact2mm.h5", f"file: '{file}'", "weights.file .* is not the name of a file in its folder")
+        *(("card.yaml", "file: compact2mm.h5", f"file: '{file}'", "weights.file .* is not the name of a file in")
           for file in ("../w.h5", "/etc/w.h5", "a/../w.h5", "..", ".", ".hidden", "a\\b.h5", "", "a\tb")),
         ("card.yaml", "table: labels.tsv", "table: ../labels.tsv", "outputs.table .* is not the name of a file in its"),
         *(("card.yaml", "name: compact2mm", f"name: {name}", "name .* is not letters and digits alone")
           for name in ("../compact2mm", "/a", "a/b", "seg-a", "a b", "'a\u202eb'", "''")),
         *(("card.yaml", "weights: {", f"weights: {{urls: ['{url}'], ", "weights.urls .* is not an https address")
-          for url in ("http://a/w.h5", "file:///etc/passwd", "ftp://a/w", "//a/w", "https:///w", "https://a/ w", "w.h5")),
+          for url in ("http://a/w.h5", "file:///etc/passwd", "ftp://a/w", "//a/w", "https:///w", "https://a/ w", "w")),
         ("card.yaml", "weights: {", "weights: {urls: [[https://a/w]], ", "weights.urls .* is not an https address"),
         ("card.yaml", ", size: 5919960", ", urls: ['https://a/w']", "addresses, but not both size and sha256"),
         ("card.yaml", "sha256: e01e", "urls: ['https://a/w'], git_blob: 0123456789012345678901234567890123456789 #",
@@ -193,7 +194,7 @@ def test_another_network_does_not_pass_for_an_official_one(root, tmp_path):
     shutil.copytree(root / "models/synthseg2", copy)
     assert cards.load(copy).name == "synthseg2"
     edit(copy / "card.yaml", "sha256: f190", "sha256: 0190")
-    with pytest.raises(SynthSegError, match=r"card\.yaml: .*synthseg2 is the name of another network: choose a name of"):
+    with pytest.raises(SynthSegError, match=r"card\.yaml: .*synthseg2 is the name of another network: choose"):
         cards.load(copy)
 
 

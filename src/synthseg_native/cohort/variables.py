@@ -8,6 +8,7 @@ a run (MPLBACKEND). SYNTHSEG_NATIVE_LET_THROUGH names more of them, for what a s
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 MORE = "SYNTHSEG_NATIVE_LET_THROUGH"
 NAMES = frozenset(
@@ -26,7 +27,7 @@ NAMES = frozenset(
     UV_DEFAULT_INDEX UV_INDEX UV_INDEX_URL UV_EXTRA_INDEX_URL UV_FIND_LINKS UV_OFFLINE UV_NATIVE_TLS UV_SYSTEM_CERTS
     UV_INSECURE_HOST UV_HTTP_TIMEOUT UV_KEYRING_PROVIDER UV_CACHE_DIR UV_NO_CACHE UV_LINK_MODE UV_PYTHON_INSTALL_DIR
     UV_CONCURRENT_DOWNLOADS UV_CONCURRENT_INSTALLS PYTHONDONTWRITEBYTECODE CI NO_MKDOCS_2_WARNING
-    """.split()
+    """.split()  # noqa: SIM905
 )
 OF_A_RUN = ("SYNTHSEG_NATIVE_CODE", "SYNTHSEG_NATIVE_MANIFEST")  # which a run sets for its own jobs
 # Of the batch systems, of uv's named indexes, of this project and its tests.
@@ -52,9 +53,9 @@ def let_through(env: Mapping[str, str]) -> dict[str, str]:
 
 def _may(name: str, value: str) -> bool:
     if name in TEMPORARY:
-        return os.path.isabs(value) and os.access(value, os.W_OK | os.X_OK)
+        return Path(value).is_absolute() and os.access(value, os.W_OK | os.X_OK)
     if name in PLACES:
-        return os.path.isabs(value) and not os.path.isfile(value)  # noqa: PTH113 (a text, as the variable)
+        return Path(value).is_absolute() and not Path(value).is_file()
     if name in VALUES:
         return re.fullmatch(VALUES[name], value) is not None
     return name in NAMES or name.startswith(PREFIXES)
