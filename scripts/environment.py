@@ -63,13 +63,13 @@ def segment(arguments):
     if not arguments:
         sys.exit(cli.main([]))
     cli.parser().parse_args(arguments)  # --help and wrong use end here: no environment is made for them
+    env = environments.clean_environment() | {"PYTHONPATH": str(ROOT / "src")}
     try:
-        with folder_to_write(weights.default_cache() / "verified") as verified:
+        with folder_to_write(weights.default_cache(env) / "verified") as verified:
             engine, arguments = ranking.for_command(arguments, verified)
     except SynthSegError as error:
         print(f"synthseg-native: {error.message}", file=sys.stderr)
         sys.exit(error.exit_code)
-    env = environments.clean_environment() | {"PYTHONPATH": str(ROOT / "src")}
     execute([environments.ensure(engine), "-m", "synthseg_native", *arguments], env)
 
 
@@ -119,7 +119,7 @@ def snakemake(arguments):
         env.pop(name, None)
     env.setdefault("HOME", str(weights.home()))  # Snakemake needs it and a name; in a container they may be nowhere
     env.setdefault("LOGNAME", user())
-    cache = weights.default_cache()
+    cache = weights.default_cache(env)
     if not is_writable(cache.parent / "snakemake"):
         # Snakemake needs one, which all nodes see. What is kept in the user's own can be read all the same.
         env |= {"XDG_CACHE_HOME": str(Path(directory or ".", ".snakemake", "cache").absolute())}
@@ -141,11 +141,19 @@ def user():
 def value(arguments, long, short=None):
     """The value of an option of Snakemake's, or None."""
     for number, argument in enumerate(arguments):
-        if argument in (long, short):
+        if argument == short or means(argument, long):
+            if "=" in argument:
+                return argument.partition("=")[2]
             return arguments[number + 1] if number + 1 < len(arguments) else None
-        if argument.startswith(long + "="):
-            return argument[len(long) + 1 :]
+        if short and argument.startswith(short):
+            return argument[2:]
     return None
+
+
+def means(argument, long):
+    """Whether an argument is this option, which may be written short, as argparse takes it: --direc=study."""
+    name = argument.partition("=")[0]
+    return name == long or (len(name) > 5 and long.startswith(name))
 
 
 def need_configuration(directory, arguments):
@@ -163,14 +171,15 @@ def with_profiles(arguments):
     option, found = None, []
     for argument in arguments:
         name, equals, named = argument.partition("=")
+        meant = next((long for long in PROFILES if means(argument, long)), None)
         if option:
             argument, option = profile(option, argument), None
-        elif equals and name in PROFILES:
-            argument = f"{name}={profile(name, named)}"
-        elif argument in PROFILES:
-            option = argument
+        elif meant and equals:
+            argument = f"{name}={profile(meant, named)}"
+        elif meant:
+            option = meant
         found.append(argument)
-    if not any(argument.split("=")[0] == PROFILES[0] for argument in found):
+    if not any(means(argument, PROFILES[0]) for argument in found):
         found = [PROFILES[0], str(ROOT / "profiles" / "default"), *found]
     return found
 
@@ -180,12 +189,14 @@ def profile(option, name):
 
     Before them go, for --profile, those that the user has for all workflows, where Snakemake looks for them.
     """
+    from synthseg_native.networks import weights
+
     if name == "none":  # Snakemake's word
         return name
     folders = []
     if option == "--profile":
         sites = (os.environ.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(":")
-        folders = [os.environ.get("XDG_CONFIG_HOME") or Path("~/.config").expanduser(), *sites]
+        folders = [os.environ.get("XDG_CONFIG_HOME") or weights.home() / ".config", *sites]
     places = [Path(folder, "snakemake", name) for folder in folders]
     if not name.startswith((".", "/")):
         places.append(ROOT / "profiles" / name.removeprefix("profiles/"))

@@ -13,7 +13,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,14 +50,14 @@ def home() -> Path:
         return Path(tempfile.gettempdir(), f"synthseg-native-{os.getuid()}")
 
 
-def default_cache() -> Path:
+def default_cache(env: Mapping[str, str] = os.environ) -> Path:
     """Folder for downloads and kernels: ``$XDG_CACHE_HOME/synthseg-native``, else ``~/.cache/synthseg-native``.
 
     ``$SYNTHSEG_NATIVE_CACHE`` is how the launcher tells where it is, where Snakemake gets another.
     """
-    if told := os.environ.get("SYNTHSEG_NATIVE_CACHE"):
+    if told := env.get("SYNTHSEG_NATIVE_CACHE"):
         return Path(told)
-    base = os.environ.get("XDG_CACHE_HOME")
+    base = env.get("XDG_CACHE_HOME")
     return (Path(base) if base else home() / ".cache") / "synthseg-native"
 
 
