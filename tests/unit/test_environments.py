@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+import hostile
 from synthseg_native import owners, shared_disk
 from synthseg_native.cohort import environments, installers, interpreters, variables
 
@@ -618,6 +619,13 @@ def test_what_is_let_through_to_a_program(tmp_path, name, value, kept):
     assert env == ours | ({name: value} if kept else {})
     more = environments.clean_environment({name: value, variables.MORE: f"ANOTHER, {name}"})
     assert more[name] == value, "a site's own variable can be let through"
+
+
+def test_of_a_hostile_surrounding_only_what_is_the_users_to_say_is_let_through(tmp_path):
+    """What that does to results: tests/workflow/test_hostile_environment.py."""
+    given = hostile.surround(tmp_path)
+    kept = {name for name, value in environments.clean_environment(given).items() if given.get(name) == value}
+    assert kept == {"HOME", "LANG", "LC_ALL", *variables.OF_A_RUN} and len(given) > 80
 
 
 @pytest.mark.parametrize(("needed", "kept"), [(False, "HERE/driver"), (True, "/opt/old/lib:HERE/driver:")])

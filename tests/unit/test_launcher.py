@@ -590,3 +590,28 @@ def test_engines_are_verified_where_nothing_can_be_kept(segment, monkeypatch, tm
     monkeypatch.setattr(ranking, "for_command", for_command)
     assert segment("--i", "a.nii") == ("openvino", ["--i", "a.nii"])
     assert not kept[0].exists(), "it went with the call"
+
+
+@pytest.mark.parametrize(
+    ("needs", "given", "kept"),
+    [
+        ("", "/old/lib:DRIVER", "DRIVER"),
+        ("/old/lib", "/old/lib:DRIVER:", "/old/lib:DRIVER:"),
+        ("", "/old/lib", ""),
+        ("", "", ""),
+    ],
+)
+def test_the_libraries_of_a_module_system_are_for_a_python_that_needs_them(project, tmp_path, needs, given, kept):
+    tools, driver = tmp_path / "tools", tmp_path / "driver"
+    for folder in (tools, driver):
+        folder.mkdir()
+    (driver / "libcuda.so.1").touch()
+    for tool in ("sh", "dirname"):
+        (tools / tool).symlink_to(shutil.which(tool))
+    starts = f'case "$LD_LIBRARY_PATH" in {needs}*) exit 0 ;; esac; exit 1'
+    program = f'#!/bin/sh\nif [ "$2" = -c ]; then {starts}; fi\necho "$LD_LIBRARY_PATH ${{LD_PRELOAD-none}}"\n'
+    (tools / "python3").write_text(program)
+    (tools / "python3").chmod(0o755)
+    env = {"PATH": str(tools), "LD_LIBRARY_PATH": given.replace("DRIVER", str(driver)), "LD_PRELOAD": ""}
+    code, out, err = finish(start(project, "--version", env=env))
+    assert (code, out, err) == (0, f"{kept.replace('DRIVER', str(driver))} none\n", "")
