@@ -465,6 +465,7 @@ def take_over(project, monkeypatch):
     monkeypatch.chdir(project)
 
     monkeypatch.setenv(handover.HANDED, "")
+    monkeypatch.setenv("PYTHONSAFEPATH", "")
 
     def call(*arguments, snakefile=project / "Snakefile"):
         became.clear()
@@ -487,9 +488,12 @@ def test_it_is_handed_over_once(take_over, monkeypatch):
         take_over("--cores", "1")
 
 
-def test_a_snakemake_that_has_all_goes_on(take_over, monkeypatch):
+def test_a_snakemake_that_has_all_goes_on(project, take_over, monkeypatch, tmp_path):
+    """Its cluster's jobs, `python -m snakemake`, take no module from the working folder; another workflow's may."""
     monkeypatch.setattr(handover.importlib.util, "find_spec", lambda name: name)
-    assert take_over("--cores", "1") is None
+    monkeypatch.delenv("PYTHONSAFEPATH")
+    assert take_over("--cores", "1", snakefile=tmp_path / "Snakefile") is None and "PYTHONSAFEPATH" not in os.environ
+    assert take_over("--cores", "1") is None and os.environ["PYTHONSAFEPATH"] == "1"
 
 
 @pytest.mark.parametrize("words", [["--directory", "study"], ["--directory=study"], ["-d", "study"]])
