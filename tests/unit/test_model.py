@@ -152,6 +152,7 @@ def test_models_are_found_by_name(root, tmp_path, monkeypatch, folder):
           for old in ("levels: 4", "features: 16", "convolutions_per_level: 2", "kernel: 3", "pad_multiple: 16",
                       "min_size: 64", "resolution_mm: 2.0", "channels: 32", "smoothing_sigma: 0.5", "threshold: 0.25")),
         ("card.yaml", "resolution_mm: 2.0", f"resolution_mm: 1{'0' * 400}", "grid.resolution_mm 10+.* is above 100"),
+        ("card.yaml", "resolution_mm: 2.0", f"resolution_mm: -1{'0' * 400}", "grid.resolution_mm -10+.* is not above 0"),
         ("card.yaml", "resolution_mm: 2.0", f"resolution_mm: 1{'0' * 5000}", "not a usable model card"),
         ("card.yaml", "name: compact2mm", "name: 2026-13-45", "not a usable model card"),
         ("card.yaml", "name: compact2mm", f"name: {'[' * 5000}", "not a usable model card"),
@@ -178,6 +179,13 @@ def test_unusable_models_are_refused(folder, file, old, new, words):
 def test_a_missing_label_table_is_refused(folder):
     (folder / "labels.tsv").unlink()
     with pytest.raises(SynthSegError, match=r"labels\.tsv: No such file"):
+        cards.load(folder)
+
+
+def test_what_yaml_repeats_by_reference_is_not_written_out(folder):
+    edit(folder / "card.yaml", "name: compact2mm", BOMB.replace("name: *a29", "name: compact2mm"))
+    edit(folder / "card.yaml", "inputs: [image]", "inputs: *a29")
+    with pytest.raises(SynthSegError, match=r"inputs \[\[.*: give .image."):
         cards.load(folder)
 
 

@@ -27,10 +27,10 @@ SHIPPED = Path(__file__).resolve().parents[3] / "models"
 NAME, FILE, SHA256, GIT_BLOB, ADDRESS, COLOR = (
     (r"[A-Za-z0-9]+", "letters and digits alone"),
     (r"[^./\\][^/\\]*", "the name of a file in its folder"),
-    (r"[0-9a-f]{64}", "64 hexadecimal digits"),
-    (r"[0-9a-f]{40}", "40 hexadecimal digits"),
+    (r"[0-9a-f]{64}", "64 hexadecimal digits in lower case"),
+    (r"[0-9a-f]{40}", "40 hexadecimal digits in lower case"),
     (r"https://[^/]\S*", "an https address"),
-    (r"#[0-9a-f]{6}", "a colour such as #0099ff"),
+    (r"#[0-9A-Fa-f]{6}", "a colour such as #0099ff"),
 )
 
 # Label 24 is the fluid around the brain. Only with it is the sum over all structures the volume of the cavity.
@@ -255,7 +255,7 @@ def _network(path, place, content) -> Network:
     for fields in (entry, shape, grid, outputs):
         fields.no_others()
     if network.inputs != ("image",):
-        raise _unusable(path, f"{place}inputs {list(network.inputs)}", "give [image]: this version has no other input")
+        raise _unusable(path, f"{place}inputs {reprlib.repr(list(network.inputs))}", "give [image]: this version has no other input")
     if network.outputs.end != "softmax":
         raise _unusable(path, f"{place}outputs.end {network.outputs.end}", "give softmax: labels are of posteriors")
     if network.layers["kernel"] % 2 == 0:
@@ -308,7 +308,7 @@ class _Fields:
         shown = value if isinstance(value, bool | int | float | str) else reprlib.repr(value)
         where = f"{self.place}{name} {shown}"[:200]
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(min(value, 10**300))
+            value = float(max(-(10**300), min(value, 10**300)))
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise _unusable(self.path, f"{where if kind is not dict else self.place + name} is not {self._name(kind)}")
         if kind is float and not np.isfinite(value):
