@@ -152,7 +152,7 @@ def test_models_are_found_by_name(root, tmp_path, monkeypatch, folder):
           for old in ("levels: 4", "features: 16", "convolutions_per_level: 2", "kernel: 3", "pad_multiple: 16",
                       "min_size: 64", "resolution_mm: 2.0", "channels: 32", "smoothing_sigma: 0.5", "threshold: 0.25")),
         ("card.yaml", "resolution_mm: 2.0", f"resolution_mm: 1{'0' * 400}", "grid.resolution_mm 10+.* is above 100"),
-        ("card.yaml", "resolution_mm: 2.0", f"resolution_mm: -1{'0' * 400}", "grid.resolution_mm -10+.* is not above 0"),
+        ("card.yaml", "resolution_mm: 2.0", f"resolution_mm: -1{'0' * 400}", "resolution_mm -10+.* is not above 0"),
         ("card.yaml", "resolution_mm: 2.0", f"resolution_mm: 1{'0' * 5000}", "not a usable model card"),
         ("card.yaml", "name: compact2mm", "name: 2026-13-45", "not a usable model card"),
         ("card.yaml", "name: compact2mm", f"name: {'[' * 5000}", "not a usable model card"),

@@ -255,7 +255,8 @@ def _network(path, place, content) -> Network:
     for fields in (entry, shape, grid, outputs):
         fields.no_others()
     if network.inputs != ("image",):
-        raise _unusable(path, f"{place}inputs {reprlib.repr(list(network.inputs))}", "give [image]: this version has no other input")
+        given = reprlib.repr(list(network.inputs))
+        raise _unusable(path, f"{place}inputs {given}", "give [image]: this version has no other input")
     if network.outputs.end != "softmax":
         raise _unusable(path, f"{place}outputs.end {network.outputs.end}", "give softmax: labels are of posteriors")
     if network.layers["kernel"] % 2 == 0:
