@@ -482,6 +482,21 @@ def test_a_snakemake_that_lacks_a_package_hands_over(project, take_over, capsys)
     assert capsys.readouterr().err == f"this Snakemake's Python lacks nibabel: {said}\n"
 
 
+@pytest.mark.parametrize(
+    "words", [["--workflow-profile", "profiles/nonsense"], ["--workflow-profile=profiles/nonsense"]]
+)
+def test_a_profile_that_a_snakemake_of_ones_own_passes_over_ends_the_call(project, take_over, monkeypatch, words):
+    monkeypatch.setattr(handover.importlib.util, "find_spec", lambda name: name)
+    with pytest.raises(SystemExit) as ended:
+        take_over("--cores", "1", *words)
+    places = (project / "profiles/nonsense", project / "profiles/profiles/nonsense")
+    looked = ", ".join(map(str, places))
+    says = f"synthseg-native: --workflow-profile profiles/nonsense: no such profile: looked in {looked}"
+    assert ended.value.code == says
+    for name in ("default", "none", "profiles/default", str(project / "profiles/default")):
+        assert take_over("--workflow-profile", name) is None
+
+
 def test_it_is_handed_over_once(take_over, monkeypatch):
     assert take_over("--cores", "1") and os.environ[handover.HANDED]
     with pytest.raises(SystemExit, match=r"lacks nibabel: remove .*workflow-[0-9a-f]*, and call again"):
