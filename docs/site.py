@@ -17,6 +17,7 @@ PAGES = {
     "benchmarks/README.md": "benchmarks.md",
     "benchmarks/results/README.md": "benchmark_results.md",
     "config/README.md": "configuration.md",
+    "SECURITY.md": "security.md",
     "models/README.md": "models.md",
     "tests/golden/README.md": "golden.md",
 }

@@ -6,11 +6,10 @@ Every run is kept as soon as it has ended, so that a benchmark that is stopped g
 import argparse
 import contextlib
 import json
-import signal
 import sys
 from pathlib import Path
 
-from synthseg_native import shared_disk
+from synthseg_native import shared_disk, stopping
 from synthseg_native.cohort import runs
 from synthseg_native.cohort.benchmark import COLUMNS, RUN_COLUMNS, run_benchmark, statistics_of
 from synthseg_native.cohort.benchmark.in_turn import WORK, never_came_through
@@ -45,11 +44,6 @@ def main(argv: list[str] | None = None) -> int:
         python = args.pythons["tensorflow"]
         return runs.run_reference(scan, image, settings, python, *given, work, timeout, args.memory_mb)
 
-    def stop(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)  # as an exception it ends the run and removes its work folder
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
     shared_disk.collect(args.work, f"{WORK}*")  # what a killed benchmark left
     try:
         order = read_json(args.order)
@@ -115,4 +109,4 @@ def progress(line: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stopping.run(main))

@@ -5,9 +5,10 @@ import json
 import sys
 from pathlib import Path
 
+from synthseg_native import stopping
 from synthseg_native.compare import compare_label_maps, verdict_text
 from synthseg_native.errors import SynthSegError
-from synthseg_native.files import write_json
+from synthseg_native.files import read_sealed, write_sealed
 
 
 def main(argv=None) -> int:
@@ -29,7 +30,7 @@ def main(argv=None) -> int:
     except SynthSegError as error:
         print(f"compare: {error}", file=sys.stderr)
         return error.exit_code
-    write_json(arguments.out, result)
+    write_sealed(arguments.out, result)
     return 0
 
 
@@ -52,11 +53,10 @@ def compare(arguments) -> dict:
 
 
 def read_record(path) -> dict:
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SynthSegError("bad_input", f"{path}: no run record ({error}): run the step that makes it") from error
+    if record := read_sealed(path):
+        return record
+    raise SynthSegError("bad_input", f"{path}: no run record, or not as it was made: run the step that makes it")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stopping.run(main))

@@ -12,14 +12,20 @@ if sys.version_info < (3, 11):  # noqa: UP036  (this file must stay readable for
     sys.exit("synthseg-native: this is Python %d.%d: use Python 3.11 to 3.13" % sys.version_info[:2])  # noqa: UP031
 
 import os
-import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from synthseg_native import shared_disk  # noqa: E402
-from synthseg_native.cohort import environments  # noqa: E402
+from synthseg_native import stopping  # noqa: E402  (first of all: what follows takes a moment)
+
+if __name__ == "__main__":
+    stopping.hear()
+
+import re  # noqa: E402
+
+from synthseg_native import shared_disk, streams  # noqa: E402
+from synthseg_native.cohort import environments, variables  # noqa: E402
 
 # Calls that change nothing: they need no lock, and may look at a run in progress.
 READ_ONLY = {
@@ -28,6 +34,7 @@ READ_ONLY = {
     *("--lp", "--list-untracked", "--lu", "--summary", "-S", "--detailed-summary", "-D", "--dag", "--rulegraph"),
     *("--filegraph", "--d3dag", "--report", "--print-compilation", "--containerize", "--export-cwl"),
 }
+PROFILES = ("--workflow-profile", "--profile")
 
 
 def main(argv):
@@ -44,10 +51,9 @@ def main(argv):
 
 
 def run(name, arguments):
-    """Become the Python of an environment; for `-m training` the folder that one stands in counts."""
-    env = environments.clean_environment() | {"PYTHONPATH": str(ROOT / "src")}
-    del env["PYTHONSAFEPATH"]
-    execute([environments.ensure(name), *arguments], env)
+    """Become the Python of an environment."""
+    env = environments.clean_environment() | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}  # for `-m training`
+    execute([environments.ensure(name), *arguments], env, hears=False)
 
 
 def segment(arguments):
@@ -69,27 +75,35 @@ def segment(arguments):
     execute([environments.ensure(engine), "-m", "synthseg_native", *arguments], env)
 
 
-def execute(command, env):
-    """Become the command."""
-    command = [str(part) for part in command]
-    os.execve(command[0], command, env)
+def execute(command, env, hears=True):
+    """Become the command. hears: whether it is one of ours, which `stopping.hear`."""
+    stopping.become([str(part) for part in command], env, hears)
 
 
 def snakemake(arguments):
     """Become Snakemake, with the lock of the working directory in hand."""
-    interpreter = environments.ensure("workflow")
-    place = []
-    directory = option(arguments, "--directory", "-d")
-    if option(arguments, "--snakefile", "-s") is None and not Path.cwd().samefile(ROOT):
+    place, directory, snakefile = [], value(arguments, "--directory", "-d"), value(arguments, "--snakefile", "-s")
+    if snakefile is None and not Path.cwd().samefile(ROOT):
         # Called by path from elsewhere: this workflow, whatever lies there, and its results beside it.
         place = ["--snakefile", ROOT / "Snakefile"]
         if directory is None:
             directory = ROOT
             place += ["--directory", ROOT]
+    if not {"--help", "-h", "--version", "-v"} & set(arguments):
+        if snakefile is None or Path(snakefile).resolve().is_relative_to(ROOT):
+            need_configuration(directory, arguments)
+            arguments = with_profiles(arguments)
+        for name in sorted(name for name in os.environ if name.startswith("SNAKEMAKE_")):
+            environments.say(f"{name} is set, and left out: what it asks for is said in the call (--help)")
+    env = environments.clean_environment()
+    for name in variables.OF_A_RUN:  # of another run, from which this one is called
+        env.pop(name, None)
+    interpreter = environments.ensure("workflow")
     check_encoding(configurations(arguments) or [Path(directory or ".", "config/config.yaml")])
     if not is_read_only(arguments):
         take_lock(Path(directory or "."), unlock="--unlock" in arguments)
-    execute([interpreter, "-m", "snakemake", *place, *arguments], environments.clean_environment())
+    start = ROOT / "scripts" / "start_snakemake.py"
+    execute([interpreter, start, *place, *arguments], env)
 
 
 def configurations(arguments):
@@ -119,7 +133,7 @@ def check_encoding(files):
             pass
 
 
-def option(arguments, long, short):
+def value(arguments, long, short=None):
     """The value of an option of Snakemake's, or None."""
     for number, argument in enumerate(arguments):
         if argument in (long, short):
@@ -127,6 +141,64 @@ def option(arguments, long, short):
         if argument.startswith(long + "="):
             return argument[len(long) + 1 :]
     return None
+
+
+def need_configuration(directory, arguments):
+    """End in one line where the study's folder, or its configuration, is not there: Snakemake makes the folder."""
+    folder, path = Path(directory or "."), Path(directory or ".", "config", "config.yaml")
+    if not folder.is_dir():
+        sys.exit(f"synthseg-native: --directory {directory}: no such folder: correct it, or make it, with {path}")
+    named = any(argument.split("=")[0] in ("--configfile", "--configfiles") for argument in arguments)
+    if not named and not path.is_file():
+        sys.exit(f"synthseg-native: {path}: no such configuration: copy {ROOT / 'config' / 'config.yaml'} there")
+
+
+def with_profiles(arguments):
+    """The arguments with whole paths of profiles; without one for the workflow, this project's default."""
+    option, found = None, []
+    for argument in arguments:
+        name, equals, named = argument.partition("=")
+        if option:
+            argument, option = profile(option, argument), None
+        elif equals and name in PROFILES:
+            argument = f"{name}={profile(name, named)}"
+        elif argument in PROFILES:
+            option = argument
+        found.append(argument)
+    if not any(argument.split("=")[0] == PROFILES[0] for argument in found):
+        found = [PROFILES[0], str(ROOT / "profiles" / "default"), *found]
+    return found
+
+
+def profile(option, name):
+    """The path of a profile: this project's by its name, `slurm` or `profiles/slurm`, from anywhere, else the user's.
+
+    Before them go, for --profile, those that the user has for all workflows, where Snakemake looks for them.
+    """
+    if name == "none":  # Snakemake's word
+        return name
+    folders = []
+    if option == "--profile":
+        sites = (os.environ.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(":")
+        folders = [os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config"), *sites]
+    places = [Path(folder, "snakemake", name) for folder in folders]
+    if not name.startswith((".", "/")):
+        places.append(ROOT / "profiles" / name.removeprefix("profiles/"))
+    places += [Path.cwd() / name, Path.cwd() / "profiles" / name]
+    there = [place for place in places if name and is_profile(place)]
+    if not there:
+        looked = ", ".join(map(str, dict.fromkeys(places)))
+        sys.exit(f"synthseg-native: {option} {name}: no such profile: looked for a config.yaml in {looked}")
+    others = [place for place in there if not place.samefile(there[0])]
+    if others:
+        environments.say(f"{option} {name}: {there[0]}, not {others[0]}: a whole path says which one is meant")
+    return str(there[0])
+
+
+def is_profile(path):
+    return path.is_file() or any(
+        re.fullmatch(r"(profile|config)(\.v\d+\+)?\.yaml", file.name) for file in path.glob("*")
+    )
 
 
 def is_read_only(arguments):
@@ -161,8 +233,10 @@ def take_lock(directory, unlock=False):
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1:])
+        with streams.outlived():
+            main(sys.argv[1:])
     except (environments.SetupError, OSError) as error:
         sys.exit("\n".join(f"synthseg-native: {line}" for line in str(error).splitlines()))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except stopping.Stopped as reason:
+        stopping.tell(reason)
+        sys.exit(reason.exit_code)

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from synthseg_native import stopping
 from synthseg_native.errors import SynthSegError
 from synthseg_native.networks import cards, weights
 
@@ -28,4 +29,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stopping.run(main))

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from synthseg_native import stopping
 from synthseg_native.cohort import demo
 
 
@@ -20,4 +21,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stopping.run(main))

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from synthseg_native import stopping
 from synthseg_native.cohort import runs
 from synthseg_native.cohort.paths import failure_of
 
@@ -23,4 +24,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stopping.run(main))

@@ -1,7 +1,6 @@
 """Draw the picture of one native run: label outlines on the image, and what is odd below."""
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -9,7 +8,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from synthseg_native import stopping
 from synthseg_native.errors import SynthSegError
+from synthseg_native.files import read_sealed
 from synthseg_native.networks import cards
 from synthseg_native.results import picture, quality, volumes
 from synthseg_native.results.staged import Staged
@@ -61,7 +62,9 @@ def draw(arguments):
 
 def assessed(path, labels_table):
     """What is odd about the run by today's limits, from the figures in its record."""
-    record = json.loads(Path(path).read_text(encoding="utf-8"))
+    record = read_sealed(path)
+    if record is None:
+        raise ValueError("not as it was made")
     if record["output"]["qc"] is None:
         raise ValueError("it has no quality figures")
     return quality.of_record(record, labels_table)
@@ -84,4 +87,4 @@ def read(path, reader):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stopping.run(main))

@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+from synthseg_native import stopping
 from synthseg_native.cohort import containers
 from synthseg_native.errors import SynthSegError
 
@@ -31,4 +32,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stopping.run(main))

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from synthseg_native import stopping
 from synthseg_native.cohort import manifest
 from synthseg_native.cohort.summary import summarise
 from synthseg_native.cohort.summary.terminal import print_summary
@@ -27,4 +28,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stopping.run(main))

@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from synthseg_native import stopping
 from synthseg_native.verification import verify
 
 
@@ -18,4 +19,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(stopping.run(main))

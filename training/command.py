@@ -1,11 +1,11 @@
 """What a model is measured with: `synthseg-native` itself, as users run it, and Dice between label maps."""
 
-import os
 import subprocess
 import sys
 
 import numpy as np
 
+from synthseg_native.cohort import environments
 from synthseg_native.errors import SynthSegError
 
 from . import ROOT
@@ -19,7 +19,7 @@ def segment(folder, scans, results, *more, python=sys.executable, engine="torch"
     command = [python, "-m", "synthseg_native", "--i", scans, "--o", results, "--model", folder, "--engine", engine]
     done = subprocess.run(
         [*map(str, command), "--threads", str(threads), *map(str, more)],
-        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
+        env=environments.clean_environment() | {"PYTHONPATH": str(ROOT / "src")},
         capture_output=True,
         text=True,
     )

@@ -7,14 +7,13 @@ import argparse
 import csv
 import errno
 import os
-import signal
 import sys
 import traceback
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from synthseg_native import __version__, options
+from synthseg_native import __version__, options, stopping, streams
 from synthseg_native.errors import SynthSegError
 from synthseg_native.results import record
 
@@ -38,7 +37,7 @@ exit status:
   2  wrong use: nothing was run
   3  bad input: those scans failed, the others are segmented
   4  the machine: memory, disk, time
-  130  stopped by Ctrl-C; call again to go on
+  130  stopped by Ctrl-C, 128 and more by another signal; call again to go on
 """
 STOPPING = ("disk", "usage", "timeout")  # no place, no weights: the next scan would fail alike
 GRAVEST_FIRST = (1, 4, 2, 3)
@@ -121,9 +120,11 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     arguments = p.parse_args(argv)  # argparse itself exits with 2
     os.environ.pop("MPLBACKEND", None)  # a notebook's way of drawing, which need not be there: no scan ends by it
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # no name of a file may end a run, whatever the terminal can show
-            stream.reconfigure(errors="backslashreplace")
+    with stopping.hearing(), streams.outlived():
+        return _run(arguments, argv)
+
+
+def _run(arguments, argv):
     try:
         try:
             with _as_synthseg_error(arguments.i or "--i"):
@@ -139,10 +140,9 @@ def main(argv: list[str] | None = None) -> int:
             print(f"synthseg-native: {failure.message}", file=sys.stderr)
             return failure.exit_code
         return _segment_all(call, segmenter, tables, arguments, argv)
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        print("synthseg-native: stopped: what is finished is kept, call again to go on", file=sys.stderr, flush=True)
-        os._exit(130)  # the network's thread is still busy, and must not be waited for
+    except stopping.Stopped as reason:
+        stopping.tell(reason, "what is finished is kept, call again to go on")
+        os._exit(reason.exit_code)  # the network's thread is still busy, and must not be waited for
 
 
 def _segment_all(call, segmenter, tables, arguments, argv):
@@ -161,14 +161,18 @@ def _segment_all(call, segmenter, tables, arguments, argv):
     todo = [job for job in jobs if id(job) not in tables.volumes and job not in kept]
     failures, started = [], 0
     with Progress(len(todo)) as bar:
-        for remark in [*call.remarks, *tables.remarks]:
+        for remark in [*call.remarks, *tables.said]:
             bar.say(remark, sys.stdout)
         if call.results:
             what = f"{len(call.results)} images, {call.results[0].name} for one, are results of earlier calls"
             bar.say(f"{what} and left out", sys.stdout)
         if n_current := len(tables.volumes):
             what = f"{n_current} of {len(jobs)} scans are" if len(jobs) > 1 else f"{jobs[0].outputs['o']} is"
-            bar.say(f"{what} current and left out (--recompute does all)", sys.stdout)
+            said = [(job, tables.remarks[id(job)]) for job in jobs if tables.remarks.get(id(job))]
+            alone = said[0][1] if said and len(jobs) == 1 else ""
+            bar.say(f"{what} current and left out (--recompute does all){alone}", sys.stdout)
+            for job, remarks in said if len(jobs) > 1 else []:
+                bar.say(f"{job.outputs['o']}: current{remarks}", sys.stdout)
         for why, number in counts(states[id(job)] for job in todo).items():
             what = f"{number} of {len(jobs)} scans" if len(jobs) > 1 else f"{jobs[0].outputs['o']}"
             bar.say(f"{what} again: {why}", sys.stdout)
@@ -177,7 +181,7 @@ def _segment_all(call, segmenter, tables, arguments, argv):
             bar.say(f"synthseg-native: {failure.message}", sys.stderr)
         for job in todo:
             started += 1
-            failure = _segment_one(job, segmenter, tables, bar, argv)
+            failure = job.refused or _segment_one(job, segmenter, tables, bar, argv)
             bar.finished()
             if failure:
                 failures.append(failure)
@@ -224,7 +228,6 @@ def _edited(job, state):
 
 def _segment_one(job, segmenter, tables, bar, argv):
     """Segment a scan and publish all its results together; what went wrong as a SynthSegError, or None."""
-    from synthseg_native.results import quality
     from synthseg_native.results.sidecar import save_json
     from synthseg_native.results.staged import Staged
 
@@ -251,13 +254,19 @@ def _segment_one(job, segmenter, tables, bar, argv):
     tables.volumes[id(job)] = volumes
     grade = "" if notes["model"]["research_grade"] else " (not for research)"
     took = f"segmented with {notes['model']['name']}{grade} in {notes['seconds']['total']:.1f} s"
-    flags = quality.of_record(notes, segmenter.model.labels)["flags"]
-    odd = [("look at it", flags), ("odd in its header", notes["input"]["header_flags"])]
-    remarks = "".join(f"; {what}: {', '.join(names)}" for what, names in odd if names)
-    bar.say(f"{job.outputs['o']}: {took}{remarks}", sys.stdout)
+    bar.say(f"{job.outputs['o']}: {took}{_remarks(notes, segmenter.model.labels)}", sys.stdout)
     if notes["memory_remark"]:
         bar.say(f"synthseg-native: {job.image}: {notes['memory_remark']}", sys.stderr)
     return None
+
+
+def _remarks(notes, labels):
+    """What is odd about a scan and its segmentation, by what its record says, behind a line about it."""
+    from synthseg_native.results import quality
+
+    odd = [("look at it", quality.of_record(notes, labels)["flags"]),
+           ("odd in its header", notes["input"]["header_flags"])]  # fmt: skip
+    return "".join(f"; {what}: {', '.join(names)}" for what, names in odd if names)
 
 
 def _fail(notes, failure, path):
@@ -296,20 +305,21 @@ class Tables:
     """The tables over all scans of a call, written anew, whole, whenever a scan is done.
 
     The rows that earlier calls with other scans have left in the table of --vol stay there; --volumes-tsv is of one
-    call. volumes : id of a job -> {"csv": row, "tsv": rows} · remarks : lines about the table that is there. Raises
-    SynthSegError("usage") where rows that are not of this call have other columns.
+    call. volumes : id of a job -> {"csv": row, "tsv": rows} · said : lines about the table that is there
+    remarks : id of a job that was current -> what is said of it. Raises SynthSegError("usage") where rows that are not
+    of this call have other columns.
     """
 
     def __init__(self, call, labels):
         from synthseg_native import jobs as planning
 
-        self.call, self.labels, self.volumes = call, labels, {}
+        self.call, self.labels, self.volumes, self.remarks = call, labels, {}, {}
         self.predicted = 0  # MiB, of the largest scan so far
         self.ours = {planning.row_before(job) for job in call.jobs}  # what this call writes in their place
         names = {planning.row_name(job) for job in call.jobs}
         same = sorted({row[0] for part in self._others() for row in part} & names)
         about = "has a row {} already, and nothing says that it is of this scan: it stays"
-        self.remarks = [f"{call.tables['vol']}: {about.format(name)}" for name in same]
+        self.said = [f"{call.tables['vol']}: {about.format(name)}" for name in same]
 
     def _others(self) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
         """The rows of the table of --vol that are of no scan of this call: those before its first, and those after."""
@@ -335,7 +345,9 @@ class Tables:
         """Take the volumes of the scans whose results are current."""
         from synthseg_native import jobs as planning
 
-        self.volumes |= {id(job): planning.volumes(job) for job in jobs}
+        for job in jobs:
+            self.volumes[id(job)], notes = planning.remembered(job)
+            self.remarks[id(job)] = _remarks(notes, self.labels)
 
     def note_memory(self, notes: dict) -> None:
         """The peak of this process, which earlier scans of the call share, beside what was predicted."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from synthseg_native.errors import SynthSegError
-from synthseg_native.files import at_home, read_json, read_text
+from synthseg_native.files import SEAL, at_home, is_sealed, read_json, read_text, sealed
 from synthseg_native.identity import current, stages
 from synthseg_native.scan.formats import IMAGE_EXTENSIONS, image_extension
 from synthseg_native.scan.reading import sha256_of
@@ -34,13 +34,15 @@ NOTE = "SynthSegNative"
 class Job:
     """One scan. outputs : option ("o", "post", ...) -> path; of a list "vol" is one of them, a table per scan.
 
-    alike : another scan of the call has the same name up to the extension · same : up to capitals of the extension.
+    alike : another scan of the call has the same name up to the extension · same : up to capitals of the extension
+    refused : why it may not be segmented
     """
 
     image: Path
     outputs: dict = field(default_factory=dict)
     alike: bool = False
     same: bool = False
+    refused: SynthSegError | None = None
 
     @property
     def sidecars(self) -> dict:
@@ -251,10 +253,13 @@ def _check_places(call, lists):
             if not fits:
                 endings = " ".join(IMAGE_EXTENSIONS) if extension is None else extension
                 raise _usage(path, f"not a file name for {flag(option)}", f"end it in {endings}")
-        for path in job.sidecars.values():
-            if os.path.isfile(path) and not _ours(path):  # noqa: PTH113 (as below)
-                what = "not of this command, or damaged, where the metadata of the label map belongs"
-                raise _usage(path, what, "remove it, or choose another name")
+        for option, path in job.sidecars.items():
+            if os.path.isfile(path) and not _ours(path, job.outputs[option]):  # noqa: PTH113 (as below)
+                what = "not of this command, where the metadata of the label map belongs"
+                line = f"{path}: {what}: remove it, or choose another name"
+                job.refused = SynthSegError("usage" if call.single else "bad_input", line)
+        if job.refused and call.single:
+            raise job.refused
     metadata = [(path, "the metadata beside a label map") for job in call.jobs for path in job.sidecars.values()]
     results = [(path, flag(option)) for job in call.jobs for option, path in job.outputs.items()]
     for path, what in [*results, *metadata, *((path, flag(option)) for option, path in call.tables.items())]:
@@ -273,18 +278,21 @@ def _check_places(call, lists):
 # What is current -----------------------------------------------------------------------------------------------------
 
 
-def note(job: Job, identity: dict, made: dict[str, Path], volumes: dict) -> dict:
+def note(job: Job, identity: dict, made: dict[str, Path], volumes: dict, notes: dict) -> dict:
     """What the sidecar of "o" remembers: what made the results (`identity.command.wanted`), the scan's name, and what
-    it gave.
+    it gave, sealed.
 
     made : option -> where the result lies now · volumes : from which the tables of a call are written without a run
+    notes : the run record, of which it keeps what a later call says again
     """
-    return {
+    about = {
         "Identity": identity,
         "Input": job.image.name,
         "ResultsSHA256": {option: sha256_of(path) for option, path in made.items()},
         "Volumes": volumes,
+        "Remarks": {"output": {"qc": notes["output"]["qc"]}, "input": {"header_flags": notes["input"]["header_flags"]}},
     }
+    return sealed(about)
 
 
 def state(job: Job, wanted: dict | None) -> current.State:
@@ -293,6 +301,8 @@ def state(job: Job, wanted: dict | None) -> current.State:
     wanted : the identity of what this call would make, None where that cannot be said (no weights, say)
     """
     found = _note(job.sidecars["o"])
+    if isinstance(found, dict) and not is_sealed(found):
+        return _earlier(job, found)
     try:
         made, source, recorded = (found[name] for name in ("ResultsSHA256", "Input", "Identity"))
         files = {**job.outputs, **{f"sidecar of {option}": path for option, path in job.sidecars.items()}}
@@ -309,8 +319,6 @@ def state(job: Job, wanted: dict | None) -> current.State:
     except OSError as error:
         return current.State(current.MISSING, (f"{error.filename}: {error.strerror}",))
     except (KeyError, TypeError, AttributeError):  # no note, or not as ours are
-        if isinstance(found, dict) and "Settings" in found:
-            return _earlier(job, found)
         return current.State(current.MISSING, ("there is no note of how it was made",))
     if more and wanted and result.word in (current.CURRENT, current.STALE):
         return current.State(current.STALE, (*result.why, *more))
@@ -318,21 +326,27 @@ def state(job: Job, wanted: dict | None) -> current.State:
 
 
 def _earlier(job, found) -> current.State:
-    """The state of results whose note is of an earlier version: their label maps may be edited all the same."""
-    made = found.get("ResultsSHA256") or {}
+    """The state of results whose note was changed, or is of an earlier version: their label maps may be edited too."""
+    made = found.get("ResultsSHA256")
+    made = made if isinstance(made, dict) else {}
     files = {option: path for option, path in job.outputs.items() if option in job.sidecars}
-    return current.state_of(files, made, None, {"form": stages.FORM}, lambda path, sha256: sha256_of(path) == sha256)
+    as_made = lambda path, sha256: sha256_of(path) == sha256  # noqa: E731
+    result = current.state_of(files, made, None, {"form": stages.FORM}, as_made)
+    if result.word == current.STALE and SEAL in found:
+        return current.State(current.STALE, (f"{job.sidecars['o'].name} is not as it was made",))
+    return result
 
 
-def volumes(job: Job) -> dict:
-    """The volumes that the note of a job with current results keeps."""
-    return _note(job.sidecars["o"])["Volumes"]
+def remembered(job: Job) -> tuple[dict, dict]:
+    """What the note of a job with current results keeps: its volumes, and of the record what is worth a remark."""
+    found = _note(job.sidecars["o"])
+    return found["Volumes"], found["Remarks"]
 
 
 def row_before(job: Job) -> tuple[str, ...]:
     """The row of SynthSeg's table that the results of an earlier call have left of this scan; () without any."""
     try:
-        return tuple(volumes(job)["csv"])
+        return tuple(_note(job.sidecars["o"])["Volumes"]["csv"])
     except (KeyError, TypeError):
         return ()
 
@@ -348,7 +362,9 @@ def _note(sidecar):
     return content.get(NOTE) if isinstance(content, dict) else None
 
 
-def _ours(sidecar):
-    """Whether a JSON file is the metadata of a label map, which may be replaced."""
+def _ours(sidecar, label_map):
+    """Whether a JSON file is the metadata of a label map, and may be replaced: beside one a damaged file was that."""
     content = read_json(sidecar)
-    return isinstance(content, dict) and (NOTE in content or content.get("Type") == "Discrete")
+    if not isinstance(content, dict):
+        return label_map.is_file()
+    return NOTE in content or content.get("Type") == "Discrete"

@@ -10,13 +10,15 @@ M.json: wall_s (seconds), peak_rss_mib (the largest resident set of any process 
 cgroup_peak_mib (the control group's peak, with --cgroup, else null), returncode (128 + signal if a signal ended
 it), signal (or null), timed_out, oom_kills (how often the kernel killed a process for memory meanwhile, on the
 whole machine; null where the kernel does not count), started and finished (UTC).
-The exit status is the command's. SIGTERM and SIGINT are passed on to everything the command started.
+The exit status is the command's. SIGTERM, SIGINT and whatever else batch systems and terminals end programs by end
+everything that the command started; what ends this program itself ends the command too (Linux).
 """
 
 from __future__ import annotations  # Python 3.8 knows no "str | None"
 
 import argparse
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -27,6 +29,8 @@ import time
 from datetime import datetime, timezone
 
 GRACE_S = 10  # between SIGTERM and SIGKILL
+ENDING = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+PR_SET_PDEATHSIG = 1
 
 
 def _now():
@@ -72,6 +76,12 @@ def _signal_group(pid, number):
         os.killpg(pid, number)
 
 
+def _end_with_parent():
+    """Before the command starts: have the kernel kill it with this process, should that be killed."""
+    with contextlib.suppress(Exception):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def measure(
     command: list[str], timeout: float | None = None, with_parent: bool = False, cgroup: bool = False
 ) -> dict[str, object]:
@@ -88,11 +98,13 @@ def measure(
     done = threading.Event()
     outcome = []
     started, kills, clock = _now(), oom_kills(), time.monotonic()
-    handlers = {
-        s: signal.signal(s, lambda number, frame: asked.append(number)) for s in (signal.SIGTERM, signal.SIGINT)
-    }
+    handlers = {}
+    for number in (getattr(signal, name) for name in ENDING):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            handlers[number] = signal.signal(number, lambda number, frame: asked.append(number))
+    last_words = _end_with_parent if sys.platform == "linux" else None
     try:
-        child = subprocess.Popen(command, start_new_session=True)
+        child = subprocess.Popen(command, start_new_session=True, preexec_fn=last_words)
 
         def wait():
             _, status, usage = os.wait4(child.pid, 0)
@@ -110,7 +122,7 @@ def measure(
             timed_out = deadline is not None and now > deadline
             orphaned = with_parent and os.getppid() != parent
             if asked or timed_out or orphaned:
-                _signal_group(child.pid, asked[0] if asked else signal.SIGTERM)
+                _signal_group(child.pid, signal.SIGINT if signal.SIGINT in asked else signal.SIGTERM)
                 ended_at = now
         _signal_group(child.pid, signal.SIGKILL)  # whatever it left running
     finally:

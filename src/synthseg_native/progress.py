@@ -1,11 +1,8 @@
 """A progress bar over scans on a terminal, nothing elsewhere; and long calls that Ctrl-C can interrupt."""
 
-import contextlib
-import os
 import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import TextIO
 
 from tqdm import tqdm
@@ -42,17 +39,9 @@ class Progress:
         self.bar.refresh()
 
     def say(self, line: str, file: TextIO) -> None:
-        """Print a line without tearing the bar; a line it stays, whatever a path in it holds.
-
-        Where nobody reads it any more (a pipe that was closed, a full disk), what is said from then on is let go: no
-        scan is lost by it.
-        """
-        try:
-            with tqdm.external_write_mode(file=file):
-                print(printable(line), file=file, flush=True)
-        except OSError:
-            with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("w") as nowhere:
-                os.dup2(nowhere.fileno(), file.fileno())  # what waits in the buffer goes there too
+        """Print a line without tearing the bar; a line it stays, whatever a path in it holds."""
+        with tqdm.external_write_mode(file=file):
+            print(printable(line), file=file, flush=True)
 
     def in_thread(self, function: Callable, *arguments: object) -> object:
         """Call a function in a thread of its own: meanwhile the clock ticks and Ctrl-C is heard at once."""

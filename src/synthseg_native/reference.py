@@ -331,6 +331,7 @@ def segment(arguments: argparse.Namespace) -> None:
 
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"  # on every processor: alone TensorFlow takes them with AVX-512 only
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ["KERAS_HOME"] = os.devnull  # no keras.json, which may ask for another order of axes or precision
     import tensorflow as tf
 
     tf.config.set_visible_devices([], "GPU")

@@ -263,7 +263,12 @@ def is_private(path: Path) -> bool:
         told = [place.lstat() for place in (path, path.parent)]
     except OSError:
         return False
-    return all(about.st_uid == os.geteuid() and not about.st_mode & 0o022 for about in told)
+    return all(map(is_mine, told))
+
+
+def is_mine(about: os.stat_result) -> bool:
+    """Whether this is of a file or folder that is this user's and that nobody else can write to."""
+    return about.st_uid == os.geteuid() and not about.st_mode & 0o022
 
 
 def make_private(folder: Path) -> None:

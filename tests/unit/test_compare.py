@@ -13,6 +13,7 @@ import pytest
 from synthseg_native.cohort.config import read_schema
 from synthseg_native.compare import compare_label_maps, verdict_text
 from synthseg_native.errors import SynthSegError
+from synthseg_native.files import write_sealed
 from synthseg_native.pipeline.posteriors import MAX_MARGIN
 
 ROOT = Path(__file__).parents[2]
@@ -313,7 +314,7 @@ def run_script(tmp_path, head, **changed):
         record = {"scan": "sub-01/anat/sub-01_T1w", "status": "ok", "error": None, "reference": None}
         if who == "reference":
             record["reference"] = {"kind": "own", "runtime": "local", "id": None, "emulated": False}
-        (tmp_path / f"{who}.json").write_text(json.dumps(record))
+        write_sealed(tmp_path / f"{who}.json", record)
         arguments |= {who: tmp_path / f"{who}.nii.gz", f"{who}_record": tmp_path / f"{who}.json"}
     arguments |= changed
     command = [sys.executable, ROOT / "scripts" / "compare.py"]

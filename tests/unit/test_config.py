@@ -192,7 +192,7 @@ def test_the_demonstration_says_so_at_both_ends(shipped, root, capfd, monkeypatc
     first, beside = capfd.readouterr().err.splitlines()
     assert first.startswith("this is the demonstration: ") and demo.WHAT_TO_CHANGE in first
     assert beside == "tensorflow demo", "made along with the engine's"
-    deploy.finish(with_patterns(plan), root, success=True)
+    deploy.finish(with_patterns(plan), success=True)
     assert capfd.readouterr().err == f"this was the demonstration; {demo.WHAT_TO_CHANGE}\n"
     # The jobs of a cluster read the same Snakefile, and a dry run is none: neither says it again.
     Plan(config, root, dry_run=True)
@@ -201,7 +201,7 @@ def test_the_demonstration_says_so_at_both_ends(shipped, root, capfd, monkeypatc
     assert capfd.readouterr().err == "tensorflow demo\n" * 2
     Path("mine.tsv").write_text("participant_id\timage\n01\tscan.nii\n")
     plan = Plan({"samples": "mine.tsv", "model": "synthseg1", "engines": ["openvino"]}, root)
-    deploy.finish(with_patterns(plan), root, success=True)
+    deploy.finish(with_patterns(plan), success=True)
     assert capfd.readouterr().err == "" and plan.demo_images == []
 
 

@@ -1,7 +1,9 @@
 """Reference containers without a runtime: commands, keys, what a runtime's complaints become."""
 
 import csv
+import hashlib
 import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -118,6 +120,79 @@ def test_apptainer(tmp_path):
         assert named in line
     with pytest.raises(SynthSegError, match="rename it"):
         containers.command(job(tmp_path, runtime="apptainer", folder="a:b"), runtime)
+
+
+@pytest.fixture
+def apptainer(tmp_path, monkeypatch):
+    """A function that puts an Apptainer on the path, which prints a text and notes how it was called."""
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+
+    def says(text):
+        (tmp_path / "said").write_text(text)
+        program = f'#!/bin/sh\necho "$@" > {tmp_path}/called\nenv > {tmp_path}/variables\ncat {tmp_path}/said\n'
+        (tmp_path / "bin/apptainer").write_text(program)
+        (tmp_path / "bin/apptainer").chmod(0o755)
+        return tmp_path
+
+    return says
+
+
+OWN_SIF = {"kind": "own", "runtime": "apptainer", "image": "/x/r.sif", "key": "0123456789ab"}
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ('{"data": {"attributes": {"labels": {"synthseg-native.key": "ffffffffffff"}}}}',
+         "holds another reference (ffffffffffff, not 0123456789ab)"),
+        ('{"data": {"attributes": {"labels": {"maintainer": "somebody"}}}}', "does not say which reference it holds"),
+        ('{"data": {"attributes": {"labels": null}}}', "does not say which reference it holds"),
+        ("WARNING: no labels", "does not say which reference it holds"),
+    ],
+)  # fmt: skip
+def test_a_file_of_another_reference_is_refused(apptainer, said, told):
+    apptainer(said)
+    with pytest.raises(SynthSegError) as caught:
+        containers.need_own(OWN_SIF)
+    message = caught.value.message
+    assert message.startswith(f"/x/r.sif: {told}") and "\n" not in message
+    tag = "docker-daemon:synthseg-native-reference:0123456789ab"
+    assert message.endswith(f": build it again: make reference-image, then apptainer build /x/r.sif {tag}")
+
+
+def test_a_file_of_this_reference_is_taken(apptainer, monkeypatch):
+    place = apptainer('{"data": {"attributes": {"labels": {"synthseg-native.key": "0123456789ab"}}}}')
+    for name in ("APPTAINERENV_PYTHONPATH", "SINGULARITYENV_LD_PRELOAD", "APPTAINER_BIND"):
+        monkeypatch.setenv(name, "/elsewhere")
+    containers.need_own(OWN_SIF)
+    assert (place / "called").read_text() == "inspect --json --labels /x/r.sif\n"
+    assert "/elsewhere" not in (place / "variables").read_text(), "what would be let into the container"
+    (place / "called").unlink()
+    for other in ({"kind": "upstream"}, {"runtime": "docker"}, {"image": None}):
+        containers.need_own(OWN_SIF | other)
+    assert not (place / "called").exists(), "nothing to look at"
+
+
+def test_the_own_image_is_labelled_with_its_key(tmp_path, monkeypatch):
+    called = []
+
+    def run(line, **options):
+        called.append(line)
+        return subprocess.CompletedProcess(line, 0)
+
+    monkeypatch.setattr(containers, "runtime", lambda name: LINUX)
+    monkeypatch.setattr(containers.subprocess, "run", run)
+    (tmp_path / "wheels").mkdir()
+    containers.build("docker", wheels=tmp_path / "wheels", root=tmp_path, say=lambda line: None)
+    assert value(called[-1], "--label") == f"synthseg-native.key={containers.image_key()}"
+
+
+def test_a_large_file_is_not_read_into_memory(tmp_path, monkeypatch):
+    (tmp_path / "r.sif").write_bytes(b"image")
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail("it was"))
+    identity, _ = containers.inspect("apptainer", str(tmp_path / "r.sif"))
+    assert identity == f"sha256:{hashlib.sha256(b'image').hexdigest()}"
 
 
 def test_paths_with_spaces_and_commas(tmp_path):

@@ -289,6 +289,19 @@ def test_readme_quotes_the_benchmark():
     assert claim in " ".join(text_of("README.md").split())
 
 
+def test_every_promise_names_a_test_that_exists():
+    tables = text_of("docs/reliability.md").partition("## Bad inputs")[2].split("## Faults")
+    sources = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("*/test_*.py")}
+    for table, least in zip(tables, (90, 40), strict=True):
+        rows = [line for line in table.splitlines() if line.startswith("| ")][1:]
+        assert len(rows) >= least and f"\n{len(rows)} cases" in table
+        for row in rows:
+            named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", row.rpartition(" | ")[2])
+            assert named, row
+            for file, name in named:
+                assert re.search(rf"^def {name}\(", sources.get(file, ""), re.M), f"no {file}::{name}"
+
+
 def test_readme_fits_on_a_screen():
     assert len(text_of("README.md").splitlines()) <= 80
 
@@ -334,3 +347,13 @@ def test_the_site_is_made_without_a_warning_and_fetches_nothing(tmp_path):
         assert hosts <= {"github.com", "squidfunk.github.io"}, page.name
     for style in site.rglob("*.css"):
         assert not re.search(r"(@import|url\()\W*(https?:|//)", style.read_text(encoding="utf-8")), style.name
+
+
+def test_every_sentence_of_the_security_page_has_its_test():
+    text = text_of("SECURITY.md")
+    sentences = re.findall(r"^- (.*?)(?=^- |^#|\Z)", text, re.M | re.S)
+    assert len(sentences) > 10
+    for sentence in sentences:
+        (named,) = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", sentence) or [(sentence, "has no test")]
+        file, test = named
+        assert f"def {test}(" in text_of(file), named

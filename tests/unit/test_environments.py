@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from synthseg_native import owners, shared_disk
-from synthseg_native.cohort import environments, installers, interpreters
+from synthseg_native.cohort import environments, installers, interpreters, variables
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_the_variable_comes_first_and_must_work(root, path, monkeypatch):
 
 def test_uv_is_asked_last(root, path):
     fake_python(path / "kept-by-uv", "3.11")
-    program(path / "uv", f'[ "$1 $2 $4" = "python find 3.11" ] && echo "{path / "kept-by-uv"}"')
+    program(path / "uv", f'[ "$1 $2 $6" = "python find 3.11" ] && echo "{path / "kept-by-uv"}"')
     assert environments.find_python("tensorflow") == str(path / "kept-by-uv")
     fake_python(path / "python3", "3.11")
     assert environments.find_python("tensorflow") == "python3"
@@ -397,6 +397,34 @@ def test_a_wrong_hash_is_refused_and_nothing_is_left(root, tiny, tool):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("tool", ["pip", "uv"], indirect=True)
+def test_of_the_users_settings_only_the_place_of_files_counts(root, tiny, tool, monkeypatch, tmp_path):
+    """pip.conf and uv.toml that would install elsewhere, or nothing; those of the folder that one stands in, too."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home/.config"))
+    for variable in ("PIP_CONFIG_FILE", "PIP_NO_INDEX", "PIP_FIND_LINKS"):
+        monkeypatch.delenv(variable)
+    wheels = (root / "wheels").as_uri()
+    hostile = f"user = true\ntarget = {tmp_path}/elsewhere\ndry-run = true\nno-deps = true\nrequire-virtualenv = true\n"
+    files = {
+        "home/.config/pip/pip.conf": f"[global]\nno-index = true\nfind-links =\n  {wheels}\n[install]\n{hostile}",
+        "home/.config/uv/uv.toml": '[pip]\ntarget = "/elsewhere"\nno-binary = ["tiny"]\n',
+        "stands/uv.toml": "this is no TOML",
+    }
+    if tool == "uv":
+        monkeypatch.setenv("PIP_FIND_LINKS", wheels)
+        monkeypatch.setenv("PIP_NO_INDEX", "1")
+    for file, text in files.items():
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).write_text(text)
+    monkeypatch.chdir(tmp_path / "stands")
+    lines = []
+    python = environments.ensure("tiny", lines.append)
+    assert subprocess.check_output([python.parent / "tiny"], text=True) == "tiny runs\n"
+    assert not (tmp_path / "elsewhere").exists() and len(lines) == 2, lines
+
+
+@pytest.mark.slow
 def test_a_uv_that_cannot_is_followed_by_pip(root, tiny, monkeypatch):
     program(root / "uv", "echo 'error: no such command' >&2; exit 2")
     monkeypatch.setattr(environments, "_uv", lambda: str(root / "uv"))
@@ -561,12 +589,50 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(root):
         environments.ensure("demo", lambda line: None)
 
 
-def test_foreign_packages_stay_out(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
-    monkeypatch.setenv("PYTHONHOME", "/elsewhere")
-    env = environments.clean_environment()
-    assert "PYTHONPATH" not in env and "PYTHONHOME" not in env
-    assert env["PYTHONNOUSERSITE"] == "1"
+@pytest.mark.parametrize(
+    ("name", "value", "kept"),
+    [
+        *((name, "/elsewhere", False) for name in (
+            "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONWARNINGS", "LD_PRELOAD", "DYLD_INSERT_LIBRARIES", "BASH_ENV",
+            "MPLBACKEND", "MATPLOTLIBRC", "MPLCONFIGDIR", "KERAS_HOME", "KERAS_BACKEND", "TF_USE_LEGACY_KERAS",
+            "TF_SET_ONEDNN_FPMATH_MODE", "XLA_FLAGS", "NVIDIA_TF32_OVERRIDE", "SCIPY_ARRAY_API", "NPY_PROMOTION_STATE",
+            "HDF5_PLUGIN_PATH", "NIPY_USER_DIR", "OV_CPU_MAX_ISA", "ONEDNN_MAX_CPU_ISA", "OPENBLAS_CORETYPE", "PIP_TARGET",
+            "PIP_USER", "UV_CONFIG_FILE", "VIRTUAL_ENV", "SNAKEMAKE_PROFILE", "DOCKER_DEFAULT_PLATFORM", "APPTAINERENV_PATH",
+            "BASH_FUNC_python%%", "A_SITES_OWN",
+        )),
+        ("PATH", "/bin", True), ("LC_ALL", "C", True), ("https_proxy", "http://proxy:3128", True),
+        ("CUDA_VISIBLE_DEVICES", "1", True), ("SLURM_JOB_ID", "7", True), ("DOCKER_HOST", "unix:///run/d", True),
+        ("PIP_INDEX_URL", "https://mirror/simple", True), ("SYNTHSEG_PYTHON311", "/opt/python", True),
+        ("OMP_NUM_THREADS", "4", True), ("OMP_NUM_THREADS", "4,2", False), ("OPENBLAS_NUM_THREADS", "-1", False),
+        ("HDF5_USE_FILE_LOCKING", "FALSE", True), ("HDF5_USE_FILE_LOCKING", "/elsewhere", False),
+        ("TMPDIR", "/no/such/folder", False), ("TMPDIR", "HERE", True), ("TMPDIR", ".", False),
+        ("XDG_CACHE_HOME", "HERE/not yet", True), ("XDG_CACHE_HOME", "HERE/file", False),
+        ("XDG_CONFIG_HOME", "relative", False), ("XDG_DATA_HOME", "HERE/file", False),
+    ],
+)  # fmt: skip
+def test_what_is_let_through_to_a_program(tmp_path, name, value, kept):
+    (tmp_path / "file").touch()
+    value = value.replace("HERE", str(tmp_path))
+    env = environments.clean_environment({name: value, "HOME": "/home/me"})
+    ours = {"HOME": "/home/me", "PYTHONNOUSERSITE": "1", "PYTHONSAFEPATH": "1", "PYTHONUTF8": "1"}
+    assert env == ours | ({name: value} if kept else {})
+    more = environments.clean_environment({name: value, variables.MORE: f"ANOTHER, {name}"})
+    assert more[name] == value, "a site's own variable can be let through"
+
+
+@pytest.mark.parametrize(("needed", "kept"), [(False, "HERE/driver"), (True, "/opt/old/lib:HERE/driver:")])
+def test_libraries_of_a_module_system_are_kept_from_our_pythons(tmp_path, monkeypatch, needed, kept):
+    """But not the driver of a GPU, nor what this Python itself does not start without."""
+    (tmp_path / "driver").mkdir()
+    (tmp_path / "driver" / "libcuda.so.1").touch()
+    monkeypatch.setattr(environments, "_starts_alone", lambda: not needed)
+    env = environments.clean_environment({"LD_LIBRARY_PATH": f"/opt/old/lib:{tmp_path}/driver:"})
+    assert env["LD_LIBRARY_PATH"] == kept.replace("HERE", str(tmp_path))
+
+
+def test_this_python_starts_without_a_module_systems_libraries():
+    environments._starts_alone.cache_clear()
+    assert environments._starts_alone()
 
 
 # Snapshots of the code
@@ -576,7 +642,7 @@ def test_foreign_packages_stay_out(monkeypatch):
 def code(root):
     cohort = root / "src" / "synthseg_native" / "cohort"
     cohort.mkdir(parents=True)
-    for module in (environments, installers, interpreters):
+    for module in (environments, installers, interpreters, variables):
         shutil.copy(module.__file__, cohort)
     for module in (owners, shared_disk):
         shutil.copy(module.__file__, cohort.parent)

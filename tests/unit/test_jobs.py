@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 
 from processes import counted_calls
-from synthseg_native import jobs
+from synthseg_native import files, jobs
 from synthseg_native.errors import SynthSegError
 from synthseg_native.identity import current, stages
 
@@ -99,11 +101,23 @@ def test_tables_have_places_of_their_own(tmp_path):
 def test_metadata_of_others_stays(tmp_path):
     touch(tmp_path, "a.mgz")
     (tmp_path / "a.json").write_text('{"EchoTime": 0.003}')  # of the scan
-    refused("usage", "not of this command, or damaged", i=tmp_path / "a.mgz", o=tmp_path / "a.nii.gz")
+    refused("usage", "not of this command", i=tmp_path / "a.mgz", o=tmp_path / "a.nii.gz")
     (tmp_path / "a.json").write_text("no JSON")
-    refused("usage", "not of this command, or damaged", i=tmp_path / "a.mgz", o=tmp_path / "a.nii.gz")
+    refused("usage", "not of this command", i=tmp_path / "a.mgz", o=tmp_path / "a.nii.gz")
+    (tmp_path / "a.nii.gz").touch()
+    assert plan(i=tmp_path / "a.mgz", o=tmp_path / "a.nii.gz"), "beside a label map it was ours, and is damaged"
     (tmp_path / "a.json").write_text('{"Type": "Discrete"}')
     assert plan(i=tmp_path / "a.mgz", o=tmp_path / "a.nii.gz")
+
+
+def test_metadata_of_others_stops_its_own_scan_only(tmp_path):
+    scans = touch(tmp_path / "scans", "a.nii", "b.nii", "c.nii")
+    out = touch(tmp_path / "out", "b_synthseg.nii")
+    (out / "a_synthseg.json").write_text('{"EchoTime": 0.003}')
+    (out / "b_synthseg.json").write_text('{"Type": "Disc')
+    first, second, third = plan(i=scans, o=out)
+    assert "a_synthseg.json: not of this command" in first.refused.message and first.refused.code == "bad_input"
+    assert second.refused is None and third.refused is None
 
 
 @pytest.mark.parametrize(
@@ -256,6 +270,7 @@ def test_lists_that_do_not_fit(tmp_path):
 
 WANTED = {"form": stages.FORM, "engine": "openvino", "mode": "default", "crop": None, "weights": "abc"}
 WANTED["code"] = {"network": "one", "grid": "two", "labels": "three"}
+NOTES = {"output": {"qc": {"n": 1}}, "input": {"header_flags": ["oblique"]}, "command": []}
 VOLUMES = {"csv": ["a", "1.5"], "tsv": [[2, "x"]]}
 
 
@@ -266,9 +281,18 @@ def done(tmp_path):
     (tmp_path / "run.json").write_text('{"status": "ok"}')
     (job,) = plan(i=tmp_path / "a.nii", o=tmp_path / "o.nii", post=tmp_path / "p.nii", record=tmp_path / "run.json")
     made = {option: path for option, path in job.outputs.items() if option != "record"}
-    note = jobs.note(job, WANTED, made, VOLUMES)
+    note = jobs.note(job, WANTED, made, VOLUMES, NOTES)
     job.sidecars["o"].write_text(json.dumps({"Type": "Discrete", "SynthSegNative": note}))
     return job
+
+
+def write_note(job, sidecar):
+    """A sidecar with a note that is whole, whatever it says."""
+    job.sidecars["o"].write_text(json.dumps(sidecar | {"SynthSegNative": files.sealed(unsealed(sidecar))}))
+
+
+def unsealed(sidecar):
+    return {name: value for name, value in sidecar["SynthSegNative"].items() if name != files.SEAL}
 
 
 def state(job, **changes):
@@ -278,7 +302,8 @@ def state(job, **changes):
 
 def test_results_of_the_same_call_are_current(done):
     assert state(done) == ("current", "")
-    assert jobs.volumes(done) == VOLUMES
+    remarks = {"output": {"qc": {"n": 1}}, "input": {"header_flags": ["oblique"]}}
+    assert jobs.remembered(done) == (VOLUMES, remarks), "what is odd is said by a second call too"
     assert state(done, mode="fast") == ("stale", "mode: default to fast")
     assert state(done, crop=[64, 64, 64]) == ("stale", "crop: none to [64, 64, 64]")
     assert state(done, threads=3) == ("current", ""), "openvino gives the same bytes for any number"
@@ -289,7 +314,7 @@ def test_results_of_the_same_call_are_current(done):
 def test_another_image_is_stale(done):
     note = json.loads(done.sidecars["o"].read_text())
     note["SynthSegNative"]["Identity"] |= {"content": "b", "code": WANTED["code"] | {"read": "four"}}
-    done.sidecars["o"].write_text(json.dumps(note))
+    write_note(done, note)
     of_it = {"code": note["SynthSegNative"]["Identity"]["code"]}
     assert state(done, content="b", **of_it) == ("current", "")
     assert state(done, content="c", **of_it) == ("stale", "the image changed")
@@ -298,7 +323,7 @@ def test_another_image_is_stale(done):
 @pytest.mark.parametrize(("name", "word"), [("o.nii", "edited"), ("p.nii", "stale")])
 def test_changed_files_are_not_current(done, name, word):
     """A label map may be changed by hand, and is then the user's; other results are made again."""
-    done.image.with_name(name).write_text("changed")
+    nibabel.save(nibabel.Nifti1Image(np.ones((2, 2, 2), np.uint8), np.eye(4)), done.image.with_name(name))
     said = "o.nii was changed since it was made" if word == "edited" else "p.nii is not as it was made"
     assert state(done) == (word, said)
     assert state(done, mode="fast")[0] == word
@@ -315,7 +340,7 @@ def test_a_result_of_another_call_does_not_count(done):
     # p.nii and run.json lie there, but the last call at these settings made the label map alone.
     note = json.loads(done.sidecars["o"].read_text())
     del note["SynthSegNative"]["ResultsSHA256"]["post"]
-    done.sidecars["o"].write_text(json.dumps(note))
+    write_note(done, note)
     assert state(done) == ("stale", "p.nii is of another call")
     del done.outputs["post"]
     assert state(done)[0] == "current"
@@ -333,7 +358,18 @@ def test_a_damaged_note_is_not_current(done, part, value):
     note = json.loads(done.sidecars["o"].read_text())
     note["SynthSegNative"][part] = value
     done.sidecars["o"].write_text(json.dumps(note))
+    assert state(done) == ("stale", "o.json is not as it was made")
+    write_note(done, note)
     assert state(done)[0] in ("missing", "stale")
+
+
+def test_numbers_of_a_note_that_was_edited_go_into_no_table(done):
+    note = json.loads(done.sidecars["o"].read_text())
+    note["SynthSegNative"]["Volumes"]["csv"][1] = "2.5"
+    done.sidecars["o"].write_text(json.dumps(note))
+    assert state(done) == ("stale", "o.json is not as it was made")
+    nibabel.save(nibabel.Nifti1Image(np.ones((2, 2, 2), np.uint8), np.eye(4)), done.outputs["o"])
+    assert state(done)[0] == "edited", "and a label map that was changed by hand stays all the same"
 
 
 def test_a_failed_run_in_between_is_not_current(done):

@@ -1,5 +1,6 @@
 """The kernels of the OpenVINO engine by themselves, against NumPy."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -7,7 +8,9 @@ import subprocess
 import numpy as np
 import pytest
 
+from synthseg_native import shared_disk
 from synthseg_native.engines.kernels import layout as layouts
+from synthseg_native.engines.kernels import library
 from synthseg_native.engines.kernels import winograd as winograds
 
 # Runs in the OpenVINO environment. A kernel of its own applies a function to a row of numbers.
@@ -105,6 +108,15 @@ def test_compiled_kernels_are_kept_for_the_next_process(found):
         "no folder": (2, 0),
     }
     assert [result for _, result, _ in found["kept"].values()] == pytest.approx([value] * 7, rel=3e-7)
+
+
+def test_code_that_was_exchanged_after_it_was_looked_at_is_not_taken(tmp_path, monkeypatch):
+    file = tmp_path / "code.o"
+    file.write_bytes(hashlib.sha256(b"code").digest() + b"code")
+    assert library._kept(file) == b"code"
+    monkeypatch.setattr(shared_disk, "is_private", lambda path: True)  # of the file that had the name before
+    file.chmod(0o666)
+    assert library._kept(file) is None
 
 
 @pytest.mark.parametrize("sources", [[False], [False, True], [True]])

@@ -17,14 +17,15 @@ from synthseg_native import shared_disk
 from synthseg_native.cohort import environments, handover, ranking
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-LAUNCHING = ("scripts/environment.py", "scripts/launch.sh")
+LAUNCHING = ("scripts/environment.py", "scripts/launch.sh", "scripts/start_snakemake.py")
 # What the launcher imports before there is an environment.
 STANDARD_LIBRARY_ONLY = ("cli", "cohort/environments", "cohort/installers", "cohort/interpreters", "cohort/paths")
-STANDARD_LIBRARY_ONLY += ("cohort/ranking", "engines/__init__", "errors", "networks/weights", "results/record")
-STANDARD_LIBRARY_ONLY += ("files", "options", "owners", "shared_disk", "verification/verify")
+STANDARD_LIBRARY_ONLY += ("cohort/ranking", "cohort/variables", "engines/__init__", "errors", "networks/weights")
+STANDARD_LIBRARY_ONLY += ("cohort/halting", "files", "options", "owners", "shared_disk", "stopping", "streams")
+STANDARD_LIBRARY_ONLY += ("results/record", "verification/verify")
 MAIN = "import os, sys; print(os.getcwd(), os.environ['ENVIRONMENT'], sys.argv[1:])"
 SNAKEFILE = """
-configfile: "config.yaml"
+configfile: "config/config.yaml"
 
 rule all:
     input: "results/out.txt"
@@ -62,7 +63,12 @@ def project(tmp_path, monkeypatch):
         python.write_text(f'#!/bin/sh\nENVIRONMENT={name} exec "{sys.executable}" "$@"\n')
         python.chmod(0o755)
     (project / "Snakefile").write_text(SNAKEFILE)
-    (project / "config.yaml").write_text("word: default\n")
+    for file, text in (
+        ("config/config.yaml", "word: default\n"),
+        ("profiles/default/config.yaml", "keep-going: true\n"),
+    ):
+        (project / file).parent.mkdir(parents=True)
+        (project / file).write_text(text)
     return project
 
 
@@ -185,7 +191,7 @@ def test_another_pythons_variables_and_files_are_not_ours(project, tmp_path, eng
 def test_a_directory_of_ones_own(project, tmp_path):
     study = tmp_path / "study"
     study.mkdir()
-    shutil.copy(project / "config.yaml", study)
+    shutil.copytree(project / "config", study / "config")
     code, _, err = finish(start(project, "--cores", "1", "--directory", study, cwd=tmp_path))
     assert code == 0, err
     assert (study / "results" / "out.txt").exists()
@@ -193,35 +199,143 @@ def test_a_directory_of_ones_own(project, tmp_path):
     assert not (project / "results").exists()
 
 
+@pytest.fixture
+def snakemake(project, tmp_path, monkeypatch):
+    """A function that calls the launcher in this process, in the folder `elsewhere`, and says what it becomes: the
+    arguments of Snakemake, with ROOT for the project's folder and ELSEWHERE for that one, and the variables."""
+    monkeypatch.syspath_prepend(REPOSITORY / "scripts")
+    import environment
+
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copytree(project / "config", elsewhere / "study/config")
+    (elsewhere / "Snakefile").touch()
+    monkeypatch.setattr(environment, "ROOT", project)
+    monkeypatch.setattr(environment.environments, "ensure", lambda name: f"{name} python")
+    became = []
+    monkeypatch.setattr(environment, "execute", lambda command, env: became.append((command, env)))
+    monkeypatch.chdir(elsewhere)
+
+    def call(*words):
+        environment.snakemake([word.replace("ELSEWHERE", str(elsewhere)) for word in words])
+        command, env = became[-1]
+        assert command[:2] == ["workflow python", project / "scripts" / "start_snakemake.py"]
+        words = [str(word).replace(str(elsewhere), "ELSEWHERE") for word in command[2:]]
+        return [word.replace(str(project), "ROOT") for word in words], env
+
+    return call
+
+
+DEFAULT = ("--workflow-profile", "ROOT/profiles/default")
+
+
 @pytest.mark.parametrize(
     ("cwd", "arguments", "place"),
     [
-        ("project", [], []),
-        ("project", ["--directory", "study"], []),
-        ("elsewhere", [], ["--snakefile", "ROOT/Snakefile", "--directory", "ROOT"]),
-        ("elsewhere", ["--directory", "study"], ["--snakefile", "ROOT/Snakefile"]),
-        ("elsewhere", ["-d", "."], ["--snakefile", "ROOT/Snakefile"]),
+        ("project", [], [*DEFAULT]),
+        ("project", ["--directory", "ELSEWHERE/study"], [*DEFAULT]),
+        ("elsewhere", [], ["--snakefile", "ROOT/Snakefile", "--directory", "ROOT", *DEFAULT]),
+        ("elsewhere", ["--directory", "study"], ["--snakefile", "ROOT/Snakefile", *DEFAULT]),
+        ("elsewhere", ["-d", "study"], ["--snakefile", "ROOT/Snakefile", *DEFAULT]),
         ("elsewhere", ["--snakefile", "Snakefile"], []),
         ("elsewhere", ["-s", "Snakefile"], []),
         ("elsewhere", ["--snakefile=Snakefile"], []),
     ],
 )
-def test_which_workflow_runs_and_where(project, tmp_path, monkeypatch, cwd, arguments, place):
+def test_which_workflow_runs_and_where(project, snakemake, monkeypatch, cwd, arguments, place):
     """A Snakefile in the folder of the caller is run only when it is named."""
-    monkeypatch.syspath_prepend(REPOSITORY / "scripts")
-    import environment
+    if cwd == "project":
+        monkeypatch.chdir(project)
+    assert snakemake(*arguments, "-n")[0] == [*place, *arguments, "-n"]
 
-    for folder in (tmp_path / "elsewhere", tmp_path / "elsewhere" / "study"):
-        folder.mkdir()
-    (tmp_path / "elsewhere" / "Snakefile").touch()
-    monkeypatch.setattr(environment, "ROOT", project)
-    monkeypatch.setattr(environment.environments, "ensure", lambda name: f"{name} python")
-    commands = []
-    monkeypatch.setattr(environment, "execute", lambda command, env: commands.append([str(c) for c in command]))
-    monkeypatch.chdir(project if cwd == "project" else tmp_path / cwd)
-    environment.snakemake([*arguments, "-n"])
-    place = [part.replace("ROOT", str(project)) for part in place]
-    assert commands == [["workflow python", "-m", "snakemake", *place, *arguments, "-n"]]
+
+# Where profiles and configurations come from
+
+
+@pytest.fixture
+def profiles(project, tmp_path, snakemake, monkeypatch):
+    """The project's profiles default and slurm; where one stands default, slurm and mine; in the home slurm and all."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("XDG_CONFIG_DIRS", raising=False)
+    (project / "profiles/slurm").mkdir()
+    (project / "profiles/slurm/config.yaml").touch()
+    for place in ("elsewhere/profiles/default", "elsewhere/profiles/mine", "elsewhere/here", "home/snakemake/all"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "config.v8+.yaml").touch()
+    (tmp_path / "elsewhere/nothing").mkdir()
+    return snakemake
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ([], DEFAULT),
+        (["--workflow-profile", "profiles/slurm"], ["--workflow-profile", "ROOT/profiles/slurm"]),
+        (["--workflow-profile=slurm"], ["--workflow-profile=ROOT/profiles/slurm"]),
+        (["--workflow-profile", "profiles/mine"], ["--workflow-profile", "ELSEWHERE/profiles/mine"]),
+        (["--workflow-profile", "mine"], ["--workflow-profile", "ELSEWHERE/profiles/mine"]),
+        (["--workflow-profile", "./profiles/default"], ["--workflow-profile", "ELSEWHERE/profiles/default"]),
+        (["--workflow-profile", "ELSEWHERE/here"], ["--workflow-profile", "ELSEWHERE/here"]),
+        (["--workflow-profile", "none"], ["--workflow-profile", "none"]),
+        (["--profile", "slurm"], [*DEFAULT, "--profile", "ROOT/profiles/slurm"]),
+        (["--profile=all"], [*DEFAULT, "--profile=HOME/snakemake/all"]),
+    ],
+)
+def test_which_profile_counts(profiles, tmp_path, asked, found):
+    """Of another Snakemake project in the working folder none replaces ours unasked."""
+    words, _ = profiles("--directory", "study", *asked, "-n")
+    words = [word.replace(str(tmp_path / "home"), "HOME") for word in words]
+    assert words[:2] == ["--snakefile", "ROOT/Snakefile"]
+    assert sorted(words[2:]) == sorted(["--directory", "study", *found, "-n"])
+
+
+def test_two_profiles_of_a_name_are_said(profiles, tmp_path, project, capsys):
+    profiles("--directory", "study", "--workflow-profile", "default", "-n")
+    other = tmp_path / "elsewhere/profiles/default"
+    said = (
+        f"--workflow-profile default: {project}/profiles/default, not {other}: a whole path says which one is meant\n"
+    )
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--directory", "study", "--workflow-profile", "profiles/nonsense"],
+         "--workflow-profile profiles/nonsense: no such profile: looked for a config.yaml in ROOT/profiles/nonsense, "
+         "ELSEWHERE/profiles/nonsense, ELSEWHERE/profiles/profiles/nonsense"),
+        (["--directory", "study", "--workflow-profile", "./nothing"],
+         "--workflow-profile ./nothing: no such profile: looked for a config.yaml in ELSEWHERE/nothing, "
+         "ELSEWHERE/profiles/nothing"),
+        (["--directory", "study", "--profile", "nonsense"],
+         "--profile nonsense: no such profile: looked for a config.yaml in HOME/snakemake/nonsense, "
+         "/etc/xdg/snakemake/nonsense, ROOT/profiles/nonsense, ELSEWHERE/nonsense, ELSEWHERE/profiles/nonsense"),
+        (["--directory", "stduy"],
+         "--directory stduy: no such folder: correct it, or make it, with stduy/config/config.yaml"),
+        (["--directory", "stduy", "--configfile", "mine.yaml"],
+         "--directory stduy: no such folder: correct it, or make it, with stduy/config/config.yaml"),
+        (["--directory", "nothing"],
+         "nothing/config/config.yaml: no such configuration: copy ROOT/config/config.yaml there"),
+    ],
+)  # fmt: skip
+def test_what_is_not_there_ends_the_call_in_one_line(profiles, project, tmp_path, words, says):
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as ended:
+        profiles(*words, "--cores", "1")
+    for folder, name in ((tmp_path / "elsewhere", "ELSEWHERE"), (tmp_path / "home", "HOME"), (project, "ROOT")):
+        says = says.replace(name, str(folder))
+    assert ended.value.code == f"synthseg-native: {says}"
+    assert sorted(tmp_path.rglob("*")) == before, "no folder was made"
+
+
+def test_another_runs_variables_and_snakemakes_change_no_run(snakemake, monkeypatch, capsys):
+    for name in ("SNAKEMAKE_PROFILE", "SNAKEMAKE_OUTPUT_CACHE", "SYNTHSEG_NATIVE_CODE", "SYNTHSEG_NATIVE_MANIFEST"):
+        monkeypatch.setenv(name, "old")
+    monkeypatch.setenv("SYNTHSEG_NATIVE_MODELS", "/models")
+    _, env = snakemake("--directory", "study", "-n")
+    assert env["SYNTHSEG_NATIVE_MODELS"] == "/models" and "old" not in env.values()
+    left_out = "is set, and left out: what it asks for is said in the call (--help)"
+    assert capsys.readouterr().err == f"SNAKEMAKE_OUTPUT_CACHE {left_out}\nSNAKEMAKE_PROFILE {left_out}\n"
 
 
 @pytest.mark.parametrize("way", ["default", "--configfile F", "--configfiles other.yaml F --cores 1", "--configfile=F"])
@@ -347,8 +461,8 @@ def test_a_python_that_the_locks_fit_comes_first(project, tmp_path, versions, ch
         (tools / tool).symlink_to(shutil.which(tool))
     for name, minor in versions.items():
         pretend = f"import sys; sys.version_info = (3, {minor}, 0); exec(sys.argv[1])"
-        lines = ["#!/bin/sh", f"""[ "$1" = -c ] && exec "{sys.executable}" -c '{pretend}' "$2\""""]
-        (tools / name).write_text("\n".join([*lines, f'echo "{name} ${{1##*/}} $2"', ""]))
+        lines = ["#!/bin/sh", f"""[ "$2" = -c ] && exec "{sys.executable}" -c '{pretend}' "$3\""""]
+        (tools / name).write_text("\n".join([*lines, f'echo "{name} ${{2##*/}} $3"', ""]))
         (tools / name).chmod(0o755)
     code, out, err = finish(start(project, "--version", env={"PATH": str(tools)}))
     assert (code, out, err) == (0, f"{chosen} environment.py snakemake\n", "")

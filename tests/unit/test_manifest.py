@@ -55,8 +55,10 @@ def test_the_name_follows_the_content(cohort, tmp_path):
     [
         (lambda path: path.unlink(), "No such file or directory: call the workflow again"),
         (lambda path: path.write_text("{"), "damaged: call the workflow again"),
-        (lambda path: path.write_text(""), "of another version"),
-        (lambda path: path.write_text("[1]\n"), "of another version"),
+        (lambda path: path.write_text(""), "damaged: call the workflow again"),
+        (lambda path: path.write_text("[1]\n"), "damaged: call the workflow again"),
+        (lambda path: path.write_text('{"schema":1}\n'), "damaged: call the workflow again"),
+        (lambda path: path.write_bytes(b"\xff\xfe"), "damaged: call the workflow again"),
         (lambda path: path.write_text(json.dumps({"schema": 99}) + "\n"), "of another version"),
     ],
 )

@@ -1,6 +1,7 @@
 """Label tables and model cards."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from synthseg_native.errors import SynthSegError
 from synthseg_native.networks import cards
 
 NAMES = ["compact2mm", "synthseg1", "synthseg2"]
+# Ten lists in each of ten lists, and so on, by reference: short until it is written out.
+BOMB = "\n".join(
+    ["a0: &a0 [x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 30)), "name: *a29"]
+)
 
 
 @pytest.fixture
@@ -128,12 +133,40 @@ def test_models_are_found_by_name(root, tmp_path, monkeypatch, folder):
         ("card.yaml", "networks:", "networks: [segmentation]\nold:", r"networks\[0\] is no mapping"),
         ("card.yaml", "networks:", "network:", "it has the old form .*: see models/README.md for networks"),
         ("card.yaml", "networks:", "nets:", "lacks the field networks"),
+        # A card from anybody: what leads elsewhere, or has no end.
+        *(("card.yaml", "file: compact2mm.h5", f"file: '{file}'", "weights.file .* is not the name of a file in its folder")
+          for file in ("../w.h5", "/etc/w.h5", "a/../w.h5", "..", ".", ".hidden", "a\\b.h5", "", "a\tb")),
+        ("card.yaml", "table: labels.tsv", "table: ../labels.tsv", "outputs.table .* is not the name of a file in its"),
+        *(("card.yaml", "name: compact2mm", f"name: {name}", "name .* is not letters and digits alone")
+          for name in ("../compact2mm", "/a", "a/b", "seg-a", "a b", "'a\u202eb'", "''")),
+        *(("card.yaml", "weights: {", f"weights: {{urls: ['{url}'], ", "weights.urls .* is not an https address")
+          for url in ("http://a/w.h5", "file:///etc/passwd", "ftp://a/w", "//a/w", "https:///w", "https://a/ w", "w.h5")),
+        ("card.yaml", "weights: {", "weights: {urls: [[https://a/w]], ", "weights.urls .* is not an https address"),
+        ("card.yaml", ", size: 5919960", ", urls: ['https://a/w']", "addresses, but not both size and sha256"),
+        ("card.yaml", "sha256: e01e", "urls: ['https://a/w'], git_blob: 0123456789012345678901234567890123456789 #",
+         "not a usable model card"),
+        ("card.yaml", "sha256: e01e", "sha256: E01E", "weights.sha256 .* is not 64 hexadecimal digits"),
+        ("card.yaml", "sha256: e01e", "sha256: '' #", "not a usable model card"),
+        ("card.yaml", "size: 5919960", "git_blob: 12ab", "weights.git_blob 12ab is not 40 hexadecimal digits"),
+        ("card.yaml", "size: 5919960", "size: -1", "weights.size -1 is not 1 or more"),
+        *(("card.yaml", old, f"{old.split(':')[0]}: 1000000000000", "is above")
+          for old in ("levels: 4", "features: 16", "convolutions_per_level: 2", "kernel: 3", "pad_multiple: 16",
+                      "min_size: 64", "resolution_mm: 2.0", "channels: 32", "smoothing_sigma: 0.5", "threshold: 0.25")),
+        ("card.yaml", "resolution_mm: 2.0", f"resolution_mm: 1{'0' * 400}", "grid.resolution_mm 10+.* is above 100"),
+        ("card.yaml", "resolution_mm: 2.0", f"resolution_mm: 1{'0' * 5000}", "not a usable model card"),
+        ("card.yaml", "name: compact2mm", "name: 2026-13-45", "not a usable model card"),
+        ("card.yaml", "name: compact2mm", f"name: {'[' * 5000}", "not a usable model card"),
+        ("card.yaml", "name: compact2mm", BOMB, r"name \[\[.* is not text"),
+        ("labels.tsv", "#f5f5f5", "white", "color: each must be a colour such as #0099ff"),
+        ("labels.tsv", "1\t2\tleft", "1\t99999999999\tleft", "not a usable label table"),
+        ("labels.tsv", "left cerebral cortex", "left\x1b[2J cortex", "a name holds what cannot be printed"),
+        ("labels.tsv", "left cerebral cortex", "x" * 200000, "not a usable label table"),
         ("labels.tsv", "flip_channel", "flip", "not a usable label table"),
         ("labels.tsv", "1\t2\tleft", "1\t3\tleft", "occurs twice"),
         ("labels.tsv", "1\t2\tleft", "7\t2\tleft", "must count from 0"),
         ("labels.tsv", "left\t18\t", "left\t19\t", "flipping twice"),
     ],
-)
+)  # fmt: skip
 def test_unusable_models_are_refused(folder, file, old, new, words):
     edit(folder / file, old, new)
     with pytest.raises(SynthSegError, match=words) as caught:
@@ -147,6 +180,25 @@ def test_a_missing_label_table_is_refused(folder):
     (folder / "labels.tsv").unlink()
     with pytest.raises(SynthSegError, match=r"labels\.tsv: No such file"):
         cards.load(folder)
+
+
+def test_a_pipe_in_place_of_a_label_table_is_not_waited_for(folder):
+    (folder / "labels.tsv").unlink()
+    os.mkfifo(folder / "labels.tsv")
+    with pytest.raises(SynthSegError, match=r"labels\.tsv: No file"):
+        cards.load(folder)
+
+
+def test_another_network_does_not_pass_for_an_official_one(root, tmp_path):
+    """A copy of its folder does: its weights are held against the same hash."""
+    copy = tmp_path / "mine"
+    shutil.copytree(root / "models/synthseg2", copy)
+    assert cards.load(copy).name == "synthseg2"
+    edit(copy / "card.yaml", "sha256: f190", "sha256: 0190")
+    with pytest.raises(
+        SynthSegError, match=r"card\.yaml: .*synthseg2 is the name of another network: choose a name of"
+    ):
+        cards.load(copy)
 
 
 def test_a_card_of_many_networks_is_refused(folder):

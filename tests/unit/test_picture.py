@@ -1,6 +1,5 @@
 """The picture: where left is, what the outlines enclose, what is said in odd cases. Mostly at half the size."""
 
-import json
 import subprocess
 import sys
 import warnings
@@ -12,6 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from scipy.ndimage import affine_transform
 
+from synthseg_native.files import write_sealed
 from synthseg_native.networks import cards
 from synthseg_native.results import picture
 
@@ -286,7 +286,7 @@ def step(tmp_path, table, root):
     rows = [f"{value}\t100.000" for value in table.index[1:]]
     (tmp_path / "volumes.tsv").write_text("\n".join(["index\tsoft_volume_mm3", *rows]) + "\n")
     record = {"output": {"qc": {"brain_mm3": 1e6, "remarks": ["this is odd"]}}}
-    (tmp_path / "run.json").write_text(json.dumps(record))
+    write_sealed(tmp_path / "run.json", record)
 
     def run(**other):
         files = {
@@ -322,7 +322,7 @@ def test_the_step_draws(step, tmp_path):
         ("image", b"no image", "badimage.nii: "),
         ("dseg", b"no image", "cannot be used"),
         ("volumes", b"index\tsoft_volume_mm3\n2\t5\n", "cannot be used"),
-        ("record", b'{"output": {}}', "cannot be used (lacks 'qc'): run the step that makes it"),
+        ("record", b'{"output": {}}', "cannot be used (not as it was made): run the step that makes it"),
         ("record", b"{", "cannot be used"),
     ],
 )

@@ -11,6 +11,7 @@ from synthseg_native import cli, options
 from synthseg_native.cohort import environments, ranking
 from synthseg_native.engines import NAMES
 from synthseg_native.errors import SynthSegError
+from synthseg_native.files import sealed
 from synthseg_native.verification import verify
 
 LINUX, MAC, ARM = ("Linux", "x86_64"), ("Darwin", "arm64"), ("Linux", "aarch64")
@@ -136,11 +137,15 @@ def test_a_dry_run_chooses_nothing(monkeypatch, of_results, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"engine": "abacus"}', '{"engine": ["openvino"]}'])
-def test_a_file_that_names_no_engine_is_one_line(monkeypatch, of_results, tmp_path, content):
+def test_a_file_that_names_no_engine_is_said_and_made_anew(monkeypatch, of_results, tmp_path, content):
     Machine(monkeypatch)
     (tmp_path / "engine.json").write_text(content)
-    with pytest.raises(SynthSegError, match=r"engine\.json: names no engine: delete it to choose anew, or name one"):
-        of_results()
+    engine, said = of_results(looking=True)
+    assert engine == "openvino" and "engine.json: names no engine, so one is chosen anew" in said[0]
+    assert (tmp_path / "engine.json").read_text() == content
+    engine, said = of_results()
+    assert engine == "openvino" and "names no engine" in said[0]
+    assert json.loads((tmp_path / "engine.json").read_text())["engine"] == "openvino"
 
 
 def test_a_network_that_is_down_chooses_no_other_engine(monkeypatch, of_results, tmp_path):
@@ -202,7 +207,8 @@ def test_a_machine_is_verified_once(monkeypatch, tmp_path):
     finding |= {"precisions": ["float32"], "decision": {"device": "cpu", "reason": "well"}}
     script = tmp_path / "scripts/verify_env.py"
     script.parent.mkdir()
-    script.write_text(f"import sys; open(sys.argv[-1], 'x').write({json.dumps(json.dumps(finding))}); sys.exit(1)")
+    text = json.dumps(json.dumps(sealed(finding)))
+    script.write_text(f"import sys; open(sys.argv[-1], 'x').write({text}); sys.exit(1)")
     monkeypatch.setattr(environments, "ROOT", tmp_path)
     monkeypatch.setattr(environments, "ensure", lambda name, log: sys.executable)
     said = []

@@ -23,6 +23,7 @@ from synthseg_native import errors, memory, shared_disk
 from synthseg_native.cohort import paths, runs
 from synthseg_native.cohort.runs import failures, native
 from synthseg_native.cohort.runs.work import close_work, may_publish, open_work, publish
+from synthseg_native.files import is_sealed
 from synthseg_native.results import record
 from synthseg_native.scan import reading
 
@@ -154,7 +155,7 @@ def test_a_good_run_publishes_everything_and_one_record_schema(place, kind):
     assert all(path.is_file() for path in places.values())
     assert nothing_left(place) and failed(place, kind) is None
     made = json.loads(places["record"].read_text())
-    assert list(made) == list(record.new(kind, []))
+    assert list(made) == [*record.new(kind, []), "seal"] and is_sealed(made)
     assert (made["kind"], made["status"], made["error"], made["scan"]) == (kind, "ok", None, SCAN)
     assert made["files"] == {name: reading.sha256_of(path) for name, path in places.items() if name != "record"}
     assert made["wall_s"] > 0 and made["peak_rss_mib"] > 10 and made["started"] < made["finished"]

@@ -1,108 +1,18 @@
 """What a call makes again and why: the table of docs/caching.md as far as it needs no network, on results that say
 what made them."""
 
-import hashlib
+import csv
 import json
 import os
 import shutil
-import time
 from pathlib import Path
 
 import pytest
+from results_world import SCAN, World, by_hand
 
 from processes import counted_calls
-from rule_patterns import with_patterns
 from synthseg_native.cohort import deploy, environments, paths, state
-from synthseg_native.cohort.plan import Plan
-from synthseg_native.identity import current
-
-SCAN = "sub-{}/anat/sub-{}_T1w"
-TICK_S = 0.05  # times of files are those of the kernel's last tick
-CONFIG = {
-    "samples": "samples.tsv",
-    "model": "compact2mm",
-    "allow_small_model": True,
-    "engines": ["openvino"],
-    "reference": {"kind": "own", "runtime": "local"},
-}
-
-
-def sha256(path):
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
-class World:
-    """A working directory with two images, and results as the workflow leaves them, made without it."""
-
-    def __init__(self, root, folder):
-        self.root, self.folder = root, folder
-        (folder / "images").mkdir()
-        for name in ("01", "02"):
-            (folder / f"images/{name}.nii").write_text(f"image {name}")
-        self.sheet("01\timages/01.nii", "02\timages/02.nii")
-
-    def sheet(self, *rows, header="participant_id\timage"):
-        (self.folder / "samples.tsv").write_text("\n".join([header, *rows]) + "\n")
-
-    def plan(self, **config) -> Plan:
-        return with_patterns(Plan(CONFIG | config, self.root))
-
-    def make(self, **config) -> None:
-        """All results, current for this configuration."""
-        plan = self.plan(**config)
-        for engine, scan in plan.identities.states:
-            self.run(plan, engine, scan)
-        for path in [*plan.wanted_runs(), *plan.wanted_once(), *plan.aggregates().values()]:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            Path(path).touch()
-        for engine, scan in plan.identities.states:
-            if engine != "reference":
-                made_by = plan.identities.step_key("picture.py")
-                info = b"tEXtsynthseg-native\0" + made_by.encode()
-                Path(plan.path("picture", engine, scan)).write_bytes(
-                    (len(info) - 4).to_bytes(4, "big") + info + b"more"
-                )
-                if scan in plan.compared:
-                    compared = {"made_by": plan.identities.step_key("compare.py")}
-                    Path(plan.path("compare", engine, scan)).write_text(json.dumps(compared))
-        rows = len(plan.scans) * len(plan.engines)
-        Path(plan.aggregates()["summary"]).write_text("\n".join(["status", *["ok"] * rows]) + "\n")
-        deploy.prepare(plan)
-        self.tell(**config)
-        time.sleep(TICK_S)
-
-    def tell(self, **config) -> None:
-        """Leave what a summary made now would leave."""
-        plan = self.plan(**config)
-        words = {pair: found.word for pair, found in plan.identities.states.items()}
-        state.told_file(plan.results).parent.mkdir(parents=True, exist_ok=True)
-        state.told_file(plan.results).write_text(state.told(plan.manifest, words) + "\n")
-
-    def run(self, plan, engine, scan) -> None:
-        files = plan.files(engine, scan)
-        for name, path in files.items():
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            Path(path).write_text(f"{name} of {scan}")
-        record = {
-            "status": "ok",
-            "key": plan.identities.of(engine, scan),
-            "input": {"sha256": sha256(plan.image_path(scan))},
-            "model": {"weights_sha256": sha256(plan.weights) if not plan.fetched else None},
-            "files": {name: sha256(path) for name, path in files.items() if name != "record"},
-            "finished": "2026-11-27T12:00:00+00:00",
-        }
-        Path(files["record"]).write_text(json.dumps(record))
-
-    def states(self, **config) -> dict:
-        """{"01": text of the native run's state, "01 reference": ...}, those that are not current."""
-        plan = self.plan(**config)
-        names = {
-            (engine, scan): scan[4:6] + ("" if engine == "openvino" else f" {engine}")
-            for engine, scan in plan.identities.states
-        }
-        return {
-            names[pair]: str(found) for pair, found in plan.identities.states.items() if found.word != current.CURRENT
-        }
+from synthseg_native.files import write_sealed
 
 
 @pytest.fixture
@@ -154,7 +64,7 @@ def test_an_image_that_was_exchanged_while_it_was_read(world):
     path = world.plan().path("record", "openvino", SCAN.format("01", "01"))
     record = json.loads(Path(path).read_text())
     record["input"]["sha256"] = "b" * 64
-    Path(path).write_text(json.dumps(record))
+    write_sealed(path, record)
     assert world.states() == {"01": "stale: the image changed"}
 
 
@@ -342,7 +252,7 @@ def test_label_maps_that_the_user_has(world, tmp_path):
 def test_an_edited_label_map_is_kept_and_said(world):
     plan = world.plan()
     scan = SCAN.format("01", "01")
-    Path(plan.path("dseg", "openvino", scan)).write_text("by hand")
+    by_hand(plan.path("dseg", "openvino", scan))
     expected = "edited: sub-01_T1w_seg-compact2mm_res-2mm_dseg.nii.gz was changed since it was made"
     assert world.states() == {"01": expected}
     assert world.states(mode="fast")["01"] == expected, "whatever else is to be said"
@@ -371,7 +281,7 @@ def test_an_edited_label_map_is_seen_where_the_record_s_times_are_new(world, ren
     """`cp -r`, and archives unpacked without times, make all files as young as one another."""
     plan, scan = world.plan(), SCAN.format("01", "01")
     edited, record = (Path(plan.path(name, "openvino", scan)) for name in ("dseg", "record"))
-    edited.write_text("by hand")
+    by_hand(edited)
     for path in (edited, record):
         if renewed == "copied":
             content = path.read_bytes()
@@ -394,7 +304,7 @@ def test_a_summary_of_other_states_or_rows_is_made_again(world):
     world.sheet("01\timages/01.nii", "02\timages/02.nii")
     world.tell()
     plan, scan = world.plan(), SCAN.format("01", "01")
-    Path(plan.path("dseg", "reference", scan)).write_text("by hand")
+    by_hand(plan.path("dseg", "reference", scan))
     assert state.to_make(world.plan()) == summary, "it says identical still"
     world.tell()
     Path(plan.image_path(scan)).unlink()
@@ -403,13 +313,13 @@ def test_a_summary_of_other_states_or_rows_is_made_again(world):
 
 
 def test_an_edited_label_map_on_the_scan_s_own_grid(world):
-    Path(world.plan().path("dseg_native", "openvino", SCAN.format("02", "02"))).write_text("by hand")
+    by_hand(world.plan().path("dseg_native", "openvino", SCAN.format("02", "02")))
     assert world.states()["02"].startswith("edited: sub-02_T1w_seg-compact2mm_res-native_dseg.nii.gz")
 
 
 def test_an_edited_reference_is_compared_with_nothing(world):
     plan = world.plan()
-    Path(plan.path("dseg", "reference", SCAN.format("01", "01"))).write_text("by hand")
+    by_hand(plan.path("dseg", "reference", SCAN.format("01", "01")))
     plan = world.plan()
     assert plan.path("compare", "openvino", SCAN.format("01", "01")) not in plan.wanted_runs()
     assert plan.path("compare", "openvino", SCAN.format("02", "02")) in plan.wanted_runs()
@@ -450,10 +360,10 @@ def test_a_failed_run_is_tried_again(world):
     record = plan.path("record", "openvino", SCAN.format("01", "01"))
     failure = Path(paths.failure_of(f"{plan.state}/failed", "openvino", SCAN.format("01", "01"), record))
     failure.parent.mkdir(parents=True)
-    failure.write_text(json.dumps({"error": {"message": "a.nii: bad"}, "finished": "2026-11-28T12:00:00+00:00"}))
+    write_sealed(failure, {"error": {"message": "a.nii: bad"}, "finished": "2026-11-28T12:00:00+00:00"})
     assert world.states() == {"01": "failed: a.nii: bad"}
     assert record in state.to_make(world.plan())
-    failure.write_text(json.dumps({"error": {"message": "a.nii: bad"}, "finished": "2026-11-26T12:00:00+00:00"}))
+    write_sealed(failure, {"error": {"message": "a.nii: bad"}, "finished": "2026-11-26T12:00:00+00:00"})
     assert world.states() == {}, "it succeeded since"
 
 
@@ -478,7 +388,7 @@ def test_results_of_an_earlier_version_are_made_again_once(world):
     for pair in plan.identities.states:
         path = Path(plan.path("record", *pair))
         record = json.loads(path.read_text())
-        del record["key"]["form"], record["files"]
+        del record["key"]["form"], record["files"], record["seal"]
         record["key"]["code"] = "0123456789ab"
         path.write_text(json.dumps(record))
     why = "made by an earlier version, which did not note all that made it"
@@ -486,6 +396,49 @@ def test_results_of_an_earlier_version_are_made_again_once(world):
     assert state.lines(world.plan())[0] == f"2 native runs again: {why} (sub-01_T1w, sub-02_T1w)"
     world.make()
     assert world.states() == {}
+
+
+def change(path, **entries):
+    Path(path).write_text(json.dumps(json.loads(Path(path).read_text()) | entries))
+
+
+def test_a_record_that_was_changed_makes_its_run_again_but_spares_a_label_map_that_was_edited(world):
+    plan = world.plan()
+    for name in ("01", "02"):
+        change(plan.path("record", "openvino", SCAN.format(name, name)), output={"mean_confidence": 1})
+    by_hand(plan.path("dseg", "openvino", SCAN.format("02", "02")))
+    found = world.states()
+    assert found["01"] == "stale: sub-01_T1w_seg-compact2mm_res-2mm_run.json is not as it was made"
+    assert found["02"].startswith("edited: sub-02_T1w_seg-compact2mm_res-2mm_dseg.nii.gz")
+    assert state.lines(world.plan())[0].startswith("1 native run again: sub-01_T1w")
+
+
+@pytest.mark.parametrize("grid", ["dseg", "dseg_native"])
+@pytest.mark.parametrize("share", [0, 0.5, 0.95])
+def test_a_label_map_that_was_cut_is_nobodys_work(world, grid, share):
+    path = Path(world.plan().path(grid, "openvino", SCAN.format("01", "01")))
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    assert world.states()["01"] == f"stale: {path.name} is not as it was made"
+    assert world.plan().path("record", "openvino", SCAN.format("01", "01")) in state.to_make(world.plan())
+
+
+def test_pictures_and_comparisons_that_were_cut_or_changed_are_made_again(world):
+    plan, first, second = world.plan(), *(SCAN.format(name, name) for name in ("01", "02"))
+    drawn, compared = (Path(plan.path(name, "openvino", first)) for name in ("picture", "compare"))
+    drawn.write_bytes(drawn.read_bytes()[:-1])
+    change(compared, verdict="identical")
+    Path(plan.path("compare", "openvino", second)).write_text("[1]")
+    assert state.to_make(world.plan()) == {str(drawn), str(compared), plan.path("compare", "openvino", second)}
+
+
+@pytest.mark.parametrize("table", ["summary", "columns", "homogeneity", "failed", "volumes", "volumes_wide",
+                                   "volumes_synthseg"])  # fmt: skip
+def test_a_table_that_was_cut_or_edited_is_made_again_and_said(world, table):
+    path = Path(world.plan().aggregates()[table])
+    path.write_text("sub-01\t400000\n")
+    plan = world.plan()
+    assert state.to_make(plan) == {plan.aggregates()["summary"]}
+    assert state.lines(plan) == [f"{path} was changed since it was made: made again"]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"status": "ok"}', '{"status": "failed"}'])
@@ -501,7 +454,7 @@ def test_what_is_missing_below_a_summary_that_is_there(world):
             plan.aggregates()["volumes"]}  # fmt: skip
     for path in gone:
         Path(path).unlink()
-    assert state.to_make(world.plan()) == gone
+    assert state.to_make(world.plan()) == gone | {plan.aggregates()["summary"]}
     world.make()
     state.mark_failed(plan.state)
     assert state.to_make(world.plan()) == {plan.aggregates()["summary"]}
@@ -544,3 +497,16 @@ def test_planning_takes_steps_in_proportion_to_the_rows(world, tmp_path):
             assert world.states() == {}
         took.append(calls.number)
     assert took[1] < 12 * took[0], took
+
+
+@pytest.mark.slow
+def test_a_run_that_begins_leaves_no_table_that_calls_stale_results_good(world, root, monkeypatch):
+    """Whatever ends it afterwards, SIGKILL too."""
+    monkeypatch.setattr(environments, "run_snapshot", lambda: root)
+    monkeypatch.setattr(environments, "ensure_all", lambda names: None)
+    plan = world.plan(mode="fast")
+    deploy.deploy(plan)
+    with Path(plan.aggregates()["summary"]).open(newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    assert [(row["status"], row["state_reason"]) for row in rows] == [("stale", "mode: default to fast")] * 2
+    assert state.says_what_is(world.plan(mode="fast"))

@@ -18,7 +18,7 @@ from synthseg_native.cohort.summary import summarise
 from synthseg_native.cohort.summary.rows import COLUMNS
 from synthseg_native.cohort.summary.terminal import print_summary
 from synthseg_native.cohort.tables import read_tsv, write_tsv
-from synthseg_native.files import write_json, write_text
+from synthseg_native.files import write_sealed, write_text
 from synthseg_native.identity import stages
 from synthseg_native.networks.cards import read_labels
 from synthseg_native.results.tables import VOLUME_COLUMNS
@@ -125,7 +125,7 @@ class Cohort:
             of_native = f"{'0.9000' if count else 'n/a'}\t{str(k == 1).lower()}"
             lines.append(f"{name}\t{10 * k:.3f}\t{count}\t{8 * count:.3f}\t{known or of_native}")
         write_text(files["volumes"], "\n".join(lines) + "\n")
-        write_json(files["record"], record)
+        write_sealed(files["record"], record)
 
     def fail(
         self,
@@ -139,7 +139,7 @@ class Cohort:
         error = {"code": code, "message": message, "transient": code != "bad_input"}
         record = self.files(number, engine, model)["record"]
         path = failure_of(self.results / ".state/failed", engine, self.scan(number), record)
-        write_json(path, {"status": "failed", "error": error, "reference": None, "finished": finished})
+        write_sealed(path, {"status": "failed", "error": error, "reference": None, "finished": finished})
 
     def compare(self, number, native="aa", reference="aa"):
         comparison = {
@@ -155,7 +155,7 @@ class Cohort:
             "max_volume_difference_label": "left cerebral white matter",
             "labels_sha256": {"native": native, "reference": reference},
         }
-        write_json(self.files(number)["compare"], comparison)
+        write_sealed(self.files(number)["compare"], comparison)
 
     def good(self, *numbers):
         for number in numbers:
@@ -287,7 +287,7 @@ def test_what_produced_the_cohort_is_told_at_the_end(cohort, capsys):
 
     record = json.loads(cohort.files(2)["record"].read_text())
     record["machine"]["cpu"], record["device"] = "Xeon", "gpu"
-    write_json(cohort.files(2)["record"], record)
+    write_sealed(cohort.files(2)["record"], record)
     cohort.rows()
     assert json.loads((cohort.results / "homogeneity.json").read_text())["tensorflow"]["homogeneous"] is False
     print_summary(cohort.manifest())
@@ -496,7 +496,7 @@ def test_existing_label_maps_are_not_said_to_be_the_models(cohort):
     cohort.plan["reference"] = {"kind": "existing", "runtime": "none"}
     cohort.run(1, "reference")
     record = json.loads(cohort.files(1, "reference")["record"].read_text())
-    write_json(cohort.files(1, "reference")["record"], {**record, "reference": cohort.plan["reference"]})
+    write_sealed(cohort.files(1, "reference")["record"], {**record, "reference": cohort.plan["reference"]})
     cohort.rows()
     text = (cohort.results / "reference" / "dataset_description.json").read_text()
     assert json.loads(text)["Name"] == "Existing label maps" and "compact2mm" not in text
@@ -512,10 +512,12 @@ def test_no_absolute_path_in_the_summary(cohort, tmp_path):
     assert rows[1]["error"] == "x.nii: no such file: see log (code 1/2)"
 
 
-def test_a_damaged_record_counts_as_missing(cohort):
+def test_a_damaged_record_gives_no_numbers(cohort):
     cohort.good(1)
     cohort.files(1)["record"].write_text('{"status": "o')
-    assert cohort.rows()[0]["status"] == "missing"
+    row = cohort.rows()[0]
+    assert row["status"] == "stale" and row["state_reason"].endswith("run.json is not as it was made")
+    assert row["brain_mm3"] == row["labels_sha256"] == "n/a"
 
 
 def test_table_for_people(cohort, capsys):

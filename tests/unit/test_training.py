@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import outside
+
 CHECKS = Path(__file__).with_name("training_checks.py")
 NAMES = [
     node.name
@@ -31,16 +33,25 @@ def training_python(root):
 def found(request, training_python, root, tmp_path_factory):
     """What each check that is asked for said: one process, as PyTorch starts slowly."""
     names = {item.callspec.params["name"] for item in request.session.items if item.originalname == "test_training"}
-    command = [training_python, CHECKS, tmp_path_factory.mktemp("training"), *sorted(names)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root)
+    folder = tmp_path_factory.mktemp("training")
+    command = [training_python, CHECKS, folder, *sorted(names)]
+    command = outside.within(command, folder / "counters") if outside.available() else command
+    env = os.environ | outside.hostile(folder / "home")
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=env)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(done.stdout) | {"folder": folder}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_training(name, found):
     assert found[name] is None, found[name]
+
+
+@pytest.mark.slow
+def test_training_knocks_nowhere(found):
+    outside.need()
+    assert outside.tries(found["folder"] / "counters") == 0 and outside.undocumented(found["folder"] / "home") == []
 
 
 def call(python, root, *arguments):

@@ -1,13 +1,16 @@
 """weights.py against a server on loopback that cuts connections, ignores Range, sends wrong bytes or nothing."""
 
+import contextlib
 import errno
 import hashlib
 import multiprocessing
 import os
 import socket
+import tempfile
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +51,27 @@ class Server:
             self.requests.append((path, asked, 0))
             handler.send_error(503)
             return
+        if "redirect" in path:
+            self.requests.append((path, asked, 0))
+            handler.send_response(302)
+            handler.send_header("Location", path.partition("?")[2] or path)
+            handler.end_headers()
+            return
+        if "rude" in path:
+            self.requests.append((path, asked, 0))
+            handler.send_response_only(404, "\x1b[2Jgone")
+            handler.end_headers()
+            return
+        if "endless" in path:
+            handler.send_response(200)
+            handler.end_headers()
+            sent = 0
+            with contextlib.suppress(OSError):
+                while sent < 64 * len(BODY):
+                    handler.wfile.write(WRONG)
+                    sent += len(WRONG)
+            self.requests.append((path, asked, sent))
+            return
         body = WRONG if "wrong" in path else BODY
         body = b"<html>not found</html>" if "page" in path else body
         first = int(asked.removeprefix("bytes=").rstrip("-")) if asked and "norange" not in path else 0
@@ -77,8 +101,14 @@ class Server:
 
 
 @pytest.fixture
-def server(monkeypatch):
+def plain_http(monkeypatch):
+    """Addresses of http, so that a server here needs no certificate."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(weights, "SCHEMES", ("http",))
+
+
+@pytest.fixture
+def server(plain_http):
     server = Server()
     yield server
     server.stop()
@@ -205,8 +235,45 @@ def closed_port():
         return taken.getsockname()[1]
 
 
-def test_no_network(tmp_path, monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+@pytest.mark.parametrize(
+    ("path", "says", "requests"),
+    [
+        ("/redirect?ftp://127.0.0.1/a", "ftp://127.0.0.1/a is not https", 1),
+        ("/redirect?file:///etc/passwd", "Redirection to url 'file:///etc/passwd' is not allowed", 1),
+        ("/redirect", "HTTP 302 The HTTP server returned a redirect error", 5),
+        ("/rude", "HTTP 404 [2Jgone", 1),
+        ("/endless", f"{len(BODY) + weights.CHUNK} bytes found, {len(BODY)} expected", 1),
+    ],
+)
+def test_what_a_hostile_server_may_do_is_bounded(server, tmp_path, path, says, requests):
+    with pytest.raises(SynthSegError) as caught:
+        fetch(tmp_path, server.address + path)
+    message = caught.value.message
+    assert says in message and message.isprintable() and leftovers(tmp_path) == []
+    assert len(server.requests) <= requests
+
+
+def test_a_redirect_is_followed(server, tmp_path):
+    assert fetch(tmp_path, f"{server.address}/redirect?{server.address}/a").read_bytes() == BODY
+
+
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:9/a", "file:///etc/passwd", "ftp://127.0.0.1:9/a", "data:,x", "a"]
+)
+def test_nothing_is_fetched_but_by_https(tmp_path, address):
+    with pytest.raises(SynthSegError, match=f"{address} is not https"):
+        fetch(tmp_path, address)
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("unknown", ["size", "sha256"])
+def test_nothing_is_fetched_that_could_not_be_checked(server, tmp_path, unknown):
+    with pytest.raises(SynthSegError, match="not fetched: its card must give size and sha256"):
+        weights.fetch(replace(card(server.address + "/a"), **{unknown: None}), tmp_path / "a.h5")
+    assert not server.requests and not list(tmp_path.iterdir())
+
+
+def test_no_network(tmp_path, plain_http):
     with pytest.raises(SynthSegError) as caught:
         fetch(tmp_path, f"http://127.0.0.1:{closed_port()}/a", f"http://127.0.0.1:{closed_port()}/b", attempts=2)
     message = str(caught.value)
@@ -306,6 +373,16 @@ def test_a_card_without_hashes_takes_any_file(tmp_path):
     own = tmp_path / "own.h5"
     own.write_bytes(WRONG)
     assert weights.resolve(weights.WeightsFile("mine.h5"), "mine", tmp_path, own) == own
+
+
+def test_without_a_home_there_is_a_cache_all_the_same(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def nobody():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(weights.Path, "home", nobody)
+    assert weights.default_cache() == Path(tempfile.gettempdir(), f"synthseg-native-{os.getuid()}")
 
 
 def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):

@@ -55,7 +55,7 @@ def test_official_weights_that_cannot_be_fetched(project):
     shutil.copytree(project.folder / "models/synthseg1", project.folder / "models/far")
     card = project.folder / "models/far/card.yaml"
     lines = [line for line in card.read_text().splitlines() if "https://" not in line]
-    lines.insert(lines.index("      urls:") + 1, "        - http://127.0.0.1:9/weights.h5")
+    lines.insert(lines.index("      urls:") + 1, "        - https://127.0.0.1:9/weights.h5")
     card.write_text("\n".join(lines) + "\n")
     project.configure(model="models/far", weights_cache="cache")
     call = project.run()

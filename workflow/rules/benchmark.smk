@@ -42,6 +42,7 @@ rule benchmark:
         "Benchmark: native and reference in turn"
     shell:
         r"""
+        trap '' INT HUP QUIT
         PYTHONPATH={params.code:q}/src \
         {params.python:q} -B {params.code:q}/scripts/benchmark.py \
             --order {params.order:q} \
@@ -54,5 +55,5 @@ rule benchmark:
             --work {params.work:q} \
             --runs {output.runs:q} \
             --out {output.table:q} \
-            2>&1 | tee {log:q} >&2
+            2>&1 | sh {params.code:q}/scripts/log.sh {log:q} >&2
         """

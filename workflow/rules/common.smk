@@ -2,6 +2,7 @@
 # params in capitals. Needs: config. Makes: no file.
 
 import json
+import os
 import sys
 from functools import cache
 from pathlib import Path
@@ -19,12 +20,29 @@ from synthseg_native.cohort import handover
 handover.take_over(workflow.main_snakefile)
 
 from synthseg_native import memory
-from synthseg_native.cohort import demands, deploy, environments, job, report_labels, state
+from synthseg_native.cohort import demands, deploy, environments, halting, job, report_labels, state, variables
 from synthseg_native.cohort.paths import Patterns
 from synthseg_native.cohort.plan import Plan
 from synthseg_native.errors import SynthSegError
 from synthseg_native.identity import keys
 from synthseg_native.verification import verify
+
+
+def one_line(error):
+    """What ends a call, for the user; of what the system refused the file, what it says and what to do."""
+    if isinstance(error, OSError):
+        error = f"{error.filename or 'a file'}: {error.strerror or error}: mend this, or remove what is there"
+    return "\n".join(f"synthseg-native: {line}" for line in str(error).splitlines())
+
+
+if workflow.is_main_process:
+    for name in variables.OF_A_RUN:  # of another run, from which this one is called
+        os.environ.pop(name, None)
+
+# Steps ignore the terminal's signals: this process hears them, and tells the steps (scripts/log.sh hears none at all).
+if workflow.is_main_process and workflow.modifier.is_main_snakefile():
+    halting.prepare(lambda: workflow.persistence.unlock())
+    halting.outlive_the_terminal()
 
 try:
     # A cluster's job reads its scan's line of the manifest that the call has written, and looks at no other scan.
@@ -34,8 +52,8 @@ try:
     PLAN = PLAN or Plan(config, ROOT, dry_run=workflow.output_settings.dryrun or "--lint" in sys.argv)
     # Jobs run a copy of the code, made when the run begins, so that an edit in mid-cohort cannot mix versions.
     SNAPSHOT = environments.snapshot_place()
-except (SynthSegError, environments.SetupError) as error:
-    raise SystemExit("\n".join(f"synthseg-native: {line}" for line in str(error).splitlines()))
+except (SynthSegError, environments.SetupError, OSError) as error:
+    raise SystemExit(one_line(error))
 
 
 # What the file names of all the others say in <...>.
@@ -92,8 +110,8 @@ def make_again():
         runs = workflow.execution_settings is not None and not workflow.output_settings.dryrun
         try:
             workflow.dag.forcefiles.update(deploy.make_again(PLAN, runs))
-        except (SynthSegError, environments.SetupError) as error:
-            raise SystemExit(f"synthseg-native: {error}")
+        except (SynthSegError, environments.SetupError, OSError) as error:
+            raise SystemExit(one_line(error))
 
 
 def image_of(scan):

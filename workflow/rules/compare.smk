@@ -35,6 +35,7 @@ rule compare:
         "Compare {wildcards.scan} ({wildcards.engine}) with the reference"
     shell:
         r"""
+        trap '' INT HUP QUIT
         PYTHONPATH={params.code:q}/src \
         {params.python:q} -B {params.code:q}/scripts/compare.py \
             --labels {params.labels:q} \
@@ -48,5 +49,5 @@ rule compare:
             --reference-record {input.reference_record:q} \
             --reference-volumes {input.reference_volumes:q} \
             --out {output.compare:q} \
-            2>&1 | tee {log:q} >&2
+            2>&1 | sh {params.code:q}/scripts/log.sh {log:q} >&2
         """

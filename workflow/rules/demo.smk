@@ -24,8 +24,9 @@ if PLAN.demo_images:
             "Make the demo cohort"
         shell:
             r"""
+            trap '' INT HUP QUIT
             PYTHONPATH={params.code:q}/src \
             {params.python:q} -B {params.code:q}/scripts/make_demo.py \
                 --out demo \
-                2>&1 | tee {log:q} >&2
+                2>&1 | sh {params.code:q}/scripts/log.sh {log:q} >&2
             """

@@ -25,9 +25,10 @@ rule verify_env:
         "Verify the {wildcards.engine} environment"
     shell:
         r"""
+        trap '' INT HUP QUIT
         PYTHONPATH={params.code:q}/src \
         {params.python:q} -B {params.code:q}/scripts/verify_env.py \
             --environment {wildcards.engine:q} \
             --out {output.finding:q} \
-            2>&1 | tee {log:q} >&2
+            2>&1 | sh {params.code:q}/scripts/log.sh {log:q} >&2
         """

@@ -37,6 +37,7 @@ rule native:
         "Segment {wildcards.scan} ({wildcards.engine})"
     shell:
         r"""
+        trap '' INT HUP QUIT
         PYTHONPATH={params.code:q}/src \
         {params.python:q} -B {params.code:q}/scripts/native.py \
             --scan {wildcards.scan:q} \
@@ -55,5 +56,5 @@ rule native:
             --dseg-native {output.dseg_native:q} \
             --sidecar-native {output.sidecar_native:q} \
             --record {output.record:q} \
-            2>&1 | tee {log:q} >&2
+            2>&1 | sh {params.code:q}/scripts/log.sh {log:q} >&2
         """

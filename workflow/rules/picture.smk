@@ -34,6 +34,7 @@ rule picture:
         "Draw {wildcards.scan} ({wildcards.engine})"
     shell:
         r"""
+        trap '' INT HUP QUIT
         PYTHONPATH={params.code:q}/src \
         {params.python:q} -B {params.code:q}/scripts/picture.py \
             --image {params.image:q} \
@@ -44,5 +45,5 @@ rule picture:
             --title {params.title:q} \
             --made-by {params.step:q} \
             --out {output.picture:q} \
-            2>&1 | tee {log:q} >&2
+            2>&1 | sh {params.code:q}/scripts/log.sh {log:q} >&2
         """

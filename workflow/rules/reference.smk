@@ -33,6 +33,7 @@ rule reference:
         "Reference of {wildcards.scan}"
     shell:
         r"""
+        trap '' INT HUP QUIT
         PYTHONPATH={params.code:q}/src \
         {params.python:q} -B {params.code:q}/scripts/reference.py \
             --scan {wildcards.scan:q} \
@@ -48,5 +49,5 @@ rule reference:
             --sidecar {output.sidecar:q} \
             --volumes {output.volumes:q} \
             --record {output.record:q} \
-            2>&1 | tee {log:q} >&2
+            2>&1 | sh {params.code:q}/scripts/log.sh {log:q} >&2
         """

@@ -40,9 +40,10 @@ rule summary:
         "Summarise"
     shell:
         r"""
+        trap '' INT HUP QUIT
         PYTHONPATH={params.code:q}/src \
         {params.python:q} -B {params.code:q}/scripts/summarise.py \
             --manifest {params.manifest:q} \
-            2>&1 | tee {log:q} >&2
+            2>&1 | sh {params.code:q}/scripts/log.sh {log:q} >&2
         rm -f {params.failed_mark:q}
         """

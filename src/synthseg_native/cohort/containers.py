@@ -24,7 +24,7 @@ from pathlib import Path
 from packaging.markers import Marker
 
 from synthseg_native import measure, owners
-from synthseg_native.cohort import environments
+from synthseg_native.cohort import environments, installers
 from synthseg_native.errors import SynthSegError
 from synthseg_native.identity import keys
 from synthseg_native.identity.code import code_digest
@@ -37,6 +37,7 @@ UPSTREAM_MODELS = {"synthseg1": ["--v1"], "synthseg2": []}
 BASE_IMAGE = "python:3.11-slim-bookworm"
 REFERENCE = Path(measure.__file__).with_name("reference.py")
 LABEL_WORKDIR, LABEL_RUN, LABEL_OWNER = (f"synthseg-native.{name}" for name in ("workdir", "run", "owner"))
+LABEL_KEY = "synthseg-native.key"  # of the own image: `image_key`
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 _REFUSED = re.compile(r"permission denied.*(connect|socket|daemon)|connect: permission denied", re.I)
@@ -133,9 +134,10 @@ def runtime(name: str) -> Runtime:
 def inspect(name: str, image: str, kind: str = "own", platform: str | None = None) -> tuple[str | None, str | None]:
     """Return (image ID, architecture) of an image that the runtime has. Raises SynthSegError("daemon")."""
     if name == "apptainer":
-        path = Path(image)
-        identity = "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-        return identity, None
+        if not Path(image).is_file():
+            return None, None
+        with Path(image).open("rb") as file:
+            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}", None
     try:
         told = _ask(name, ["image", "inspect", "--format", "{{.Id}} {{.Architecture}}", image])
     except SynthSegError as error:
@@ -146,6 +148,29 @@ def inspect(name: str, image: str, kind: str = "own", platform: str | None = Non
         raise SynthSegError("daemon", f"{image}: {name} has no such image: {remedy}") from None
     identity, architecture = told.split()
     return identity if ":" in identity else f"sha256:{identity}", _ARCHITECTURES.get(architecture, architecture)
+
+
+def need_own(settings: dict) -> None:
+    """That a file in place of the own image, which only Apptainer is given, holds the reference that `key` names.
+
+    Raises SynthSegError("usage") for another one: an old file would pass for the new code.
+    """
+    image, key = settings.get("image"), settings.get("key")
+    if (settings["kind"], settings["runtime"]) != ("own", "apptainer") or not image:
+        return
+    try:
+        told = json.loads(_ask("apptainer", ["inspect", "--json", "--labels", image]))
+        found = told["data"]["attributes"]["labels"][LABEL_KEY]
+    except (ValueError, KeyError, TypeError):
+        found = None
+    if found != key:
+        what = (
+            f"holds another reference ({found}, not {key})"
+            if found
+            else f"does not say which reference it holds ({key})"
+        )
+        again = f"make reference-image, then apptainer build {image} docker-daemon:{image_tag(key)}"
+        raise SynthSegError("usage", f"{image}: {what}: build it again: {again}")
 
 
 def has_image(name: str, image: str) -> bool:
@@ -162,9 +187,8 @@ def has_image(name: str, image: str) -> bool:
 
 def _ask(name, arguments, limit=120):
     try:
-        done = subprocess.run(
-            [name, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit
-        )
+        options = {"env": environments.clean_environment(), "stdin": subprocess.DEVNULL, "timeout": limit}
+        done = subprocess.run([name, *arguments], **options, capture_output=True, text=True)
     except FileNotFoundError:
         raise SynthSegError("daemon", f"{name}: not installed: install it, or set reference.runtime to local") from None
     except subprocess.TimeoutExpired:
@@ -339,7 +363,8 @@ def build(
     """
     engine = runtime(name)
     architecture = platform.split("/")[1] if platform else engine.architecture
-    tag = image_tag(image_key(base, platform))
+    key = image_key(base, platform)
+    tag = image_tag(key)
     wheels = Path(wheels) if wheels else fetch_wheels(architecture, root, say)
     say(f"building {tag} on {base} (once, about 2 GB) ...")
     log = Path(root) / ".wheelhouse" / "build.log"
@@ -352,9 +377,11 @@ def build(
         # Links where the file system has them: the wheels are 0.6 GB.
         shutil.copytree(wheels, context / "wheelhouse", copy_function=_link)
         line = [name, "build", "--network", "none", "--build-arg", f"BASE={base}", "--tag", tag]
+        line += ["--label", f"{LABEL_KEY}={key}"]
         line += ["--platform", platform] if platform else []
         with log.open("wb") as stream:
-            done = subprocess.run([*line, str(context)], stdin=subprocess.DEVNULL, stdout=stream, stderr=stream)
+            options = {"env": environments.clean_environment(), "stdin": subprocess.DEVNULL}
+            done = subprocess.run([*line, str(context)], **options, stdout=stream, stderr=stream)
     if done.returncode != 0:
         raise _build_problem(name, base, log)
     say(f"built {tag}")
@@ -401,9 +428,10 @@ def fetch_wheels(
         for tag in (*tags, *(f"manylinux{year}_{machine}" for year in (2014, 2010, 1))):
             line += ["--platform", tag]
         wheels = Path(beside) / "wheels"
-        done = subprocess.run(
-            [*line, "--dest", str(wheels), "--requirement", str(lock)], capture_output=True, text=True
-        )
+        line += ["--dest", str(wheels), "--requirement", str(lock)]
+        env = environments.clean_environment()
+        env |= installers.pip_settings(sys.executable, env)
+        done = subprocess.run(line, env=env, capture_output=True, text=True)
         if done.returncode != 0:
             lines = [text for text in done.stderr.splitlines() if text.startswith("ERROR")] or ["pip failed"]
             why = lines[-1].removeprefix("ERROR: ")

@@ -1,32 +1,76 @@
 """Before the first job: what the jobs need and Snakemake must not track. After the last: the summary and the table."""
 
+import atexit
+import contextlib
+import errno
+import functools
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-from synthseg_native.cohort import containers, demo, environments, job, ranking, samples, state
+from synthseg_native import owners, shared_disk
+from synthseg_native.cohort import containers, demo, environments, halting, job, ranking, samples, state
 from synthseg_native.cohort.plan import Plan
 from synthseg_native.errors import SynthSegError
 from synthseg_native.files import write_text
 from synthseg_native.networks import weights
 
 
+@functools.cache
+def hold_results(state_folder: str) -> None:
+    """Keep other runs out of a results folder until this process ends, wherever they work: two working folders may
+    share one through a link, which Snakemake's lock does not see.
+
+    state_folder: the one of `state.FOLDER` in it. Raises SynthSegError: another run has it, or it cannot be written to.
+    """
+    path, held = Path(state_folder, "run.lock"), contextlib.ExitStack()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            held.enter_context(shared_disk.hold(path, wait_s=0))
+        except shared_disk.Held as other:
+            if other.owner is None or owners.is_alive(other.owner) is not None:
+                raise
+            # Of another machine's only signs of life can be seen.
+            environments.say(f"{path.parent}: {other.owner} may work there: waiting whether it gives a sign of life")
+            held.enter_context(shared_disk.hold(path, wait_s=shared_disk.PATIENCE_S + 20))
+    except shared_disk.Held as other:
+        who = other.owner or "another process"
+        text = f"{path.parent.parent}: another run ({who}) writes its results there: wait for it or stop it"
+        raise SynthSegError("usage", text) from None
+    except OSError as error:
+        raise unwritable(error, path.parent.parent) from error
+    atexit.register(held.close)
+
+
+def unwritable(error: OSError, results: Path | str) -> SynthSegError:
+    """What it means that nothing can be written among the results."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    remedy = "make room and call again" if full else "make it writable, or set results in the configuration"
+    return SynthSegError("disk", f"{error.filename or results}: {error.strerror or error}: {remedy}")
+
+
 def prepare(plan: Plan) -> None:
     """Write the manifest, for the jobs too, and what is known of files' contents. For a call that runs something."""
-    os.environ[job.VARIABLE] = str(plan.manifest.write(plan.state))
-    if plan.benchmarked:
-        write_text(*plan.benchmark_order)
-    plan.contents.save()
+    try:
+        os.environ[job.VARIABLE] = str(plan.manifest.write(plan.state))
+        if plan.benchmarked:
+            write_text(*plan.benchmark_order)
+        plan.contents.save()
+    except OSError as error:
+        raise unwritable(error, plan.results) from error
 
 
 def make_again(plan: Plan, runs: bool) -> set[str]:
     """Say what this call makes again and why; return the files that have to be made.
 
     runs: whether the call runs what it says; any other writes nothing. For Snakemake's main process, when it knows its
-    rules. Raises SetupError where the copy of the code that the jobs run cannot be made.
+    rules. Raises SetupError where the copy of the code that the jobs run cannot be made, SynthSegError where nothing
+    can be written to the results, or another run does.
     """
     if runs:
+        hold_results(plan.state)
         plan.contents.begin_saving()
     found = state.to_make(plan)
     contradiction = samples.contradictions(plan.scans.values())
@@ -55,13 +99,18 @@ def deploy(plan: Plan, here: bool = True) -> None:
     nothing: one line, and the reference runs fail one by one. here: whether the jobs run on this machine. Raises
     SetupError, and SynthSegError for weights and for torch where no GPU is seen.
     """
+    hold_results(plan.state)
     environments.run_snapshot()  # a target that asks for no scan has not made them
     prepare(plan)
+    if Path(plan.aggregates()["summary"]).exists() and not state.says_what_is(plan):
+        _summarise(plan)  # whatever ends this run, even at once: no table then calls results good that are stale
     used = plan.compared or plan.benchmarked
     for engine in plan.engines if here else []:
         if why := ranking.without_gpu(engine, plan.config["device"]):
             raise SynthSegError("usage", f"config: engines: {why}: name another engine, or set device: cpu")
     environments.ensure_all(needed(plan))
+    if here and plan.config["device"] == "auto":
+        verify_here(plan)
     if plan.fetched:
         weights.resolve(plan.model.weights, plan.model.name, plan.model.folder, cache=Path(plan.weights).parent)
     if used:
@@ -73,18 +122,42 @@ def deploy(plan: Plan, here: bool = True) -> None:
             environments.say(f"reference: {error}")
 
 
-def finish(plan: Plan, code: Path, success: bool) -> None:
-    """The end of a run: after a failure a summary all the same, and always the table for people."""
+def _summarise(plan: Plan, *arguments: str, limit_s: float | None = None) -> None:
+    """Write the tables of what is there now, or show them, by the code that the jobs run; see subprocess for limit_s."""
+    code = environments.run_snapshot()
+    command = [sys.executable, "-B", f"{code}/scripts/summarise.py"]
+    command += ["--manifest", str(plan.manifest.path(plan.state)), *arguments]
+    environment = environments.clean_environment() | {"PYTHONPATH": f"{code}/src"}
+    subprocess.run(command, env=environment, timeout=limit_s)
+
+
+def verify_here(plan: Plan) -> None:
+    """Have every engine's environment verified on this machine, so that no run of the first wave does it by itself,
+    beyond its memory, its time limit and its measurement. One that cannot be is said by the runs that need it."""
+    for engine in plan.engines:
+        try:
+            ranking.verified(engine, f"{plan.results}/env")
+        except environments.SetupError as error:
+            environments.say(f"synthseg-native: {error}")
+
+
+def finish(plan: Plan, success: bool) -> None:
+    """The end of a run: after a failure a summary all the same, and the table for people, unless a signal ended it."""
+    limit = None
+    if halting.stopped():
+        halting.wait_for_steps()
+        limit = halting.seconds_left() - 2
     manifest = plan.manifest.path(plan.state)
     for old in [*Path(plan.state).glob("manifest-*.jsonl"), *Path(plan.state).glob("benchmark-*.json")]:
         if old != manifest:
             old.unlink(missing_ok=True)
-    command = [sys.executable, "-B", f"{code}/scripts/summarise.py", "--manifest", str(manifest)]
-    environment = os.environ | {"PYTHONPATH": f"{code}/src"}
     if not success:
         state.mark_failed(plan.state)
-        subprocess.run(command, env=environment)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # the mark has the next call make it
+            _summarise(plan, limit_s=limit)
+    if limit is not None:
+        return
     if Path(plan.aggregates()["summary"]).exists():
-        subprocess.run([*command, "--show"], env=environment)
+        _summarise(plan, "--show")
     if plan.demo_images:
         environments.say(f"this was the demonstration; {demo.WHAT_TO_CHANGE}")

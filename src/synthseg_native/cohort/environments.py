@@ -7,19 +7,21 @@ None is ever removed here, for another machine may run from it (`shared_disk`).
 
 import contextlib
 import errno
+import functools
 import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from synthseg_native import shared_disk
-from synthseg_native.cohort import installers, interpreters
+from synthseg_native.cohort import installers, interpreters, variables
 from synthseg_native.cohort.interpreters import SetupError, machine
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -139,6 +141,7 @@ def ensure_all(names: Iterable[str], log: Callable[[str], None] = say) -> None:
     try:
         failures = [error for future in made if (error := future.exception())]
     except BaseException:  # Ctrl-C: what is half made goes with its process
+        _ENDING.set()
         for process in list(_RUNNING):
             process.terminate()
         raise
@@ -200,11 +203,15 @@ def _fill(name, base, uv, folder, stream, log):
         try:
             return _call(installers.uv_command(uv, python, lock_file(name), os.environ), name, folder, stream, log)
         except SetupError as error:
+            if _ENDING.is_set():
+                raise
             log(f"{error}: now with pip")
             shutil.rmtree(folder, ignore_errors=True)
     _venv(name, base, folder, stream)
     (folder / "tmp").mkdir()
-    _call(installers.pip_command(python, lock_file(name)), name, folder, stream, log)
+    env = clean_environment() | {"TMPDIR": str(folder / "tmp")}
+    env |= installers.pip_settings(python, env)
+    _call(installers.pip_command(python, lock_file(name)), name, folder, stream, log, env)
     shutil.rmtree(folder / "tmp", ignore_errors=True)
 
 
@@ -213,15 +220,14 @@ def _venv(name, base, folder, stream, *options):
 
 
 _RUNNING = set()  # the programs that make environments now
+_ENDING = threading.Event()  # set when no more of them may start
 
 
-def _call(command: list, name: str, folder: Path, stream, log: Callable[[str], None] | None = None) -> None:
-    """Run a program that prints to the log file `stream`; every few seconds a line for `log` says how far it is."""
-    env = {k: v for k, v in os.environ.items() if k not in ("PIP_USER", "PIP_TARGET", "PIP_PREFIX", "VIRTUAL_ENV")}
-    # A pip.conf may say user = true, which no virtual environment can.
-    env = clean_environment(env) | {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_USER": "0"}
-    if (folder / "tmp").is_dir():
-        env["TMPDIR"] = str(folder / "tmp")
+def _call(command: list, name: str, folder: Path, stream, log=None, env: dict[str, str] | None = None) -> None:
+    """Run a program that prints to the log file `stream`; every few seconds a line for `log` says how far it is.
+
+    env: its variables, without it the clean ones.
+    """
     stream.flush()
     begin, output = stream.tell(), Path(stream.name)
 
@@ -229,7 +235,11 @@ def _call(command: list, name: str, folder: Path, stream, log: Callable[[str], N
         return output.read_bytes()[begin:].decode(errors="replace")
 
     words = [str(word) for word in command]
-    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=env) as process:
+    if _ENDING.is_set():
+        raise SetupError(f"the {name} environment could not be made: stopped")
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": stream, "stderr": stream}
+    # In the project's folder: uv looks for settings and versions where it is called.
+    with subprocess.Popen(words, **pipes, env=env or clean_environment(), cwd=ROOT) as process:
         _RUNNING.add(process)
         try:
             while True:
@@ -267,12 +277,31 @@ def _rename(beside: Path, final: Path) -> None:
 
 
 def clean_environment(env: dict[str, str] | None = None) -> dict[str, str]:
-    """The process's variables without those that let foreign packages in, a notebook's way of drawing among them."""
+    """The variables of a program that is started: of the process's (or `env`) those that `variables` lets through.
+
+    No Python takes modules from the user's folders or the one that one stands in, and each reads and writes UTF-8.
+    """
     env = dict(os.environ if env is None else env)
-    for key in ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "__PYVENV_LAUNCHER__", "MPLBACKEND"):
-        env.pop(key, None)
+    kept = variables.let_through(env)
+    if libraries := _libraries(env.get("LD_LIBRARY_PATH", "")):
+        kept["LD_LIBRARY_PATH"] = libraries
     # Without the second, python -m imports a random.py, a yaml.py of the folder that one stands in.
-    return env | {"PYTHONNOUSERSITE": "1", "PYTHONSAFEPATH": "1"}
+    return kept | {"PYTHONNOUSERSITE": "1", "PYTHONSAFEPATH": "1", "PYTHONUTF8": "1"}
+
+
+def _libraries(path: str) -> str:
+    """Of LD_LIBRARY_PATH the folders of an NVIDIA driver, which a container may have there alone; all of it where this
+    Python, a module system's, does not start without. scripts/launch.sh does the same before there is a Python."""
+    if not path or not _starts_alone():
+        return path
+    return ":".join(folder for folder in path.split(":") if folder and Path(folder, "libcuda.so.1").exists())
+
+
+@functools.cache
+def _starts_alone() -> bool:
+    """Whether this Python starts, with what it is linked to, without LD_LIBRARY_PATH."""
+    command = [sys.executable, "-I", "-c", "import ctypes, ssl"]
+    return subprocess.run(command, env={}, stdin=subprocess.DEVNULL, capture_output=True).returncode == 0
 
 
 def find_python(name: str) -> str:
@@ -317,6 +346,9 @@ def snapshot() -> Path:
 
 def _snapshot() -> Path:
     final = ENVS / f"code-{_tree_hash(ROOT)}"
+    if final.is_dir() and f"code-{_tree_hash(final)}" != final.name:
+        say(f"{ENVS.name}/{final.name}: not the copy of the code that it was: made again")
+        shutil.rmtree(final)
     if not final.is_dir():
         ENVS.mkdir(exist_ok=True)
         with shared_disk.temporary_folder(ENVS, "code.tmp-") as beside:

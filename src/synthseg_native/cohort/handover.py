@@ -22,6 +22,9 @@ def take_over(snakefile: str | PathLike, arguments: list[str] | None = None) -> 
     snakefile: the main one; where it is another workflow's, which imports this one, its packages are not ours to
     choose, and the call ends in one line. arguments: of the process, the program's name first.
     """
+    ours = Path(snakefile).resolve().is_relative_to(environments.ROOT)
+    if ours:  # so that jobs of a cluster, which are `python -m snakemake`, take no module from the working folder
+        os.environ["PYTHONSAFEPATH"] = "1"
     lacking = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if not lacking:
         return
@@ -29,7 +32,6 @@ def take_over(snakefile: str | PathLike, arguments: list[str] | None = None) -> 
     what = f"this Snakemake's Python lacks {', '.join(lacking)}"
     if os.environ.get(HANDED):
         raise SystemExit(f"synthseg-native: {what}: remove {environments.env_dir('workflow')}, and call again")
-    ours = Path(snakefile).resolve().is_relative_to(environments.ROOT)
     if not ours or not _is_snakemake(arguments) or (start := _start(arguments)) is None:
         raise SystemExit(f"synthseg-native: {what}: install that beside it, or use {environments.ROOT / 'snakemake'}")
     environments.say(f"{what}: going on with the Snakemake of this project's own, as ./snakemake does")

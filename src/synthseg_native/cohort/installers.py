@@ -1,13 +1,17 @@
 """How the packages of a lock come into an environment: with uv or with pip, how far that is, and why it failed.
 
-Both are held to the same rules: every file by its hash, wheels only. Standard library only: this runs before anything
-is installed.
+Both are held to the same rules: every file by its hash, wheels only; of the user's settings those that say where files
+are fetched. Standard library only: this runs before anything is installed.
 """
 
+import ast
 import contextlib
 import os
 import re
+import subprocess
 from pathlib import Path
+
+from synthseg_native.cohort import variables
 
 # Snakemake needs one package that exists as source only (pure Python); for everything else a compiler is never needed.
 SOURCE_ONLY = "connection-pool"
@@ -34,10 +38,27 @@ def pip_command(interpreter: Path, lock: Path) -> list:
     return [*pip, "--only-binary", ":all:", "--no-binary", SOURCE_ONLY, "-r", lock]
 
 
+def pip_settings(interpreter: Path, env: dict[str, str]) -> dict[str, str]:
+    """Variables for pip instead of the user's files: what those say of where files are fetched, and nothing else.
+
+    Such a file may also say user = true or target = ..., which no environment can. interpreter: one that has pip; env:
+    its variables.
+    """
+    command = [interpreter, "-m", "pip", "config", "list"]
+    told = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True).stdout
+    found = {}
+    for section in ("global", "install", ":env:"):  # pip's order: the later one counts
+        for name, value in re.findall(rf"^{section}\.([\w-]+)=('.*'|\".*\")$", told, re.M):
+            variable = f"PIP_{name.upper().replace('-', '_')}"
+            if variable in variables.NAMES:
+                found[variable] = ast.literal_eval(value)
+    return found | {"PIP_CONFIG_FILE": os.devnull, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+
+
 def uv_command(uv: str, interpreter: Path, lock: Path, env: dict[str, str]) -> list:
     """The call of uv, told what the variables in `env` tell pip about indexes."""
     # Bytecode: jobs do not write it, so that without it every one of them would compile all that it imports.
-    install = [uv, "pip", "install", "--python", interpreter, "--require-hashes", "--compile-bytecode"]
+    install = [uv, "pip", "install", "--no-config", "--python", interpreter, "--require-hashes", "--compile-bytecode"]
     install += ["--only-binary", ":all:", "--no-binary", SOURCE_ONLY, "-r", lock]
     if env.get("PIP_NO_INDEX", "0") not in ("", "0", "false", "no"):
         install.append("--no-index")

@@ -91,7 +91,8 @@ def _uv_python(uv: str | None, version: str) -> str | None:
     if not uv:
         return None
     try:
-        done = subprocess.run([uv, "python", "find", "--no-python-downloads", version], capture_output=True, text=True)
+        command = [uv, "python", "find", "--no-config", "--no-project", "--no-python-downloads", version]
+        done = subprocess.run(command, capture_output=True, text=True)
     except OSError:
         return None
     return done.stdout.strip() or None

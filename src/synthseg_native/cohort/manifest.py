@@ -74,9 +74,9 @@ class Manifest:
 
         Named by its content: another call cannot change the manifest of a run in progress.
         """
-        path = self.path(folder)
-        if not path.is_file():
-            write_text(path, self.text())
+        path, text = self.path(folder), self.text()
+        if not path.is_file() or path.read_bytes() != text.encode():
+            write_text(path, text)
         return path
 
     def path(self, folder: Path) -> Path:
@@ -87,14 +87,16 @@ class Manifest:
 def read(path: Path) -> Manifest:
     """Raises SynthSegError("usage") for a file that is not there, damaged or of another version."""
     with _opened(path) as stream:
-        return Manifest(**_head(stream, path), scans=[_scan(line, path) for line in stream])
+        found = _manifest(stream, path)
+        found.scans.extend(_scan(line, path) for line in stream)
+        return found
 
 
 def read_scan(path: Path, name: str) -> tuple[Manifest, Scan]:
     """The cohort's line, without scans, and the line of one scan; no other line is parsed. Raises as `read`."""
     mark = _line({"scan": name}).removesuffix("}\n") + ","  # how its line begins
     with _opened(path) as stream:
-        found = Manifest(**_head(stream, path), scans=[])
+        found = _manifest(stream, path)
         line = next((line for line in stream if line.startswith(mark)), None)
     if line is None:
         raise SynthSegError("usage", f"{path}: no line for {name}: call the workflow again")
@@ -108,27 +110,32 @@ def _line(content: dict) -> str:
 @contextmanager
 def _opened(path: Path) -> Iterator[TextIO]:
     try:
-        with Path(path).open(encoding="utf-8") as stream:
+        with Path(path).open(encoding="utf-8", errors="replace") as stream:
             yield stream
     except OSError as error:
         raise SynthSegError("usage", f"{path}: {error.strerror}: call the workflow again") from None
 
 
-def _parsed(line: str, path: Path):
-    try:
-        return json.loads(line)
-    except ValueError:
-        raise SynthSegError("usage", f"{path}: damaged: call the workflow again") from None
-
-
-def _head(stream: TextIO, path: Path) -> dict:
-    head = _parsed(next(stream, "null"), path)
-    if not isinstance(head, dict) or head.pop("schema", None) != SCHEMA:
-        raise SynthSegError("usage", f"{path}: of another version of synthseg-native: call the workflow again")
-    return head
+def _manifest(stream: TextIO, path: Path) -> Manifest:
+    """The cohort's line, without scans."""
+    with _damage(path):
+        head = json.loads(next(stream, "null"))
+        if isinstance(head, dict) and head.pop("schema", None) != SCHEMA:
+            raise SynthSegError("usage", f"{path}: of another version of synthseg-native: call the workflow again")
+        return Manifest(**head, scans=[])
 
 
 def _scan(line: str, path: Path) -> Scan:
-    content = _parsed(line, path)
-    runs = {engine: Run(**run) for engine, run in content["runs"].items()}
-    return Scan(**{**content, "runs": runs})
+    with _damage(path):
+        content = json.loads(line)
+        runs = {engine: Run(**run) for engine, run in content["runs"].items()}
+        return Scan(**{**content, "runs": runs})
+
+
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """One line for a manifest that is not as it was written."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise SynthSegError("usage", f"{path}: damaged: call the workflow again") from None

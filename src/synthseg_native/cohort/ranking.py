@@ -133,13 +133,15 @@ def of_results(
     dry_run: makes and writes nothing, and goes by the best engine that may work here.
     beside: see `choose`. Raises SynthSegError("usage"), SetupError.
     """
-    path, found = Path(path), None
-    if path.exists():
-        found = read_json(path)
-        if not isinstance(found, dict) or found.get("engine") not in NAMES:
-            raise SynthSegError("usage", f"{path}: names no engine: delete it to choose anew, or name one in engines")
+    path, found = Path(path), read_json(path)
+    if not isinstance(found, dict) or found.get("engine") not in NAMES:
+        if path.exists():
+            log(f"{path}: names no engine, so one is chosen anew")
+        found = None
+    if found:
         if found.get("machine") != record.machine():
-            where = (found.get("machine") or {}).get("cpu") or "another machine"
+            machine = found.get("machine")
+            where = (machine.get("cpu") if isinstance(machine, dict) else None) or "another machine"
             log(f"engine auto: {found['engine']} was chosen on {where}, and stays: {path} (delete it to choose anew)")
     elif dry_run:
         engine = next((row["engine"] for row in candidates(precision, device) if not row["outcome"]), "tensorflow")

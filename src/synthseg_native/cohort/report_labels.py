@@ -3,20 +3,20 @@
 from pathlib import Path
 from typing import Any
 
-from synthseg_native.files import read_json
+from synthseg_native.files import read_sealed
 from synthseg_native.networks.cards import Labels
 from synthseg_native.results import quality
 
 
 def of_picture(wildcards: Any, input: Any, labels_table: Labels) -> dict[str, str]:
     """Labels of a picture: the scan, and what is odd about its segmentation. labels_table: `cards.Labels`."""
-    qc = quality.of_record(read_json(input.record) or {}, labels_table) or {}
+    qc = quality.of_record(read_sealed(input.record) or {}, labels_table) or {}
     return {"scan": _name(wildcards.scan), "worth a look": ", ".join(qc.get("flags") or []) or "-"}
 
 
 def of_comparison(wildcards: Any, output: Any) -> dict[str, str]:
     """Labels of a comparison: the scan, the verdict and how many voxels differ."""
-    found = read_json(output.compare) or {}
+    found = read_sealed(output.compare) or {}
     different = found.get("n_voxels_different")
     return {
         "scan": _name(wildcards.scan),

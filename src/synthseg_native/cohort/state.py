@@ -7,13 +7,16 @@ another folder, or gone.
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from synthseg_native.cohort.benchmark.in_turn import never_came_through
 from synthseg_native.errors import TRANSIENT
-from synthseg_native.files import read_json, write_text
+from synthseg_native.files import read_sealed, write_sealed, write_text
 from synthseg_native.identity import current, keys
 from synthseg_native.results import picture
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from synthseg_native.cohort.plan import Plan
 
 FOLDER = ".state"
+LINES = 20  # that are said of runs
 NAMED = 3  # scans that a line names before it counts the others
 
 
@@ -52,7 +56,7 @@ def to_make(plan: Plan) -> set[str]:
     found |= {path for path in wanted if not Path(path).exists()} | _drawn_or_compared_otherwise(plan)
     found |= _benchmark_to_try_again(plan) if plan.benchmarked else set()
     summary = plan.aggregates()["summary"]
-    return found | ({summary} if failed_mark(plan.state).exists() or not _says_what_is(plan, summary) else set())
+    return found | ({summary} if failed_mark(plan.state).exists() or not says_what_is(plan) else set())
 
 
 def told(manifest: Manifest, words: dict[tuple[str, str], str]) -> str:
@@ -69,21 +73,31 @@ def told(manifest: Manifest, words: dict[tuple[str, str], str]) -> str:
 
 
 def told_file(results: str | Path) -> Path:
-    """Where the summary leaves `told`."""
-    return Path(results, FOLDER, "told")
+    """Where the summary leaves `told`, and the hashes of the files that it made."""
+    return Path(results, FOLDER, "told.json")
 
 
-def _says_what_is(plan: Plan, summary: str) -> bool:
-    """Whether a summary is of today's sheet and of the states that runs have now."""
-    try:
-        words = {pair: state.word for pair, state in plan.identities.states.items()}
-        if told_file(plan.results).read_text(encoding="utf-8").strip() != told(plan.manifest, words):
-            return False
-        with Path(summary).open(encoding="utf-8", newline="") as file:
-            said = [row["status"] for row in csv.DictReader(file, delimiter="\t")]
-    except (OSError, KeyError, ValueError, csv.Error):
-        return False
-    return len(said) == len(plan.scans) * len(plan.engines)
+def tell(manifest: Manifest, words: dict[tuple[str, str], str], made: Iterable[Path]) -> None:
+    """Leave what a summary told, and in which files, for `says_what_is`. made: its files, the last of which is done."""
+    results = Path(manifest.results)
+    hashes = {path.relative_to(results).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in made}
+    write_sealed(told_file(results), {"told": told(manifest, words), "files": hashes})
+
+
+def says_what_is(plan: Plan) -> bool:
+    """Whether a summary is of today's sheet and of the states that runs have now, and its files are as it made them."""
+    words = {pair: state.word for pair, state in plan.identities.states.items()}
+    found = read_sealed(told_file(plan.results)) or {}
+    return found.get("told") == told(plan.manifest, words) and not changed_tables(plan)
+
+
+def changed_tables(plan: Plan) -> list[str]:
+    """The files of the last summary that are no longer as it made them: cut, edited, of elsewhere."""
+    place = told_file(plan.results)
+    made = (read_sealed(place) or {}).get("files") or {}
+    paths = {str(Path(plan.results, name)): sha256 for name, sha256 in made.items()}
+    about = place.stat() if paths else None
+    return [path for path, sha256 in paths.items() if not plan.contents.is_as_made(path, sha256, about)]
 
 
 def _benchmark_to_try_again(plan: Plan) -> set[str]:
@@ -112,15 +126,17 @@ def _drawn_or_compared_otherwise(plan: Plan) -> set[str]:
         plan.path("compare", *pair) for pair in pairs if pair[1] in compared and plan.identities.is_comparable(*pair)
     ]
     return {path for path in pictures if _drawn_by(path) != drawing} | {
-        path for path in comparisons if (read_json(path) or {}).get("made_by") != comparing
+        path for path in comparisons if (read_sealed(path) or {}).get("made_by") != comparing
     }
 
 
 def _drawn_by(path: str) -> str | None:
-    """What drew a picture, as the file says; None where it does not, or there is none."""
+    """What drew a picture, as the file says; None where it does not, was cut, or there is none."""
     try:
         with Path(path).open("rb") as file:
-            return picture.made_by_of(file.read(1024))
+            made_by = picture.made_by_of(file.read(1024))
+            file.seek(-len(picture.END), os.SEEK_END)
+            return made_by if file.read() == picture.END else None
     except OSError:
         return None
 
@@ -132,13 +148,17 @@ def lines(plan: Plan) -> list[str]:
         kind = "reference" if engine == "reference" else "native"
         if state.word == current.EDITED:
             what = f"{kind} label map", ("kept" if plan.identities.is_kept(engine, scan) else "overwritten")
-        elif state.word == current.STALE:
+        elif state.word == current.STALE or (state.word == current.MISSING and state.why != (current.NOT_RUN,)):
             again = "not again, the image is gone" if plan.identities.is_lasting(engine, scan) else "again"
             what = f"{kind} run", f"{again}: {', '.join(state.why)}"
         else:
             continue
         alike.setdefault(what, []).append(scan)
-    return [_line(what, how, scans) for (what, how), scans in alike.items()]
+    changed = [path for path in changed_tables(plan) if Path(path).exists()]
+    tables = [f"{path} was changed since it was made: made again" for path in changed]
+    said = [_line(what, how, scans) for (what, how), scans in alike.items()]
+    more = [f"and runs for {len(said) - LINES} other reasons"] if len(said) > LINES else []
+    return said[:LINES] + more + tables
 
 
 EDITED = {

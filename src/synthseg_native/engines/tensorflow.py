@@ -44,6 +44,7 @@ def set_environment() -> None:
     # Its oneDNN kernels, which it takes by itself only on processors with AVX-512: three times as quick with AVX2.
     os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # start-up notes about plug-ins that are not there
+    os.environ["KERAS_HOME"] = os.devnull  # Keras would read, and write, a keras.json in the home
 
 
 def has_onednn() -> bool | None:

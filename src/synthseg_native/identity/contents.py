@@ -31,7 +31,9 @@ class Contents:
         self.known: dict[str, list] = {}
         if self.memory:
             known = read_json(self.memory)
-            self.known = known if isinstance(known, dict) else {}
+            self.known = (
+                {name: entry for name, entry in known.items() if _is_entry(entry)} if isinstance(known, dict) else {}
+            )
         self._saving = self._changed = False
         self._read_files = self._read_bytes = 0
         self._read_s, self._next_line_s = 0.0, SAY_AFTER_S
@@ -106,3 +108,10 @@ class Contents:
             self.say(f"reading files to know them by their content: {self._read_files} so far, "
                      f"{self._read_bytes / 1e9:.1f} GB; each is read once")  # fmt: skip
         return found
+
+
+def _is_entry(entry: object) -> bool:
+    """Whether an entry of the memory is as `Contents` writes it: what was seen of a file and its hash, or one value."""
+    if not isinstance(entry, list) or len(entry) not in (1, 5) or not isinstance(entry[-1], str):
+        return False
+    return all(isinstance(number, int) for number in entry[:-1])

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from synthseg_native.files import read_json
+from synthseg_native.files import SEAL, is_sealed, read_json, read_sealed
 from synthseg_native.identity import stages
 from synthseg_native.identity.contents import Contents
 
 CURRENT, STALE, EDITED, MISSING, FAILED = "current", "stale", "edited", "missing", "failed"
 PUBLISHED_S = 60  # within which results lie in their places when their run has ended
+NOT_RUN = "has not run"
 LABEL_MAPS = ("dseg", "dseg_native", "o", "native_grid")  # results that people correct by hand
 
 WHY = {
@@ -93,16 +94,22 @@ def run_state(files: dict[str, str], wanted: dict, contents: Contents, failure: 
         record = read_json(files["record"])
     except OSError:
         record = None
-    failed = read_json(failure) if failure else None
-    if isinstance(failed, dict) and _finished(failed) >= _finished(record):
+    failed = read_sealed(failure) if failure else None
+    if failed and _finished(failed) >= _finished(record):
         return State(FAILED, (_at(failed, "error", "message") or "it did not say why",))
     if not isinstance(record, dict) or record.get("status") != "ok":
+        if Path(files["record"]).exists():
+            return State(STALE, (f"{Path(files['record']).name} is not as it was made",))
         others = any(Path(path).exists() for name, path in files.items() if name != "record")
-        return State(MISSING, ("its run record is missing" if others else "has not run",))
+        return State(MISSING, ("its run record is missing" if others else NOT_RUN,))
     times = about if _is_of_its_run(about.st_mtime, record) else None
     as_made = lambda path, sha256: contents.is_as_made(path, sha256, times)  # noqa: E731
-    made = record.get("files")
-    return state_of(files, made if isinstance(made, dict) else {}, recorded_identity(record), wanted, as_made)
+    made, whole = record.get("files"), is_sealed(record)
+    recorded = recorded_identity(record) if whole else None
+    found = state_of(files, made if isinstance(made, dict) else {}, recorded, wanted, as_made)
+    if found.word == STALE and SEAL in record and not whole:
+        return State(STALE, (f"{Path(files['record']).name} is not as it was made",))
+    return found
 
 
 def state_of(
@@ -116,12 +123,13 @@ def state_of(
 
     files: {name: path}; made: {name: SHA-256 of the file that was made}; recorded, wanted: identities (wanted None: it
     cannot be said, and what is there is no longer current); as_made(path, sha256) looks whether a file still is that.
-    A label map that was changed comes first, whatever else is to be said: nothing may overwrite it without a word.
+    A label map that was changed comes first, whatever else is to be said: nothing may overwrite it without a word. One
+    that can no longer be read was cut or damaged, and nobody's work.
     """
     names = {name: Path(path).name for name, path in files.items()}
     there = [name for name, path in files.items() if Path(path).exists()]
     changed = [name for name in there if name in made and not as_made(files[name], made[name])]
-    if edited := [name for name in changed if name in LABEL_MAPS]:
+    if edited := [name for name in changed if name in LABEL_MAPS and _is_image(files[name])]:
         return State(EDITED, tuple(f"{names[name]} was changed since it was made" for name in edited))
     if missing := [name for name in files if name not in there]:
         return State(MISSING, tuple(f"{names[name]} is missing" for name in missing))
@@ -181,6 +189,17 @@ def _is_of_its_run(modified_s: float, record: dict) -> bool:
 def _finished(record) -> str:
     """When a run ended, as ISO 8601; "" where nobody knows."""
     return str(_at(record, "finished") or "")
+
+
+def _is_image(path: str | Path) -> bool:
+    """Whether a label map can be read to its end."""
+    import nibabel as nib
+
+    try:
+        nib.load(path).get_fdata(dtype="float32")
+    except Exception:  # nibabel's kinds of errors are many
+        return False
+    return True
 
 
 def _at(record, *names):

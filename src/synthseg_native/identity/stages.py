@@ -107,6 +107,7 @@ UNCHANGING = {
     "cohort/demands.py": "memory and time that jobs ask for",
     "cohort/deploy.py": "before and after the jobs",
     "cohort/environments.py": "makes environments; what is in them is told by their lock",
+    "cohort/halting.py": "how a call ends when a signal comes",
     "cohort/handover.py": "what is printed where runs end and begin",
     "cohort/installers.py": "makes environments; what is in them is told by their lock",
     "cohort/interpreters.py": "finds a Python; what computes is told by the lock",
@@ -121,6 +122,7 @@ UNCHANGING = {
     "cohort/runs/work.py": "work folders and publishing",
     "cohort/samples.py": "reads the sheet; what a row asks for is among the settings",
     "cohort/state.py": "what a call left for the next one",
+    "cohort/variables.py": "keeps from the programs what could change a result",
     "engines/__init__.py": "finds an engine by its name, which is among the settings",
     "engines/kernels/__init__.py": "empty",
     "errors.py": "sentences and exit codes",
@@ -144,6 +146,8 @@ UNCHANGING = {
     "scan/__init__.py": "empty",
     "scan/disguise.py": "says what a file is that cannot be read",
     "shared_disk.py": "locks and owners",
+    "stopping.py": "signals",
+    "streams.py": "what is printed where nobody reads on",
     "verification/__init__.py": "empty",
 }
 

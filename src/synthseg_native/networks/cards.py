@@ -1,11 +1,15 @@
 """A model folder: ``card.yaml`` (a list of networks) and a label table per network (``labels.tsv``, a row per channel).
 
-models/README.md describes both. A card is checked when it is read; behind `load` everything is typed.
+models/README.md describes both. A card is checked when it is read; behind `load` everything is typed. It may come from
+anybody: its names lead to no other folder, its addresses are https and come with size and hash, its numbers have bounds.
 """
 
 import csv
 import difflib
+import errno
 import os
+import re
+import reprlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,6 +21,17 @@ from synthseg_native.networks import layers
 from synthseg_native.networks.weights import WeightsFile
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # 8 instead of 75 ms where PyYAML has its part in C
+
+SHIPPED = Path(__file__).resolve().parents[3] / "models"
+# The name stands in those of results, where BIDS takes letters and digits; a weights file or a table lies in the folder.
+NAME, FILE, SHA256, GIT_BLOB, ADDRESS, COLOR = (
+    (r"[A-Za-z0-9]+", "letters and digits alone"),
+    (r"[^./\\][^/\\]*", "the name of a file in its folder"),
+    (r"[0-9a-f]{64}", "64 hexadecimal digits"),
+    (r"[0-9a-f]{40}", "40 hexadecimal digits"),
+    (r"https://[^/]\S*", "an https address"),
+    (r"#[0-9a-f]{6}", "a colour such as #0099ff"),
+)
 
 # Label 24 is the fluid around the brain. Only with it is the sum over all structures the volume of the cavity.
 CSF = 24
@@ -147,7 +162,7 @@ def find_folder(name_or_folder: str | Path) -> Path:
     """The folder of a model: of a path that folder; of a name that of the model that is shipped so, else the one below
     $SYNTHSEG_NATIVE_MODELS or ./models. Nothing that lies where one stands is taken for a shipped model."""
     named, is_name = Path(name_or_folder), "/" not in str(name_or_folder)
-    places = [Path(__file__).resolve().parents[3] / "models" / named] if is_name else []
+    places = [SHIPPED / named] if is_name else []
     if "SYNTHSEG_NATIVE_MODELS" in os.environ:
         places.append(Path(os.environ["SYNTHSEG_NATIVE_MODELS"], named))
     places += [named, Path("models", named)]
@@ -165,9 +180,24 @@ def load(name_or_folder: str | Path) -> Model:
     path = folder / "card.yaml"
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise _unusable(path, " ".join(f"{error}".split())[:200]) from error
-    return _model(folder, path, content)
+    model = _model(folder, path, content)
+    if model.research_grade and not is_shipped(folder):
+        # A copy is the same; anything else would pass for it in the names of results.
+        shipped = SHIPPED / model.name
+        if shipped.is_dir() and not _same(model, load(shipped)):
+            raise _unusable(path, f"{model.name} is the name of another network", "choose a name of its own")
+    return model
+
+
+def _same(model, other):
+    return (model.weights.sha256, model.computed_from()) == (other.weights.sha256, other.computed_from())
+
+
+def is_shipped(folder: Path) -> bool:
+    """Whether it is a model's folder of this project."""
+    return folder.resolve().parent == SHIPPED
 
 
 def _model(folder, path, content):
@@ -179,7 +209,7 @@ def _model(folder, path, content):
     if len(networks) != 1:
         raise _unusable(path, f"{len(networks)} networks", "list one: this version runs no others")
     model = Model(
-        name=card.take("name", str),
+        name=card.take("name", str, form=NAME),
         folder=folder,
         card=content,
         networks=networks,
@@ -202,24 +232,24 @@ def _network(path, place, content) -> Network:
         name=entry.take("name", str),
         weights=_weights(path, place, entry.take("weights", dict)),
         layers={
-            "levels": shape.take("levels", int, least=1),
-            "features": shape.take("features", int, least=1),
-            "convolutions_per_level": shape.take("convolutions_per_level", int, least=1),
-            "kernel": shape.take("kernel", int, least=1),
+            "levels": shape.take("levels", int, least=1, most=12),
+            "features": shape.take("features", int, least=1, most=4096),
+            "convolutions_per_level": shape.take("convolutions_per_level", int, least=1, most=64),
+            "kernel": shape.take("kernel", int, least=1, most=31),
             "activation": shape.take("activation", str, among=layers.ACTIVATIONS),
         },
         grid=Grid(
-            grid.take("resolution_mm", float, above=0),
-            grid.take("pad_multiple", int, least=1),
-            grid.take("min_size", int, least=1),
+            grid.take("resolution_mm", float, above=0, most=100),
+            grid.take("pad_multiple", int, least=1, most=4096),
+            grid.take("min_size", int, least=1, most=4096),
         ),
         inputs=tuple(entry.take("inputs", list)),
         outputs=Outputs(
-            channels=outputs.take("channels", int, least=2),
-            table=outputs.take("table", str),
+            channels=outputs.take("channels", int, least=2, most=4096),
+            table=outputs.take("table", str, form=FILE),
             end=outputs.take("end", str, among=layers.ENDS),
-            smoothing_sigma=outputs.take("smoothing_sigma", float, least=0),
-            threshold=outputs.take("threshold", float, least=0),
+            smoothing_sigma=outputs.take("smoothing_sigma", float, least=0, most=100),
+            threshold=outputs.take("threshold", float, least=0, most=1),
         ),
     )
     for fields in (entry, shape, grid, outputs):
@@ -239,13 +269,15 @@ def _network(path, place, content) -> Network:
 def _weights(path, place, content) -> WeightsFile:
     fields = _Fields(path, f"{place}weights.", content)
     found = WeightsFile(
-        file=fields.take("file", str),
+        file=fields.take("file", str, form=FILE),
         size=fields.take("size", int, None, least=1),
-        sha256=fields.take("sha256", str, None),
-        git_blob=fields.take("git_blob", str, None),
-        urls=tuple(fields.take("urls", list, ())),
+        sha256=fields.take("sha256", str, None, form=SHA256),
+        git_blob=fields.take("git_blob", str, None, form=GIT_BLOB),
+        urls=tuple(fields.take("urls", list, (), form=ADDRESS)),
     )
     fields.no_others()
+    if found.urls and (found.size is None or found.sha256 is None):
+        raise _unusable(path, f"{place}weights has addresses, but not both size and sha256", "add what is missing")
     return found
 
 
@@ -263,23 +295,32 @@ class _Fields:
             raise _unusable(path, f"{place.rstrip('.') or 'it'} is no mapping")
         self.path, self.place, self.content, self.known = path, place, content, []
 
-    def take(self, name, kind, *default, least=None, above=None, among=None):
-        """The field, of this kind; the default where it lacks. least, above : bounds · among : values it may have"""
+    def take(self, name, kind, *default, least=None, above=None, most=None, among=None, form=None):
+        """The field, of this kind; the default where it lacks. least, above, most : bounds · among : values it may have
+        form : (a regular expression, what it says in words) for a text, or each of a list"""
         self.known.append(name)
         value = self.content.get(name)
         if value is None:
             if not default:
                 raise _unusable(self.path, f"lacks the field {self.place}{name}")
             return default[0]
-        where = f"{self.place}{name} {value}"
+        # Cut: what YAML repeats by reference may be endless when it is written out.
+        where = f"{self.place}{name} {value if isinstance(value, bool | int | float | str) else reprlib.repr(value)}"[
+            :200
+        ]
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
+            value = float(min(value, 10**300))
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise _unusable(self.path, f"{where if kind is not dict else self.place + name} is not {self._name(kind)}")
         if kind is float and not np.isfinite(value):
             raise _unusable(self.path, f"{where} is no finite number")
         if (least is not None and value < least) or (above is not None and value <= above):
             raise _unusable(self.path, f"{where} is not {f'{least} or more' if above is None else f'above {above}'}")
+        if most is not None and value > most:
+            raise _unusable(self.path, f"{where} is above {most}")
+        if form and not all(isinstance(one, str) and re.fullmatch(form[0], one) and one.isprintable()
+                            for one in (value if kind is list else [value])):  # fmt: skip
+            raise _unusable(self.path, f"{ascii(where)[1:-1]} is not {form[1]}")
         if among is not None and value not in among:
             raise _unusable(self.path, f"{where} is not known", f"use one of {', '.join(among)}")
         return value
@@ -300,6 +341,8 @@ def read_labels(path: str | Path) -> Labels:
     """Read labels.tsv. Raises SynthSegError("usage") when it is missing, has other columns, or contradicts itself."""
     path = Path(path)
     try:
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "No file")  # a pipe would be waited for
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file, delimiter="\t"))
         labels = Labels(
@@ -314,11 +357,17 @@ def read_labels(path: str | Path) -> Labels:
         channels = [int(row["channel"]) for row in rows]
     except OSError as error:
         raise SynthSegError("usage", f"{path}: {error.strerror}: a model folder needs its label table") from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, csv.Error) as error:
         raise SynthSegError("usage", f"{path}: not a usable label table, {error}: correct it") from error
     n = len(labels)
     if channels != list(range(n)) or n < 2 or labels.index[0] != 0:
         raise SynthSegError("usage", f"{path}: channels must count from 0, background first: correct the rows")
+    if not all(re.fullmatch(COLOR[0], color) for color in labels.colors):
+        raise SynthSegError("usage", f"{path}: color: each must be {COLOR[1]}: correct the rows")
+    if not all(
+        text.isprintable() for names in (labels.names, labels.freesurfer_names, labels.hemispheres) for text in names
+    ):
+        raise SynthSegError("usage", f"{path}: a name holds what cannot be printed: correct the rows")
     if len(set(labels.index.tolist())) != n:
         raise SynthSegError("usage", f"{path}: a label value occurs twice: correct column index")
     if not np.array_equal(np.sort(labels.flip), np.arange(n)) or np.any(labels.flip[labels.flip] != np.arange(n)):

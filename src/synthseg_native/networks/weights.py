@@ -9,6 +9,7 @@ import http.client
 import os
 import ssl
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -17,11 +18,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from synthseg_native import shared_disk
 from synthseg_native.errors import SynthSegError
 
 CHUNK = 1 << 18
+SCHEMES = ("https",)  # of addresses, and of those that they redirect to
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,16 @@ class WeightsFile:
 
 
 def default_cache() -> Path:
-    """Folder for downloads and kernels: ``$XDG_CACHE_HOME/synthseg-native``, else ``~/.cache/synthseg-native``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "synthseg-native"
+    """Folder for downloads and kernels: ``$XDG_CACHE_HOME/synthseg-native``, else ``~/.cache/synthseg-native``.
+
+    For a user without a home, as in a container, one of the user's own below the folder for temporary files.
+    """
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base, "synthseg-native")
+    try:
+        return Path.home() / ".cache" / "synthseg-native"
+    except RuntimeError:  # no HOME, and no entry in passwd
+        return Path(tempfile.gettempdir(), f"synthseg-native-{os.getuid()}")
 
 
 def mismatch(path: str | Path, expected: WeightsFile) -> str | None:
@@ -119,9 +129,12 @@ def fetch(
     Each address is tried ``attempts`` times, with a pause that starts at ``pause`` seconds and doubles; ``timeout``
     (seconds) is for one wait on the network. The file takes its place only after size and hashes were right; wrong
     bytes are deleted. A lock keeps a second process waiting, at most ``lock_wait`` seconds. ``log`` gets lines of text
-    (default: stderr). Raises SynthSegError when no address gave the file.
+    (default: stderr). Raises SynthSegError when no address gave the file. Nothing is fetched whose size and SHA-256 are
+    not known, nor more of it than that size and one chunk, nor from an address that is not https.
     """
     destination = Path(destination)
+    if expected.size is None or expected.sha256 is None:
+        raise SynthSegError("usage", f"{destination}: not fetched: its card must give size and sha256: add them")
     log = log or (lambda line: print(line, file=sys.stderr, flush=True))
     try:
         if destination.is_file() and mismatch(destination, expected) is None:  # also where nothing can be written
@@ -186,31 +199,50 @@ class _AddressError(Exception):
         self.again = again
 
 
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows a server to another address, where that is https too."""
+
+    def redirect_request(self, request, answer, code, message, headers, address):
+        _need_https(address)
+        return super().redirect_request(request, answer, code, message, headers, address)
+
+
+def _need_https(url):
+    if urlsplit(url).scheme not in SCHEMES:
+        raise _AddressError(f"{_plain(url)} is not https", again=False)
+
+
+def _plain(text):
+    """What a server says, on one line and without what a terminal would obey."""
+    return "".join(filter(str.isprintable, " ".join(f"{text}".split())))[:200]
+
+
 def _download(url, part, size, timeout, log):
-    """Bring ``part`` to ``size`` bytes (None: to where the server ends); raise _AddressError if it stays shorter."""
+    """Bring ``part`` to ``size`` bytes; raise _AddressError if it stays shorter."""
     have = part.stat().st_size if part.exists() else 0
-    if size is not None and have > size:
+    if have > size:
         part.unlink()
         have = 0
     if have and have == size:
         return
+    _need_https(url)
     request = urllib.request.Request(url, headers={"User-Agent": "synthseg-native"})
     if have:
         request.add_header("Range", f"bytes={have}-")
     try:
-        response = urllib.request.urlopen(request, timeout=timeout)
+        response = urllib.request.build_opener(_Redirects).open(request, timeout=timeout)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416:  # the server has fewer bytes than we do: start again
             part.unlink()
             raise _AddressError("HTTP 416, starting again", again=True) from error
         passing = error.code >= 500 or error.code in (408, 425, 429)
-        raise _AddressError(f"HTTP {error.code} {error.reason}", again=passing) from error
+        raise _AddressError(f"HTTP {error.code} {_plain(error.reason)}", again=passing) from error
     except urllib.error.URLError as error:
         certificate = isinstance(error.reason, ssl.SSLCertVerificationError)
-        raise _AddressError(f"no connection ({error.reason})", again=not certificate) from error
+        raise _AddressError(f"no connection ({_plain(error.reason)})", again=not certificate) from error
     except (http.client.HTTPException, OSError, ValueError) as error:
-        raise _AddressError(f"no answer ({error})", again=not isinstance(error, ValueError)) from error
+        raise _AddressError(f"no answer ({_plain(error)})", again=not isinstance(error, ValueError)) from error
     with response:
         goes_on = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
         if response.status == 206 and not goes_on:
@@ -220,10 +252,10 @@ def _download(url, part, size, timeout, log):
             have = 0  # no Range on this server
         offered = response.headers.get("Content-Length")
         total = have + int(offered) if offered and offered.isdigit() else None
-        if size is not None and total not in (None, size):
+        if total not in (None, size):
             part.unlink(missing_ok=True)
             raise _AddressError(f"{total} bytes offered, {size} expected", again=False)
-        _receive(response, part, have, size or total, log)
+        _receive(response, part, have, size, log)
 
 
 def _receive(response, part, have, total, log):
@@ -238,12 +270,12 @@ def _receive(response, part, have, total, log):
                 break
             stream.write(block)
             have += len(block)
-            if total is not None and have > total:
-                return  # too long: the check of the size refuses it
+            if have > total:
+                return  # too long, perhaps without an end: the check of the size refuses it
             if sys.stderr.isatty() and time.monotonic() - shown > 5:
                 shown = time.monotonic()
-                log(f"{part.stem}: {have / 1e6:.0f}" + (f" of {total / 1e6:.0f} MB" if total else " MB"))
-    if total is not None and have < total:
+                log(f"{part.stem}: {have / 1e6:.0f} of {total / 1e6:.0f} MB")
+    if have < total:
         raise _AddressError(f"connection broke after {have} of {total} bytes", again=True)
 
 

@@ -227,7 +227,7 @@ class Segmenter:
         made = {"csv": tables.csv_row(job.image.name, labels, result.volumes), "tsv": rows}
         if "vol" in places:
             tables.save_volumes_csv(places["vol"], labels, [made["csv"]], first_cell="")
-        note = jobs.note(job, command.wanted(self, job, notes["input"]["sha256"]), places, made)
+        note = jobs.note(job, command.wanted(self, job, notes["input"]["sha256"]), places, made, notes)
         for option, path in job.sidecars.items():
             extra = {jobs.NOTE: note} if option == "o" else {}
             which = "native" if option in on_own_grid else "network"

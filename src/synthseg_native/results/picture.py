@@ -179,12 +179,12 @@ def _sample(data, affine, points, *, linear):
 
     inside, voxels = True, []
     for row, n in zip(np.linalg.inv(affine)[:3], data.shape, strict=True):
-        position = row[0] * points[0] + row[1] * points[1] + row[2] * points[2] + row[3]
+        # An axis that the position does not depend on stays out: on an upright grid this is a line, not a plane.
+        position = sum(part * along for part, along in zip(row[:3], points, strict=True) if part) + row[3]
         inside = inside & (position >= -0.5) & (position <= n - 0.5)
         voxels.append(np.clip(position, 0, n - 1))
-    voxels = np.broadcast_arrays(*voxels)
     if linear:
-        values = map_coordinates(data, voxels, output=np.float64, order=1)
+        values = map_coordinates(data, np.broadcast_arrays(*voxels), output=np.float64, order=1)
     else:
         values = data[tuple(np.rint(position).astype(np.intp) for position in voxels)]
     inside = np.broadcast_to(inside, values.shape)
@@ -207,15 +207,25 @@ def _grey_window(panels):
 
 def _outlines(labels, labels_table):
     """Outlines of a plane on the fine grid, per pixel: colour (rows, columns, 3), weighted by its cover (.., 1)."""
-    from scipy.ndimage import maximum_filter, minimum_filter
-
-    edge = (labels > 0) & (maximum_filter(labels, THICK) != minimum_filter(labels, THICK))
+    edge = (labels > 0) & (_of_neighbours(np.maximum, labels) != _of_neighbours(np.minimum, labels))
     color = np.zeros((*labels.shape, 3), dtype=np.float32)
+    values, which = np.unique(labels[edge], return_inverse=True)
     colors = dict(zip(labels_table.index.tolist(), labels_table.colors, strict=True))
-    for value in np.unique(labels[edge]).tolist():
-        text = colors.get(value, "#ffffff")
-        color[edge & (labels == value)] = [int(text[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    texts = [colors.get(value, "#ffffff") for value in values.tolist()]
+    color[edge] = np.reshape([int(text[i : i + 2], 16) / 255 for text in texts for i in (1, 3, 5)], (-1, 3))[which]
     return _pooled(color), _pooled(edge[..., None].astype(np.float32))
+
+
+def _of_neighbours(extreme, plane):
+    """The largest or smallest value (np.maximum, np.minimum) in a square of THICK around each point of a plane."""
+    for axis in (0, 1):
+        lines = np.moveaxis(plane, axis, 0)
+        plane = plane.copy()
+        found = np.moveaxis(plane, axis, 0)
+        for away in range(1, THICK // 2 + 1):
+            extreme(found[away:], lines[:-away], out=found[away:])
+            extreme(found[:-away], lines[away:], out=found[:-away])
+    return plane
 
 
 def _pooled(fine):
@@ -226,9 +236,17 @@ def _pooled(fine):
 # The page --------------------------------------------------------------------------------------------------------
 
 
-def _png(canvas, panels, title, subtitle, lines, made_by):
-    """Put the text on the canvas (HEIGHT, WIDTH, 3); as PNG, without a date and without the software's name."""
+def _png(*given):
+    """See `_drawn`. In matplotlib's own settings: a matplotlibrc may lie in the home, or where one stands."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # its font cache is nobody's business
+    from matplotlib import rc_context, rcParamsDefault
+
+    with _DRAWING, rc_context(rcParamsDefault):
+        return _drawn(*given)
+
+
+def _drawn(canvas, panels, title, subtitle, lines, made_by):
+    """Put the text on the canvas (HEIGHT, WIDTH, 3); as PNG, without a date and without the software's name."""
     from matplotlib import get_data_path
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -267,13 +285,15 @@ def _png(canvas, panels, title, subtitle, lines, made_by):
         wrapped[TEXT_LINES - 1 :] = [(f"{ODD}… and more: see the run record", True)]
     for number, (text, odd) in enumerate(wrapped):
         write(LEFT, HEIGHT - BOTTOM + 30 + 21 * number, text, 10, "odd" if odd else "text")
-    with _DRAWING:
-        page.draw()
+    page.draw()
     png, about = BytesIO(), PngInfo()
     if made_by:
         about.add_text(MADE_BY, made_by)
     Image.fromarray(np.asarray(page.buffer_rgba())[..., :3]).save(png, format="PNG", pnginfo=about)
     return png.getvalue()
+
+
+END = b"\x00\x00\x00\x00IEND\xaeB`\x82"  # the last chunk of every PNG
 
 
 def made_by_of(start: bytes) -> str | None:

@@ -5,6 +5,7 @@ import errno
 import os
 from pathlib import Path
 
+from synthseg_native import stopping
 from synthseg_native.errors import SynthSegError
 
 
@@ -39,7 +40,8 @@ class Staged:
     def __exit__(self, kind, error, trace):
         try:
             if kind is None:
-                self._move()
+                with stopping.whole():
+                    self._move()
             elif isinstance(error, OSError):
                 with _disk_errors(self._moves[-1][1] if self._moves else "output"):
                     raise error

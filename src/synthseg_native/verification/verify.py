@@ -16,7 +16,8 @@ from importlib import metadata
 from os import PathLike
 from pathlib import Path
 
-from synthseg_native.files import read_json, write_text
+from synthseg_native import shared_disk
+from synthseg_native.files import read_sealed, write_sealed
 from synthseg_native.results import record
 
 SCHEMA = 3  # of the finding; 2: with precisions, 3: TensorFlow with oneDNN
@@ -89,14 +90,19 @@ def ensure_verified(environment: str, folder: str | PathLike) -> dict | None:
     None where there is none: then run scripts/verify_env.py with ``--out <folder>/<environment>-<8 digits>.json``.
     """
     wanted = fingerprint(environment)
-    names = (f"{environment}.json", f"{environment}-{wanted[:8]}.json")
+    names = _names(environment, wanted)
     return next((finding for name in names if (finding := _read(Path(folder, name), wanted))), None)
+
+
+def _names(environment: str, fingerprint: str) -> tuple[str, str]:
+    """The files in which a finding may lie: the rule's, and that of a machine of another kind."""
+    return f"{environment}.json", f"{environment}-{fingerprint[:8]}.json"
 
 
 def _read(path: Path, wanted: str) -> dict | None:
     """The finding in a file, where it has the wanted fingerprint."""
-    finding = read_json(path)
-    fits = isinstance(finding, dict) and (finding.get("schema"), finding.get("fingerprint")) == (SCHEMA, wanted)
+    finding = read_sealed(path)
+    fits = finding is not None and (finding.get("schema"), finding.get("fingerprint")) == (SCHEMA, wanted)
     return finding if fits else None
 
 
@@ -146,7 +152,7 @@ def _versions():
 
 def write(finding: dict, path: str | PathLike) -> None:
     """Write the finding as JSON, whole or not at all."""
-    write_text(path, json.dumps(finding, indent=2) + "\n")
+    write_sealed(path, finding)
 
 
 def table(finding: dict) -> str:
@@ -170,19 +176,26 @@ def table(finding: dict) -> str:
 
 
 def just_made(environment: str, folder: str | PathLike) -> dict | None:
-    """The finding that the choice of an engine left in the folder a moment ago, as the same run began; else None."""
+    """The finding that another process left in the folder a moment ago, as the same run began; else None."""
     wanted = fingerprint(environment)
-    path = Path(folder, f"{environment}-{wanted[:8]}.json")
-    with contextlib.suppress(OSError):
-        if 0 <= time.time() - path.stat().st_mtime < JUST_S:
-            return _read(path, wanted)
+    for name in _names(environment, wanted):
+        with contextlib.suppress(OSError):
+            new = 0 <= time.time() - Path(folder, name).stat().st_mtime < JUST_S
+            if new and (found := _read(Path(folder, name), wanted)):
+                return found
     return None
 
 
 def main(environment: str, out: str | PathLike) -> int:
-    """Verify, write, tell. Returns the exit status: 0, or 1 with one line on stderr when no device works."""
-    finding = just_made(environment, Path(out).parent) or verify(environment)
-    write(finding, out)
+    """Verify, write, tell. Returns the exit status: 0, or 1 with one line on stderr when no device works.
+
+    Of several processes that ask at once for one folder, one verifies, and the others take its finding.
+    """
+    folder = Path(out).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with shared_disk.hold(folder / f".{environment}.lock"):
+        finding = just_made(environment, folder) or verify(environment)
+        write(finding, out)
     print(table(finding), flush=True)
     if finding["decision"]["device"] is None:
         print(

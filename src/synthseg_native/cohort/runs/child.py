@@ -48,13 +48,19 @@ def call(
 ) -> int:
     """Run a command to its end, in `folder`, with all it says in the file `log`; return its exit status.
 
+    environment: its variables, without it the clean ones.
     If this process is told to stop meanwhile, or `limit` seconds have passed, `on_stop` is called and the command is
     ended before the exception goes on (of the limit: subprocess.TimeoutExpired).
     """
     with log.open("ab") as stream:
         words = [str(part) for part in command]
         child = subprocess.Popen(
-            words, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=environment, cwd=folder
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            env=environment or environments.clean_environment(),
+            cwd=folder,
         )
         try:
             return child.wait(limit)

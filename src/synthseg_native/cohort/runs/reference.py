@@ -91,7 +91,7 @@ def _run_local(record: dict, job: containers.Job, python: Path | str) -> None:
     if status != 0:
         raise failure(status, measured, child.log_of(job.work), job.scan, job.timeout)
     code = "from importlib.metadata import version; print('tensorflow ' + version('tensorflow'))"
-    told = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+    told = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=False)
     record["engine"]["version"] = told.stdout.strip() or None
     record["engine"]["onednn"] = sys.platform == "linux" or None  # as reference.py asks; a Mac's TensorFlow has none
 
@@ -100,6 +100,7 @@ def _run_container(record: dict, job: containers.Job) -> None:
     """Run the reference in a container; the container is gone when this ends, however it ends."""
     name = job.settings["runtime"]
     engine = containers.runtime(name)
+    containers.need_own(job.settings)
     image, platform = containers.image_of(job.settings), containers.platform_of(job.settings)
     command = containers.command(job, engine)
     identity, architecture = containers.inspect(name, image, job.settings["kind"], platform)

@@ -3,26 +3,17 @@
 import argparse
 import contextlib
 import json
-import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from synthseg_native import shared_disk
+from synthseg_native import shared_disk, stopping
 from synthseg_native.cohort.runs import child, work
 from synthseg_native.cohort.runs.failures import system_error, unexpected
 from synthseg_native.cohort.runs.files import RECORD, SOURCE
 from synthseg_native.errors import EXIT_CODES, SynthSegError
-from synthseg_native.files import write_json
+from synthseg_native.files import write_sealed
 from synthseg_native.results import record as record_of
-
-
-class Stopped(BaseException):
-    """SIGTERM or SIGINT arrived. number: of the signal."""
-
-    def __init__(self, number: int):
-        super().__init__(signal.Signals(number).name)
-        self.number = number
 
 
 def megabytes(text: str) -> int | None:
@@ -63,20 +54,18 @@ def step(
     record, and of a native run the others of NATIVE_FILES. failure_path: where the record of a failed run goes;
     removed after a success. run(work) makes the run record.
 
-    If another process has started on the same outputs since, this one leaves them to it. SIGTERM and SIGINT end
-    the run, its processes and its work folder.
+    If another process has started on the same outputs since, this one leaves them to it. A signal ends the run, its
+    processes and its work folder.
     """
+    with stopping.hearing():
+        return _step(scan, settings, places, failure_path, run)
+
+
+def _step(scan, settings, places, failure_path, run):
     places, failure_path = {name: Path(path) for name, path in places.items()}, Path(failure_path)
     if SOURCE.parent.name.startswith("code-"):  # a snapshot, which is kept while steps run from it
         shared_disk.refresh(SOURCE.parent)
     stopped = None
-
-    def stop(number: int, frame: object) -> None:
-        _ignore_signals()
-        raise Stopped(number)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
     kind = "native" if "margin" in places else "reference"
     record, folder, root = child.new_record(kind, scan, settings), None, work.root_of(places["record"])
     who = f"{Path(scan).name}: {record['engine']['name']}"
@@ -89,10 +78,11 @@ def step(
             record = run(folder)
             if record["status"] == "ok" and work.may_publish(root, folder):
                 record["files"] = work.hashes(folder, places)
-                write_json(folder / RECORD, record)
+                write_sealed(folder / RECORD, record)
+                stopping.deafen()  # this is done whole, or not begun
                 work.publish(folder, places)
                 failure_path.unlink(missing_ok=True)
-        except Stopped as reason:
+        except stopping.Stopped as reason:
             stopped = reason
             record_of.fail(record, SynthSegError("killed", f"{scan}: stopped by {reason}: call again"))
         except SynthSegError as error:
@@ -101,7 +91,7 @@ def step(
             record_of.fail(record, system_error(error, root))
         except Exception as error:
             record_of.fail(record, unexpected(error, scan, folder or root))
-        _ignore_signals()  # what is left to do is short
+        stopping.deafen()  # what is left to do is short
         if folder is not None and not work.may_publish(root, folder):
             print(f"{who}: another process has taken this over", file=sys.stderr)
             return 1
@@ -113,15 +103,10 @@ def step(
         if error["code"] == "internal" and folder is not None:
             print(child.log_of(folder), end="", flush=True)
         print(error["message"], file=sys.stderr, flush=True)
-        return 128 + stopped.number if stopped else EXIT_CODES[error["code"]]
+        return stopped.exit_code if stopped else EXIT_CODES[error["code"]]
     finally:
         if folder is not None:
             work.close_work(root, folder)
-
-
-def _ignore_signals() -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _tell_success(who: str, record: dict) -> None:
@@ -136,7 +121,7 @@ def _keep_failure(path: Path, record: dict, scan: str, settings: dict) -> None:
     """Write the record of a failed run. A disk that is full must not hide the error itself."""
     with contextlib.suppress(OSError):
         try:
-            write_json(path, record)
+            write_sealed(path, record)
         except (TypeError, ValueError):  # something in it is no JSON: the error must not be lost with it
             bare = child.new_record(record["kind"], scan, settings)
-            write_json(path, {**bare, "error": record["error"], "finished": record["finished"]})
+            write_sealed(path, {**bare, "error": record["error"], "finished": record["finished"]})

@@ -8,7 +8,7 @@ from pathlib import Path
 from synthseg_native.cohort import state
 from synthseg_native.cohort.manifest import REFERENCE, Manifest
 from synthseg_native.cohort.summary import aggregate, homogeneity, tables
-from synthseg_native.files import write_json, write_text
+from synthseg_native.files import write_json
 from synthseg_native.identity import current
 from synthseg_native.networks.cards import read_labels
 
@@ -26,4 +26,4 @@ def summarise(manifest: Manifest) -> None:
     tables.write_summary(manifest, rows)
     states = {(engine, scan): run.status for (scan, engine), run in runs.items()}
     words = {pair: current.CURRENT if status == "ok" else status for pair, status in states.items()}
-    write_text(state.told_file(results), state.told(manifest, words) + "\n")
+    state.tell(manifest, words, tables.made(manifest))

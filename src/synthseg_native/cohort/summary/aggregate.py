@@ -9,7 +9,7 @@ from synthseg_native.cohort.manifest import REFERENCE, Manifest, Scan
 from synthseg_native.cohort.state import FOLDER
 from synthseg_native.cohort.summary.rows import COLUMNS, ENTITIES, Row
 from synthseg_native.cohort.summary.run_results import RunResult
-from synthseg_native.files import read_json
+from synthseg_native.files import read_sealed
 from synthseg_native.identity.contents import Contents
 from synthseg_native.networks.cards import CSF, Labels
 from synthseg_native.results import quality
@@ -106,7 +106,7 @@ def _reference_of(manifest: Manifest, reference: RunResult | None) -> dict:
 
 def _comparison(native: RunResult, reference: RunResult | None) -> dict:
     """The columns that the comparison fills; its verdict only if it is about the label maps that are there."""
-    found = read_json(native.files["compare"]) or {}
+    found = read_sealed(native.files["compare"]) or {}
     made_from = found.get("labels_sha256") or {}
     there = {"native": native.get("output", "labels_sha256")}
     there["reference"] = reference and reference.get("output", "labels_sha256")
@@ -117,7 +117,8 @@ def _comparison(native: RunResult, reference: RunResult | None) -> dict:
     elif reference.status != "ok":
         reason = f"reference {reference.outcome}"
     elif not found:
-        reason = "the comparison has not run"
+        there = native.files["compare"].exists()
+        reason = "the comparison is not as it was made: call again" if there else "the comparison has not run"
     elif made_from and made_from != there:
         reason = "the comparison is of other label maps than those there now"
     else:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from synthseg_native.cohort.manifest import Run
-from synthseg_native.files import read_json
+from synthseg_native.files import read_sealed
 from synthseg_native.identity import current
 from synthseg_native.identity.contents import Contents
 from synthseg_native.results import volumes
@@ -27,8 +27,8 @@ class RunResult:
         state = current.run_state(made, run.identity, contents, run.failure)
         self.status = "ok" if state.word == current.CURRENT else state.word
         self.reason = ", ".join(state.why) if self.status in (current.STALE, current.EDITED) else None
-        self.record = read_json(self.files["record"]) or {} if self.status == "ok" else {}
-        self.failure = read_json(run.failure) or {} if self.status == current.FAILED else {}
+        self.record = read_sealed(self.files["record"]) or {} if self.status == "ok" else {}
+        self.failure = read_sealed(run.failure) or {} if self.status == current.FAILED else {}
         error = self.failure.get("error") or {}
         self.error_code: str | None = error.get("code")
         self.error = ", ".join(state.why) if self.status in (current.MISSING, current.FAILED) else None

@@ -17,6 +17,18 @@ BIDS_VERSION = "1.10.0"
 BIDS_IGNORE = "*_run.json\n*_compare.json\n*_volumes.tsv\n*_margin.nii.gz\n*_qc.png\n"
 
 
+TABLES = ("failed.tsv", "volumes.tsv", "volumes_wide.tsv", "volumes_synthseg.csv", "homogeneity.json", "summary.json",
+          "summary.tsv")  # fmt: skip
+DESCRIPTIONS = ("dataset_description.json", "dseg.tsv", ".bidsignore")
+
+
+def made(manifest: Manifest) -> list[Path]:
+    """All files that a summary writes, those of the derivative datasets where there are any."""
+    results = Path(manifest.results)
+    described = [results / engine / name for engine in (*manifest.engines, REFERENCE) for name in DESCRIPTIONS]
+    return [*(results / name for name in TABLES), *(path for path in described if path.is_file())]
+
+
 def write_summary(manifest: Manifest, rows: list[Row]) -> None:
     """summary.tsv, what its columns mean, and failed.tsv."""
     results = Path(manifest.results)

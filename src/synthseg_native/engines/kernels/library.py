@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import hashlib
 import inspect
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -69,12 +70,12 @@ def _kept(file: Path) -> bytes | None:
 
     It is machine code: the hash in the same file says that it is whole, not who wrote it.
     """
-    if not shared_disk.is_private(file):
-        return None
-    with contextlib.suppress(OSError):
-        digest, code = file.read_bytes()[:32], file.read_bytes()[32:]
-        if hashlib.sha256(code).digest() == digest:
-            return code
+    with contextlib.suppress(OSError), file.open("rb") as stream:
+        # Of the file that is open, too: its name may lead elsewhere by now.
+        if shared_disk.is_private(file) and shared_disk.is_mine(os.fstat(stream.fileno())):
+            digest, code = stream.read(32), stream.read()
+            if hashlib.sha256(code).digest() == digest:
+                return code
     return None
 
 
