@@ -57,6 +57,7 @@ def read_text(path: str | PathLike) -> str:
         maybe = ", maybe Latin-1 or Windows-1252" if name == "UTF-8" else ""
         raise ValueError(f"not {name} text{maybe} (line {line})") from None
 
+
 SEAL = "seal"  # the entry of a JSON object that holds the digest of all others
 
 

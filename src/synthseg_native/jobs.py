@@ -4,6 +4,7 @@ Paths follow SynthSeg: an image, a folder of images, or a text file with one pat
 single image with a folder for its results, names are derived: ``x.nii.gz`` gives ``x_synthseg.nii.gz``.
 """
 
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -253,7 +254,7 @@ def _check_places(call, lists):
                 endings = " ".join(IMAGE_EXTENSIONS) if extension is None else extension
                 raise _usage(path, f"not a file name for {flag(option)}", f"end it in {endings}")
         for option, path in job.sidecars.items():
-            if path.is_file() and not _ours(path, job.outputs[option]):
+            if os.path.isfile(path) and not _ours(path, job.outputs[option]):  # noqa: PTH113 (as below)
                 what = "not of this command, where the metadata of the label map belongs"
                 line = f"{path}: {what}: remove it, or choose another name"
                 job.refused = SynthSegError("usage" if call.single else "bad_input", line)
@@ -263,7 +264,7 @@ def _check_places(call, lists):
     results = [(path, flag(option)) for job in call.jobs for option, path in job.outputs.items()]
     for path, what in [*results, *metadata, *((path, flag(option)) for option, path in call.tables.items())]:
         place = _place(path)
-        if path.is_dir():
+        if os.path.isdir(path):  # noqa: PTH112 (Path's raises for a name that is too long, which is its scan's trouble)
             raise _usage(path, f"a folder, in the place of a result ({what})", "choose another name")
         if place in read:
             raise _usage(path, f"{what} would overwrite {read[place]}", "choose another place")

@@ -194,6 +194,17 @@ def test_a_bad_scan_fails_alone(stand_in, run, cohort, tmp_path, capsys):
     assert [row[0] for row in rows(tmp_path / "v.csv")] == ["subject", "a", "aa", "b"]
 
 
+def test_a_name_that_leaves_no_room_for_its_results_fails_alone(stand_in, run, cohort, tmp_path, capsys):
+    name = f"{'a' * 245}.nii.gz"
+    shutil.copy(cohort / "a.nii.gz", cohort / name)
+    assert run("--i", cohort, "--o", tmp_path / "out", "--vol", tmp_path / "v.csv") == 3
+    said = capsys.readouterr()
+    assert (
+        said.err.endswith("_synthseg.nii.gz: File name too long: choose a shorter name\n") and said.err.count("\n") == 1
+    )
+    assert [row[0] for row in rows(tmp_path / "v.csv")] == ["subject", "a", "b"]
+
+
 def test_a_table_holds_what_is_current_where_all_that_is_left_fails(stand_in, run, cohort, tmp_path):
     (cohort / "aa.nii.gz").touch()
     assert run("--i", cohort, "--o", tmp_path / "out") == 3

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from synthseg_native.cohort.samples import openable, read_samples
+from synthseg_native.cohort.samples import contradictions, openable, read_samples
 
 
 def sheet(tmp_path, text):
@@ -40,6 +40,50 @@ def test_sheets_as_spreadsheets_and_r_write_them(tmp_path, text):
     (scan,) = read_samples(sheet(tmp_path, text))
     assert scan.scan == "sub-01/anat/sub-01_T1w" and Path(scan.image).name == "a.nii"
     assert (scan.ct, scan.accept, scan.sheet) == (False, (), {})
+
+
+def test_numbers_of_a_column_with_empty_cells_are_read_as_pandas_writes_them(tmp_path):
+    first, second = read_samples(sheet(tmp_path, "participant_id\trun\timage\n1.0\t2.0\ta.nii\n2.0\t\tb.nii\n"))
+    assert (first.name, second.name) == ("sub-1_run-2_T1w", "sub-2_T1w")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
+def test_sheets_in_the_encodings_and_line_ends_of_spreadsheets(tmp_path, encoding, end):
+    path = tmp_path / "samples.tsv"
+    path.write_bytes(end.join(["participant_id\timage", "01\tä.nii", "02\tb.nii", ""]).encode(encoding))
+    assert [Path(scan.image).name for scan in read_samples(path)] == ["ä.nii", "b.nii"]
+
+
+def test_paths_may_begin_in_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert read_samples(sheet(tmp_path, "participant_id\timage\n01\t~/a.nii\n"))[0].image == "/home/me/a.nii"
+
+
+@pytest.mark.parametrize(
+    ("row", "file", "said"),
+    [
+        ("1\t\t\tT1w", "sub-01_T1w.nii.gz", "sub-1_T1w: sub-01_T1w.nii.gz"),
+        ("01\t1\t\tT1w", "sub-01_ses-001_T1w.mgz", "sub-01_ses-1_T1w: sub-01_ses-001_T1w.mgz"),
+        ("01\t\t1\tT1w", "sub-01_run-01_T1w.nii", "sub-01_run-1_T1w: sub-01_run-01_T1w.nii"),
+        ("01\t\t\t", "sub-01_FLAIR.nii", "sub-01_T1w: sub-01_FLAIR.nii"),
+        ("01\t\t\tT1w", "sub-01_ses-a_run-1_desc-x_T1w.nii", None),  # what the sheet does not say contradicts nothing
+        ("01\t\t\tT1w", "T2w.nii", None),
+        ("01\t\t\tT1w", "sub.nii.gz", None),
+    ],
+)
+def test_a_row_that_contradicts_the_name_of_its_file_is_said(tmp_path, row, file, said):
+    header = "participant_id\tsession_id\trun\tsuffix\timage"
+    scans = read_samples(sheet(tmp_path, f"{header}\n{row}\t{file}\n"))
+    line = contradictions(scans)
+    assert (said is None) == (line is None) and (said is None or f"({said})" in line)
+
+
+def test_many_contradictions_are_one_line(tmp_path):
+    rows = "".join(f"{n}\tsub-{n:03}_T1w.nii\n" for n in range(1, 10))
+    line = contradictions(read_samples(sheet(tmp_path, f"participant_id\timage\n{rows}")))
+    assert line.startswith("9 rows of the sheet are named otherwise than their files (sub-1_T1w: sub-001_T1w.nii, ")
+    assert "sub-3_T1w: sub-003_T1w.nii and 6 more)" in line and "\n" not in line
 
 
 def test_images_below_the_working_directory_are_relative(tmp_path, monkeypatch):

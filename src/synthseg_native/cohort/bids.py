@@ -286,6 +286,8 @@ def write_sheet(
         write_text(sheet, text.getvalue())
     except OSError as error:
         raise SynthSegError("usage", f"{sheet}: cannot be written ({error}): choose another --out") from error
+    except UnicodeEncodeError:
+        raise SynthSegError("usage", f"{root}: not UTF-8, and no path for a sheet: rename the folder") from None
 
 
 def _has_no_rows(sheet):

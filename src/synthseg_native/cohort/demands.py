@@ -19,17 +19,26 @@ EXISTING_MB = 3000  # to take a label map that is already there
 
 
 def header_of(image: str | PathLike) -> tuple[list[int] | None, list[float] | None]:
-    """Shape and voxel sizes (mm), (3,) each, of a scan; (None, None) where its header cannot be read."""
+    """Shape and voxel sizes (mm), (3,) each, of a scan; (None, None) where its header cannot be read, or claims what no
+    run would take: what is asked for by such a claim no machine has, and a cluster refuses the job."""
+    from synthseg_native.scan import reading
+
+    logger = nib.imageglobals.logger
+    logger.disabled, before = True, logger.disabled  # it names no file
     try:
         if not Path(image).is_file():  # a pipe, a device: reading it may never end
             return None, None
         header = nib.load(image).header
         shape = [n for n in header.get_data_shape() if n != 1]
         voxel_mm = [float(size) for size in header.get_zooms()[:3]]
-        fits = len(shape) == 3 and all(math.isfinite(size) and size > 0 for size in voxel_mm)
+        least, most = reading.FIELD_OF_VIEW_MM
+        fits = len(shape) == 3 and math.prod(shape) <= reading.MAX_VOXELS
+        fits = fits and all(least <= n * size <= most for n, size in zip(shape, voxel_mm, strict=True))  # not of NaN
         return (shape, voxel_mm) if fits else (None, None)
     except Exception:  # whatever is wrong with it, the run says
         return None, None
+    finally:
+        logger.disabled = before
 
 
 def memory_mb(plan: Plan, engine: str, scan: str) -> int:

@@ -232,6 +232,7 @@ def _accept(cell: str) -> tuple:
 def _label(key: str, value: str) -> str:
     """A BIDS label without its prefix; letters, digits and + only, so that it cannot leave the results folder."""
     value = value.removeprefix(PREFIXES.get(key, ""))
+    value = re.sub(r"^(\d+)\.0$", r"\1", value)  # how pandas writes the numbers of a column with empty cells
     if key == "suffix":
         value = value or "T1w"
         if value not in SUFFIXES:

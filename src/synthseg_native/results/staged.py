@@ -90,6 +90,8 @@ class _disk_errors:
 
     def __exit__(self, kind, error, trace):
         if isinstance(error, OSError):
+            if error.errno == errno.ENAMETOOLONG:  # of this file alone: the next may be written
+                raise SynthSegError("bad_input", f"{self.path}: {error.strerror}: choose a shorter name") from error
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             remedy = "make room" if full else "choose a place that can be written to"
             raise SynthSegError("disk", f"{self.path}: {error.strerror or error}: {remedy}") from error
