@@ -24,6 +24,7 @@ SYSTEM = "the system's"
 FRESH = "written by this run a moment ago, in a folder of its own"
 MADE = "held against the hash in its run's record before"
 READERS = {
+    "cli.py": "tests/unit/test_cli_many.py",
     "cohort/bids.py": USERS,
     "cohort/benchmark/images.py": SHIPPED,
     "cohort/benchmark/inputs.py": USERS,
@@ -36,6 +37,7 @@ READERS = {
     "cohort/demo.py": USERS,
     "cohort/environments.py": SHIPPED,
     "cohort/manifest.py": "tests/unit/test_manifest.py",
+    "cohort/plan.py": USERS,
     "cohort/ranking.py": "tests/unit/test_ranking.py",
     "cohort/report_labels.py": HERE,
     "cohort/runs/child.py": FRESH,
