@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         write_tsv(args.runs, RUN_COLUMNS, rows)
         write_tsv(args.out, COLUMNS, statistics_of(rows))
         if not any(never_came_through(row for row in rows if row["scan"] == scan) for scan in order["scans"]):
-            kept.path.unlink(missing_ok=True)
+            kept.remove()
     except SynthSegError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -77,7 +77,7 @@ class Kept:
         self.path = path
         for other in path.parent.glob("benchmark-*.jsonl"):
             if other != path:
-                other.unlink(missing_ok=True)
+                Kept.remove_file(other)
 
     def rows(self) -> list[dict]:
         """The rows of the same processor, without what a kill has cut off."""
@@ -94,6 +94,16 @@ class Kept:
         if found:
             progress(f"benchmark: {len(found)} runs of an earlier call are kept")
         return found
+
+    def remove(self) -> None:
+        """Forget them."""
+        self.remove_file(self.path)
+
+    @staticmethod
+    def remove_file(path: Path) -> None:
+        """Remove a file; what cannot be removed is left, and does no harm."""
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
     def append(self, row: dict) -> None:
         """Keep a row."""

@@ -197,6 +197,22 @@ def test_a_bad_scan_fails_alone(stand_in, run, cohort, tmp_path, capsys):
     assert [row[0] for row in rows(tmp_path / "v.csv")] == ["subject", "a", "aa", "b"]
 
 
+def test_lines_of_a_list_that_cannot_be_read_fail_alone(stand_in, run, cohort, tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe.nii")
+    (tmp_path / "circle.nii").symlink_to("circle.nii")
+    (tmp_path / "folder.nii").mkdir()
+    bad = ["missing.nii", "pipe.nii", "circle.nii", "folder.nii", f"{'n' * 300}.nii", "closed/a.txt.nii"]
+    (tmp_path / "closed").write_text("no folder")
+    (tmp_path / "i.txt").write_text(
+        "".join(f"{path}\n" for path in [*(tmp_path / name for name in bad), cohort / "a.nii.gz"])
+    )
+    (tmp_path / "o.txt").write_text("".join(f"{tmp_path / f'o{n}.nii'}\n" for n in range(len(bad) + 1)))
+    assert run("--i", tmp_path / "i.txt", "--o", tmp_path / "o.txt") == 3
+    said = capsys.readouterr()
+    assert [line.split(": ")[1] for line in said.err.splitlines()] == [str(tmp_path / name) for name in bad]
+    assert f"1 segmented, {len(bad)} failed" in said.out and (tmp_path / f"o{len(bad)}.nii").is_file()
+
+
 def test_a_name_that_leaves_no_room_for_its_results_fails_alone(stand_in, run, cohort, tmp_path, capsys):
     name = f"{'a' * 245}.nii.gz"
     shutil.copy(cohort / "a.nii.gz", cohort / name)

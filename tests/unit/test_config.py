@@ -95,6 +95,9 @@ def test_what_is_typed_behind_config_is_what_a_file_would_say(schema):
     assert complete(schema, allow_small_model="yes")["allow_small_model"] is True
     assert complete(schema, equivalence={"max_margin": "1e-3"})["equivalence"]["max_margin"] == 0.001
     assert complete(schema, results=2024)["results"] == "2024"
+    for threads in (2.0, "2.0", "2"):
+        assert repr(complete(schema, threads=threads)["threads"]) == "2"
+    assert repr(complete(schema, crop=[64.0, 64, 96.0])["crop"]) == "[64, 64, 96]"
     assert complete(schema, results=datetime.date(2024, 5, 1))["results"] == "2024-05-01"
     for key, wrong in {"threads": "two", "allow_small_model": "perhaps", "crop": "[1", "timeout_min": "nan"}.items():
         with pytest.raises(SynthSegError, match=f"config: {key}: "):

@@ -24,7 +24,7 @@ SYSTEM = "the system's"
 FRESH = "written by this run a moment ago, in a folder of its own"
 MADE = "held against the hash in its run's record before"
 READERS = {
-    "cli.py": "tests/unit/test_cli_many.py",
+    "cli.py": "tests/unit/test_cli_many.py",  # the table of --vol
     "cohort/bids.py": USERS,
     "cohort/benchmark/images.py": SHIPPED,
     "cohort/benchmark/inputs.py": USERS,
@@ -46,7 +46,7 @@ READERS = {
     "cohort/runs/reference.py": FRESH,
     "cohort/runs/work.py": FRESH,
     "cohort/samples.py": USERS,
-    "cohort/state.py": HERE,
+    "cohort/state.py": HERE,  # the benchmark's tables: tests/unit/test_plan.py
     "cohort/summary/aggregate.py": HERE,
     "cohort/summary/run_results.py": HERE,
     "cohort/summary/terminal.py": "written by this call a moment ago",

@@ -10,7 +10,9 @@ import pytest
 from rule_patterns import with_patterns
 from synthseg_native import memory
 from synthseg_native.cohort import demands, deploy, environments, ranking, state
+from synthseg_native.cohort.benchmark import COLUMNS, RUN_COLUMNS
 from synthseg_native.cohort.plan import Plan
+from synthseg_native.cohort.tables import write_tsv
 from synthseg_native.errors import SynthSegError
 
 BASICS = {"samples": "samples.tsv", "model": "compact2mm", "allow_small_model": True, "engines": ["tensorflow"]}
@@ -311,16 +313,33 @@ def test_a_benchmark_of_many_images_is_asked_for_by_a_file(make):
     assert make(names[:1], benchmark={"scans": 1}).benchmark_order[0] != path
 
 
-@pytest.mark.parametrize(("codes", "again"), [("ok oom", False), ("oom oom", True), ("bad_input", False)])
-def test_a_benchmark_is_run_again_where_the_machine_failed_a_contestant(make, tmp_path, codes, again):
+@pytest.mark.parametrize(
+    ("codes", "says"),
+    [
+        ("ok oom", None),
+        ("oom oom", "tensorflow failed in all runs of sub-01_T1w (oom)"),
+        ("bad_input", None),
+        ("", "its tables are damaged"),
+        ("cut", "its tables are damaged"),
+        ("garbage", "its tables are damaged"),
+    ],
+)
+def test_a_benchmark_is_run_again_where_the_machine_failed_or_its_tables_are_damaged(make, tmp_path, codes, says):
     plan = make(benchmark={"scans": 1})
-    table = tmp_path / plan.patterns.benchmark["runs"]
-    table.parent.mkdir()
-    lines = [f"{scan_of('01')}\ttensorflow\t{'ok' if code == 'ok' else 'failed'}\t{code}" for code in codes.split()]
-    table.write_text("\n".join(["scan\tengine\tstatus\terror_code", *lines]) + "\n")
-    assert (plan.patterns.benchmark["runs"] in state.to_make(plan)) == again
-    table.write_bytes(bytes(range(256)))
-    state.to_make(plan)
+    runs, table = (tmp_path / plan.patterns.benchmark[name] for name in ("runs", "table"))
+    assert {str(path.relative_to(tmp_path)) for path in (runs, table)} <= state.to_make(plan), "they are not there"
+    words = codes.replace("cut", "ok").split()
+    rows = [{"scan": scan_of("01"), "engine": "tensorflow", "status": code, "error_code": code} for code in words]
+    write_tsv(runs, RUN_COLUMNS, rows)
+    write_tsv(table, COLUMNS, [{"scan": "all"}])
+    if codes == "cut":
+        table.write_text(table.read_text()[:-9])
+    if codes == "garbage":
+        runs.write_bytes(bytes(range(256)))
+    assert (plan.patterns.benchmark["runs"] in state.to_make(plan)) == (says is not None)
+    assert [line for line in state.lines(plan) if "benchmark" in line] == (
+        [f"the benchmark again: {says}"] if says else []
+    )
 
 
 # Memory --------------------------------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def _meant(value: object, part: dict) -> object:
     """
     fits = jsonschema.Draft202012Validator(part).is_valid
     if fits(value):
-        return value
+        return _whole(value)
     ways = []
     if isinstance(value, str):
         words = [word.strip() for word in value.split(",")]
@@ -81,7 +81,14 @@ def _meant(value: object, part: dict) -> object:
         ways = [[_word(item) for item in value]]
     elif isinstance(value, int | datetime.date) and not isinstance(value, bool):
         ways = [str(value)]
-    return next((meant for meant in ways if fits(meant)), value)
+    return next((_whole(meant) for meant in ways if fits(meant)), value)
+
+
+def _whole(value: object) -> object:
+    """A whole number as one, also where it is written 2.0: for the schema these are the same, and for programs not."""
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _word(value: object) -> object:

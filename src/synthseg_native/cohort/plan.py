@@ -193,8 +193,8 @@ class Plan:
 
         A file, because no word of a command may be longer than 128 KiB.
         """
-        scans = {scan: self.image_path(scan) for scan in self.benchmarked}
-        text = json.dumps({"settings": json.loads(self.identities.benchmark_settings()), "scans": scans})
+        scans = json.dumps({scan: self.image_path(scan) for scan in self.benchmarked})
+        text = f'{{"settings": {self.identities.benchmark_settings()}, "scans": {scans}}}'
         return Path(self.state, f"benchmark-{keys.digest(text)}.json"), text
 
     def benchmark_key(self) -> str:

@@ -10,11 +10,11 @@ import csv
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from synthseg_native.cohort.benchmark.in_turn import never_came_through
+from synthseg_native.cohort.benchmark.in_turn import COLUMNS, RUN_COLUMNS, never_came_through
 from synthseg_native.errors import TRANSIENT
 from synthseg_native.files import read_sealed, write_sealed, write_text
 from synthseg_native.identity import current, keys
@@ -54,7 +54,7 @@ def to_make(plan: Plan) -> set[str]:
     }
     wanted = [*plan.wanted_runs(), *plan.wanted_once(), *plan.aggregates().values()]
     found |= {path for path in wanted if not Path(path).exists()} | _drawn_or_compared_otherwise(plan)
-    found |= _benchmark_to_try_again(plan) if plan.benchmarked else set()
+    found |= set(plan.patterns.benchmark.values()) if _benchmark_again(plan) else set()
     summary = plan.aggregates()["summary"]
     return found | ({summary} if failed_mark(plan.state).exists() or not says_what_is(plan) else set())
 
@@ -100,16 +100,32 @@ def changed_tables(plan: Plan) -> list[str]:
     return [path for path, sha256 in paths.items() if not plan.contents.is_as_made(path, sha256, about)]
 
 
-def _benchmark_to_try_again(plan: Plan) -> set[str]:
-    """The benchmark's tables where a contestant never came through an image, for a cause that may have passed."""
+def _benchmark_again(plan: Plan) -> str | None:
+    """Why the benchmark runs again although its tables are there: one is damaged, or a contestant never came through
+    an image for a cause that may have passed. None where nothing says so."""
+    runs, table = (Path(plan.patterns.benchmark[name]) for name in ("runs", "table"))
+    if not plan.benchmarked or not (runs.exists() and table.exists()):
+        return None
+    rows = _rows(runs, RUN_COLUMNS)
+    if rows is None or _rows(table, COLUMNS) is None:
+        return "its tables are damaged"
+    for scan in dict.fromkeys(row["scan"] for row in rows):
+        for engine, code in never_came_through(row for row in rows if row["scan"] == scan).items():
+            if code in TRANSIENT:
+                return f"{engine} failed in all runs of {Path(scan).name} ({code})"
+    return None
+
+
+def _rows(path: Path, columns: Sequence[str]) -> list[dict] | None:
+    """The rows of a table; None where it is none with these columns, or was cut within a row."""
     try:
-        with Path(plan.patterns.benchmark["runs"]).open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file, delimiter="\t"))
-        failed = [never_came_through(r for r in rows if r["scan"] == scan) for scan in {row["scan"] for row in rows}]
-    except (OSError, KeyError, ValueError, csv.Error):  # not there, or no table
-        return set()
-    passing = any(code in TRANSIENT for codes in failed for code in codes.values())
-    return set(plan.patterns.benchmark.values()) if passing else set()
+        with path.open(encoding="utf-8", newline="") as file:
+            table = csv.DictReader(file, delimiter="\t")
+            rows = list(table)
+    except (OSError, ValueError, csv.Error):
+        return None
+    whole = all(None not in row and None not in row.values() for row in rows)
+    return rows if whole and rows and table.fieldnames == list(columns) else None
 
 
 def _drawn_or_compared_otherwise(plan: Plan) -> set[str]:
@@ -156,6 +172,8 @@ def lines(plan: Plan) -> list[str]:
         alike.setdefault(what, []).append(scan)
     changed = [path for path in changed_tables(plan) if Path(path).exists()]
     tables = [f"{path} was changed since it was made: made again" for path in changed]
+    if why := _benchmark_again(plan):
+        tables.append(f"the benchmark again: {why}")
     said = [_line(what, how, scans) for (what, how), scans in alike.items()]
     more = [f"and runs for {len(said) - LINES} other reasons"] if len(said) > LINES else []
     return said[:LINES] + more + tables
