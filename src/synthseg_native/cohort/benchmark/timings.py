@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from math import exp, log, sqrt
 from statistics import fmean, median, stdev, variance
 
-from scipy.stats import t
+from scipy.special import stdtrit
 
 PAIRS_FOR_INTERVAL = 5
 CONFIDENCE = 0.95
@@ -94,7 +94,7 @@ def ratio_statistics(images: Sequence[Sequence[float]]) -> dict[str, float | int
     logs = [[log(ratio) for ratio in ratios] for ratios in images]
     mean, freedom, half = fmean(map(fmean, logs)), len(every) - len(images), None
     if freedom >= PAIRS_FOR_INTERVAL - 1:
-        quantile = float(t.ppf((1 + CONFIDENCE) / 2, freedom))
+        quantile = float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
         half = quantile * pooled_sd(logs) * sqrt(sum(1 / len(values) for values in logs)) / len(logs)
     return {
         "n_pairs": len(every),
