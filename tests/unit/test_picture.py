@@ -90,7 +90,7 @@ def yellow(page):
 def test_size_of_the_page_and_the_same_bytes(tmp_path, table):
     first = drawn(tmp_path / "a.png", table, *head(), lines=["nothing odd"])
     # As from a matplotlibrc in the home, or where one stands.
-    with matplotlib.rc_context({"image.origin": "lower", "savefig.dpi": 7, "font.size": 99, "path.simplify": False}):
+    with matplotlib.rc_context({"text.antialiased": False, "text.hinting": "none", "font.size": 99}):
         drawn(tmp_path / "b.png", table, *head(), lines=["nothing odd"])
         assert matplotlib.rcParams["font.size"] == 99, "those of a caller stay"
     assert first.shape == (1100, 1600, 3)
