@@ -5,7 +5,7 @@ here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd) || exit 1
 for newest in 13 99; do
     for python in python3 python3.13 python3.12 python3.11 python3.14 python; do
         if "$python" -c "import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, $newest))" 2>/dev/null; then
-            exec "$python" "$here/environment.py" "$@"
+            exec "$python" -S "$here/environment.py" "$@" # -S: the standard library is all it needs, and so it starts at once
         fi
     done
 done

@@ -69,17 +69,17 @@ def plan(wanted: dict) -> Call:
     source = Path(wanted["i"])
     given = {option: wanted[option] for option in (*PER_SCAN, *TABLES) if wanted.get(option)}
     try:
-        if source.suffix.lower() == ".txt":
+        if _is_list(source):
             call = _of_list(source, given)
         else:
             for option, path in given.items():
-                if path.lower().endswith(".txt"):
+                if _is_list(path):
                     raise _usage(path, f"a list for {flag(option)}, but --i is none", "give a file or a folder")
             call = _of_folder(source, given) if source.is_dir() else _of_image(source, given)
         for option in TABLES:
             if option in given and option not in call.jobs[0].outputs:
                 call.tables[option] = _table(option, given[option])
-        lists = [Path(path) for path in (wanted["i"], *given.values()) if path.lower().endswith(".txt")]
+        lists = [Path(path) for path in (wanted["i"], *given.values()) if _is_list(path)]
         _check_places(call, lists)
     except OSError as error:  # of a path that no file system takes
         raise SynthSegError("bad_input", f"{error.filename or source}: {error.strerror}: correct the path") from error
@@ -173,7 +173,7 @@ def _of_list(source, given):
     for option, path in given.items():
         if option == "volumes_tsv":  # one table, whatever --i is
             continue
-        if not path.lower().endswith(".txt"):
+        if not _is_list(path):
             raise _usage(
                 path, f"not a list, but --i is one, so {flag(option)} must be", "give a .txt, one path per line"
             )
@@ -185,10 +185,19 @@ def _of_list(source, given):
     return Call(jobs, {})
 
 
+def _is_list(path):
+    """Whether a path names a list: a text file, or what a shell makes of <(ls scans/*), which can be read once."""
+    path = Path(path)
+    pipe = str(path).startswith(("/dev/fd/", "/dev/stdin")) or path.is_fifo()
+    return path.suffix.lower() == ".txt" or (pipe and not image_extension(path))
+
+
 def _lines(path):
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        if "\0" in text:
+            raise ValueError
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise SynthSegError("bad_input", f"{path}: {reason}: give a text file with one path per line") from error
     return [line.removesuffix("\r") for line in text.split("\n") if line.strip()]

@@ -55,6 +55,8 @@ def is_sheet(sheet: str | PathLike) -> bool:
     Every job of a cluster asks this too, so that a cohort's sheet, which is longer, is not read for it.
     """
     try:
+        if not Path(sheet).is_file():  # what is a pipe can be read once
+            return False
         with Path(sheet).open("rb") as file:
             if next(islice(file, LINES, None), None) is not None:
                 return False
