@@ -12,6 +12,7 @@ import pytest
 
 from synthseg_native import owners
 from synthseg_native.cohort import containers, environments
+from synthseg_native.cohort.runs import child
 from synthseg_native.errors import SynthSegError
 
 MAC = containers.Runtime("docker", "arm64", 8, False)
@@ -172,6 +173,17 @@ def test_a_file_of_this_reference_is_taken(apptainer, monkeypatch):
     for other in ({"kind": "upstream"}, {"runtime": "docker"}, {"image": None}):
         containers.need_own(OWN_SIF | other)
     assert not (place / "called").exists(), "nothing to look at"
+
+
+def test_a_runtime_is_started_without_the_callers_variables(tmp_path, monkeypatch):
+    """Its run too: Apptainer would hand APPTAINERENV_... on, Docker build and run for DOCKER_DEFAULT_PLATFORM."""
+    for name in ("APPTAINERENV_PYTHONPATH", "DOCKER_DEFAULT_PLATFORM", "LD_PRELOAD"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("DOCKER_HOST", "unix:///run/mine.sock")
+    assert child.call(["env"], tmp_path / "log", folder=tmp_path) == 0
+    names = {line.partition("=")[0] for line in (tmp_path / "log").read_text().splitlines()}
+    assert "DOCKER_HOST" in names
+    assert not names & {"APPTAINERENV_PYTHONPATH", "DOCKER_DEFAULT_PLATFORM", "LD_PRELOAD"}
 
 
 def test_the_own_image_is_labelled_with_its_key(tmp_path, monkeypatch):
