@@ -15,10 +15,11 @@ CASES = {
     "t1_crop": ("t1", ["--crop", "64", "80", "48"]),
     "t1_ct": ("t1", ["--ct"]),
 }
-# Each image, each mode, each flag. What is before and after the network is the same code for every engine, and the
-# quickest one is held against upstream in all cases (test_other_engines.py).
-HERE = ("t1_fast", "oblique_default", "thick_fast", "t1_crop", "t1_ct")
-AUTOCROP = ["--autocrop", "--fast"]
+# Each image and each mode. What is before and after the network is the same code for every engine, and the quickest
+# one is held against upstream in all cases (test_other_engines.py).
+HERE = ("t1_fast", "oblique_default", "thick_fast", "t1_crop")
+# Engine and reference against each other besides: the flags that are not in these cases, by the cheapest run.
+BESIDES = {"autocrop": ["--autocrop", "--fast"], "cropped_ct": ["--ct", "--crop", "64", "80", "48"]}
 
 
 def engine_of(runs, case):
@@ -53,10 +54,10 @@ def test_resampled_image_equals_upstream(runs, program):
     np.testing.assert_allclose(ours.get_fdata(), expected.get_fdata(), rtol=0, atol=1.01 * expected.dataobj.slope)
 
 
-@pytest.mark.parametrize("case", [*HERE, "t1_autocrop"])
+@pytest.mark.parametrize("case", [*HERE, *BESIDES])
 def test_engine_equals_reference_bit_for_bit(runs, case):
     """The same operations on the same machine: no voxel and no posterior may differ, whatever the machine."""
-    engine, reference = pair(runs, case) if case in CASES else runs.pair("t1", "autocrop", AUTOCROP)
+    engine, reference = pair(runs, case) if case in CASES else runs.pair("t1", case, BESIDES[case])
     for name in ("dseg.nii.gz", "posteriors.nii"):
         ours, expected = nib.load(engine / name), nib.load(reference / name)
         assert ours.get_data_dtype() == expected.get_data_dtype()
@@ -69,10 +70,16 @@ def test_engine_equals_reference_bit_for_bit(runs, case):
 
 def test_an_automatic_crop_changes_what_the_network_sees(runs):
     whole = engine_of(runs, "t1_fast")
-    cropped, _ = runs.pair("t1", "autocrop", AUTOCROP)
+    cropped, _ = runs.pair("t1", "autocrop", BESIDES["autocrop"])
     sizes = [json.loads((folder / "run.json").read_text())["output"] for folder in (whole, cropped)]
     assert sizes[0]["shape"] == sizes[1]["shape"]
     assert sizes[0]["labels_sha256"] != sizes[1]["labels_sha256"]
+
+
+def test_clipped_brightness_changes_the_labels(runs):
+    plain, clipped = engine_of(runs, "t1_crop"), runs.pair("t1", "cropped_ct", BESIDES["cropped_ct"])[0]
+    found = [json.loads((folder / "run.json").read_text())["output"]["labels_sha256"] for folder in (plain, clipped)]
+    assert found[0] != found[1]
 
 
 @pytest.mark.parametrize("case", HERE)

@@ -55,7 +55,7 @@ def compare(folder, case, **thresholds):
 
 
 # What is before and after the network is the same code for all: torch, the slower one here, runs each image and mode.
-FEW = ("t1_default", "oblique_fast", "thick_default", "t1_crop")
+FEW = ("t1_crop", "oblique_fast", "thick_default")
 
 
 @pytest.mark.parametrize(
@@ -71,11 +71,13 @@ def test_float32_equals_upstream(run, engine, case):
 # bf16: shares of the foreground that may differ, and of a soft volume. README.md has the figures, and says why torch is
 # beyond them in `thick`.
 CLOSE, FAR = (1e-3, 0.01), (6e-3, None)
-ROUGH = ("t1_default", "oblique_default", "thick_default")
+ROUGH = (
+    *(("openvino", case) for case in ("t1_default", "oblique_default", "thick_default")),
+    *(("torch", case) for case in ("t1_crop", "thick_default")),
+)
 
 
-@pytest.mark.parametrize("case", ROUGH)
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("engine", "case"), ROUGH)
 def test_bf16_is_near_upstream(run, engine, case):
     folder = run(engine, case, "bf16")
     result = compare(folder, case)
@@ -102,7 +104,7 @@ def test_twice_gives_the_same_labels_margins_and_volumes(run, engine, precision)
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_record_says_what_ran(run, engine):
-    folder = run(engine, "t1_default", "bf16")
+    folder = run(engine, "t1_crop", "bf16")
     record = json.loads((folder / "run.json").read_text())
     assert (record["engine"]["name"], record["precision"], record["device"]) == (engine, "bf16", "cpu")
     assert record["engine"]["version"]

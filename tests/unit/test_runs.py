@@ -67,17 +67,14 @@ if mode == "slow":
 if mode == "nothing":
     sys.exit()
 value, size = "nan" if mode == "nan" else "63.2", float("nan") if mode == "odd" else 1
-import nibabel as nib, numpy as np
-labels = np.zeros((12, 13, 14), np.int32); labels[2:6, 2:6, 2:6] = 17; labels[7:9, 7:9, 7:9] = 53
-nib.save(nib.Nifti1Image(labels, np.eye(4)), args["--o"])
-if "--native-grid" in args:
-    nib.save(nib.Nifti1Image(labels[::2], np.diag([2.0, 1, 1, 1])), args["--native-grid"])
+for flag in ("--o", "--native-grid", "--margin"):
+    if flag in args:
+        Path(args[flag]).write_bytes(Path({made!r}, flag + ".nii.gz").read_bytes())
 if "--vol" in args:
     Path(args["--vol"]).write_text("subject,left hippocampus,right hippocampus\\r\\nx," + value + ",7.9\\r\\n")
     if mode == "odd":
         Path(args["--vol"]).write_text("subject,left hippocampus\\r\\nx\\r\\n")
 if "--margin" in args:
-    nib.save(nib.Nifti1Image(np.ones((12, 13, 14), np.uint16), np.eye(4)), args["--margin"])
     Path(args["--volumes-tsv"]).write_text("index\\n17\\n")
     native_grid = {{"shape": [6, 13, 14], "voxel_mm": [2, 1, 1], "interpolation": args["--interpolation"]}}
     record(engine={{"name": "tensorflow", "version": "9.9"}}, model={{"name": "compact2mm", "research_grade": False}},
@@ -87,11 +84,22 @@ if "--margin" in args:
 """
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """What plays the network has segmented."""
+    folder, own = tmp_path_factory.mktemp("made"), np.eye(4)
+    images = {"--o": (LABELS, own), "--margin": (np.ones(LABELS.shape, np.uint16), own)}
+    images["--native-grid"] = LABELS[::2], np.diag([2.0, 1, 1, 1])
+    for flag, (data, affine) in images.items():
+        nib.save(nib.Nifti1Image(data, affine), folder / f"{flag}.nii.gz")
+    return folder
+
+
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def place(made, tmp_path, monkeypatch):
     """A folder with an image, a fake interpreter, and room for results."""
     fake = tmp_path / "fake"
-    fake.write_text(FAKE.format(python=sys.executable))
+    fake.write_text(FAKE.format(python=sys.executable, made=str(made)))
     fake.chmod(0o755)
     monkeypatch.setenv("FAKE_PID", str(tmp_path / "pid"))
     monkeypatch.setenv("SYNTHSEG_NATIVE_LET_THROUGH", "FAKE,FAKE_PID")
@@ -159,7 +167,7 @@ def test_a_good_run_publishes_everything_and_one_record_schema(place, kind):
     assert list(made) == [*record.new(kind, []), "seal"] and is_sealed(made)
     assert (made["kind"], made["status"], made["error"], made["scan"]) == (kind, "ok", None, SCAN)
     assert made["files"] == {name: reading.sha256_of(path) for name, path in places.items() if name != "record"}
-    assert made["wall_s"] > 0 and made["peak_rss_mib"] > 10 and made["started"] < made["finished"]
+    assert made["wall_s"] > 0 and made["peak_rss_mib"] > 5 and made["started"] < made["finished"]
     assert made["engine"]["version"].endswith("9.9") and made["model"]["name"] == "compact2mm"
     assert made["key"]["threads"] == 1 and made["input"]["name"] == "scan.nii.gz"
     # What plays the network takes what an interpreter takes: far off either prediction, which is told in one line.
