@@ -11,7 +11,10 @@ import sys
 if sys.version_info < (3, 11):  # noqa: UP036  (this file must stay readable for Python 3.6, to get here)
     sys.exit("synthseg-native: this is Python %d.%d: use Python 3.11 to 3.13" % sys.version_info[:2])  # noqa: UP031
 
+import contextlib
+import getpass
 import os
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,13 +69,32 @@ def segment(arguments):
     if not arguments:
         sys.exit(cli.main([]))
     cli.parser().parse_args(arguments)  # --help and wrong use end here: no environment is made for them
+    env = environments.clean_environment() | {"PYTHONPATH": str(ROOT / "src")}
     try:
-        engine, arguments = ranking.for_command(arguments, weights.default_cache() / "verified")
+        with folder_to_write(weights.default_cache(env) / "verified") as verified:
+            engine, arguments = ranking.for_command(arguments, verified)
     except SynthSegError as error:
         print(f"synthseg-native: {error.message}", file=sys.stderr)
         sys.exit(error.exit_code)
-    env = environments.clean_environment() | {"PYTHONPATH": str(ROOT / "src")}
     execute([environments.ensure(engine), "-m", "synthseg_native", *arguments], env)
+
+
+@contextlib.contextmanager
+def folder_to_write(path):
+    """This folder, made where it is missing; where it cannot be written to, one for the time of the block."""
+    if is_writable(path):
+        yield path
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+
+
+def is_writable(path):
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(str(path), os.W_OK | os.X_OK)
 
 
 def execute(command, env, hears=True):
@@ -82,6 +104,8 @@ def execute(command, env, hears=True):
 
 def snakemake(arguments):
     """Become Snakemake, with the lock of the working directory in hand."""
+    from synthseg_native.networks import weights
+
     place, directory, snakefile = [], value(arguments, "--directory", "-d"), value(arguments, "--snakefile", "-s")
     if snakefile is None and not Path.cwd().samefile(ROOT):
         # Called by path from elsewhere: this workflow, whatever lies there, and its results beside it.
@@ -98,6 +122,13 @@ def snakemake(arguments):
     env = environments.clean_environment()
     for name in variables.OF_A_RUN:  # of another run, from which this one is called
         env.pop(name, None)
+    env.setdefault("HOME", str(weights.home()))  # Snakemake needs it and a name; in a container they may be nowhere
+    env.setdefault("LOGNAME", user())
+    cache = weights.default_cache(env)
+    if not is_writable(cache.parent / "snakemake"):
+        # Snakemake needs one, which all nodes see. What is kept in the user's own can be read all the same.
+        env |= {"XDG_CACHE_HOME": str(Path(directory or ".", ".snakemake", "cache").absolute())}
+        env |= {"SYNTHSEG_NATIVE_CACHE": str(cache)}
     interpreter = environments.ensure("workflow")
     check_encoding(configurations(arguments) or [Path(directory or ".", "config/config.yaml")])
     if not is_read_only(arguments):
@@ -133,14 +164,30 @@ def check_encoding(files):
             pass
 
 
+def user():
+    """This user's name, or number."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
 def value(arguments, long, short=None):
     """The value of an option of Snakemake's, or None."""
     for number, argument in enumerate(arguments):
-        if argument in (long, short):
+        if argument == short or means(argument, long):
+            if "=" in argument:
+                return argument.partition("=")[2]
             return arguments[number + 1] if number + 1 < len(arguments) else None
-        if argument.startswith(long + "="):
-            return argument[len(long) + 1 :]
+        if short and argument.startswith(short):
+            return argument[2:]
     return None
+
+
+def means(argument, long):
+    """Whether an argument is this option, which may be written short, as argparse takes it: --direc=study."""
+    name = argument.partition("=")[0]
+    return name == long or (len(name) > 5 and long.startswith(name))
 
 
 def need_configuration(directory, arguments):
@@ -158,14 +205,15 @@ def with_profiles(arguments):
     option, found = None, []
     for argument in arguments:
         name, equals, named = argument.partition("=")
+        meant = next((long for long in PROFILES if means(argument, long)), None)
         if option:
             argument, option = profile(option, argument), None
-        elif equals and name in PROFILES:
-            argument = f"{name}={profile(name, named)}"
-        elif argument in PROFILES:
-            option = argument
+        elif meant and equals:
+            argument = f"{name}={profile(meant, named)}"
+        elif meant:
+            option = meant
         found.append(argument)
-    if not any(argument.split("=")[0] == PROFILES[0] for argument in found):
+    if not any(means(argument, PROFILES[0]) for argument in found):
         found = [PROFILES[0], str(ROOT / "profiles" / "default"), *found]
     return found
 
@@ -175,12 +223,14 @@ def profile(option, name):
 
     Before them go, for --profile, those that the user has for all workflows, where Snakemake looks for them.
     """
+    from synthseg_native.networks import weights
+
     if name == "none":  # Snakemake's word
         return name
     folders = []
     if option == "--profile":
         sites = (os.environ.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(":")
-        folders = [os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config"), *sites]
+        folders = [os.environ.get("XDG_CONFIG_HOME") or weights.home() / ".config", *sites]
     places = [Path(folder, "snakemake", name) for folder in folders]
     if not name.startswith((".", "/")):
         places.append(ROOT / "profiles" / name.removeprefix("profiles/"))
@@ -196,9 +246,8 @@ def profile(option, name):
 
 
 def is_profile(path):
-    return path.is_file() or any(
-        re.fullmatch(r"(profile|config)(\.v\d+\+)?\.yaml", file.name) for file in path.glob("*")
-    )
+    main = re.compile(r"(profile|config)(\.v\d+\+)?\.yaml")
+    return path.is_file() or any(main.fullmatch(file.name) for file in path.glob("*"))
 
 
 def is_read_only(arguments):

@@ -8,8 +8,8 @@ from pathlib import Path
 RAISES = "raise SystemExit('a foreign module was run')\n"
 CODE = (
     "PYTHONHOME PYTHONPATH PYTHONSTARTUP PYTHONUSERBASE PYTHONPLATLIBDIR PYTHONBREAKPOINT PYTHONINSPECT PYTHONCASEOK "
-    "PYTHONIOENCODING PYTHONPYCACHEPREFIX PYTHONEXECUTABLE __PYVENV_LAUNCHER__ VIRTUAL_ENV CONDA_PREFIX BASH_ENV ENV CDPATH "
-    "HDF5_PLUGIN_PATH OPENVINO_LIB_PATHS TF_MLIR_TFR_LIB_DIR TF_PLUGGABLE_DEVICE_LIBRARY_PATH LLVMLITE_DIST_TEST"
+    "PYTHONIOENCODING PYTHONPYCACHEPREFIX PYTHONEXECUTABLE __PYVENV_LAUNCHER__ VIRTUAL_ENV CONDA_PREFIX BASH_ENV ENV "
+    "CDPATH HDF5_PLUGIN_PATH OPENVINO_LIB_PATHS TF_MLIR_TFR_LIB_DIR TF_PLUGGABLE_DEVICE_LIBRARY_PATH LLVMLITE_DIST_TEST"
 )
 NUMBERS = {
     "PYTHONOPTIMIZE": "2",
@@ -89,22 +89,10 @@ SETTINGS = {
     "XDG_CONFIG_HOME": "HERE/a file",
     "XDG_DATA_HOME": "HERE/a file",
 }
-MATPLOTLIB = "backend: nonsense\nsavefig.dpi: 7\nfigure.dpi: 7\ntext.usetex: True\nfont.size: 99\nimage.origin: lower\nnonsense: 1\n"
-MODULES = (
-    "random",
-    "numpy",
-    "yaml",
-    "enum",
-    "email",
-    "csv",
-    "nibabel",
-    "sitecustomize",
-    "usercustomize",
-    "site",
-    "measure",
-)
+MATPLOTLIB = "backend: nonsense\nsavefig.dpi: 7\nfigure.dpi: 7\ntext.usetex: True\nfont.size: 99\nimage.origin: lower\n"
+MODULES = ("random", "numpy", "yaml", "enum", "email", "csv", "nibabel", "sitecustomize", "usercustomize", "site")
 FILES = {
-    "home/.keras/keras.json": '{"floatx": "float16", "epsilon": 1, "backend": "jax", "image_data_format": "channels_first"}',
+    "home/.keras/keras.json": '{"floatx": "float16", "backend": "jax", "image_data_format": "channels_first"}',
     "home/.config/matplotlib/matplotlibrc": MATPLOTLIB,
     "home/.matplotlib/matplotlibrc": MATPLOTLIB,
     "home/.config/pip/pip.conf": "[global]\nuser = true\ntarget = /proc/nothing\n",
@@ -123,14 +111,9 @@ FILES = {
     "stand/pyvenv.cfg": "home = /proc/nothing\n",
     "a file": "",
     **{f"stand/{name}.py": RAISES for name in MODULES},
-    **{
-        f"home/.local/lib/python3.{minor}/site-packages/{name}.py": RAISES for minor in (11, 12, 13) for name in MODULES
-    },
+    **{f"home/.local/lib/python3.{n}/site-packages/{name}.py": RAISES for n in (11, 12, 13) for name in MODULES},
     # What a module system's libraries are to a Python that was linked to others.
-    **{
-        f"libraries/{name}": ""
-        for name in ("libstdc++.so.6", "libgcc_s.so.1", "libz.so.1", "libssl.so.3", "libffi.so.8")
-    },
+    **{f"libraries/{name}": "" for name in ("libstdc++.so.6", "libz.so.1", "libssl.so.3", "libffi.so.8")},
 }
 
 

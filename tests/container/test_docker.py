@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+import hostile
 from processes import wait_for
 from synthseg_native.cohort import containers, runs
 from synthseg_native.errors import SynthSegError
@@ -74,7 +75,11 @@ def running(label, value):
 
 
 @pytest.mark.slow
-def test_the_own_reference_gives_the_same_in_docker_as_locally(own_image, tmp_path, root, tensorflow_python):
+def test_the_own_reference_gives_the_same_in_docker_as_locally(
+    own_image, tmp_path, root, tensorflow_python, monkeypatch
+):
+    """In the container also where the caller's variables and files are hostile (tests/hostile.py)."""
+    surrounding = hostile.surround(tmp_path / "surrounding")
     scan = tmp_path / "scan.nii.gz"
     image = nib.load(root / "tests/golden/t1_image.nii.gz")
     image.slicer[40:150, 60:170, 40:150].to_filename(scan)
@@ -83,6 +88,8 @@ def test_the_own_reference_gives_the_same_in_docker_as_locally(own_image, tmp_pa
     for runtime in ("local", "docker"):
         work = tmp_path / runtime
         work.mkdir()
+        for name, value in surrounding.items() if runtime == "docker" else ():
+            monkeypatch.setenv(name, value)
         made[runtime] = runs.run_reference(
             SCAN, scan, settings(runtime=runtime, key=own_image), tensorflow_python, model,
             model / "compact2mm.h5", work, timeout=500, memory_mb=6000,

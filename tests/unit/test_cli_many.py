@@ -158,6 +158,7 @@ def test_results_of_an_earlier_version_are_made_again_once(stand_in, run, scan, 
     sidecar = tmp_path / "o.json"
     content = json.loads(sidecar.read_text())
     content["SynthSegNative"]["Settings"] = content["SynthSegNative"].pop("Identity")
+    del content["SynthSegNative"]["seal"]
     sidecar.write_text(json.dumps(content))
     capsys.readouterr()
     before = Brightness.passes
@@ -168,9 +169,11 @@ def test_results_of_an_earlier_version_are_made_again_once(stand_in, run, scan, 
     assert Brightness.passes == before + 2
 
     sidecar.write_text(json.dumps(content))
-    (tmp_path / "o.nii").write_bytes(b"by hand")
+    image = nib.load(tmp_path / "o.nii")
+    nib.save(nib.Nifti1Image(np.ones_like(image.dataobj), image.affine), tmp_path / "o.nii")
+    edited = (tmp_path / "o.nii").read_bytes()
     assert run(*call) == 3
-    assert (tmp_path / "o.nii").read_bytes() == b"by hand"
+    assert (tmp_path / "o.nii").read_bytes() == edited
 
 
 def test_a_bad_scan_fails_alone(stand_in, run, cohort, tmp_path, capsys):

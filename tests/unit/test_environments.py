@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+import hostile
 from synthseg_native import owners, shared_disk
 from synthseg_native.cohort import environments, installers, interpreters, variables
 
@@ -593,12 +594,12 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(root):
     ("name", "value", "kept"),
     [
         *((name, "/elsewhere", False) for name in (
-            "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONWARNINGS", "LD_PRELOAD", "DYLD_INSERT_LIBRARIES", "BASH_ENV",
-            "MPLBACKEND", "MATPLOTLIBRC", "MPLCONFIGDIR", "KERAS_HOME", "KERAS_BACKEND", "TF_USE_LEGACY_KERAS",
+            "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PYTHONWARNINGS", "LD_PRELOAD", "DYLD_INSERT_LIBRARIES",
+            "BASH_ENV", "MPLBACKEND", "MATPLOTLIBRC", "MPLCONFIGDIR", "KERAS_HOME", "KERAS_BACKEND",
             "TF_SET_ONEDNN_FPMATH_MODE", "XLA_FLAGS", "NVIDIA_TF32_OVERRIDE", "SCIPY_ARRAY_API", "NPY_PROMOTION_STATE",
-            "HDF5_PLUGIN_PATH", "NIPY_USER_DIR", "OV_CPU_MAX_ISA", "ONEDNN_MAX_CPU_ISA", "OPENBLAS_CORETYPE", "PIP_TARGET",
-            "PIP_USER", "UV_CONFIG_FILE", "VIRTUAL_ENV", "SNAKEMAKE_PROFILE", "DOCKER_DEFAULT_PLATFORM", "APPTAINERENV_PATH",
-            "BASH_FUNC_python%%", "A_SITES_OWN",
+            "HDF5_PLUGIN_PATH", "NIPY_USER_DIR", "OV_CPU_MAX_ISA", "ONEDNN_MAX_CPU_ISA", "OPENBLAS_CORETYPE",
+            "PIP_TARGET", "PIP_USER", "UV_CONFIG_FILE", "VIRTUAL_ENV", "SNAKEMAKE_PROFILE", "DOCKER_DEFAULT_PLATFORM",
+            "APPTAINERENV_PATH", "BASH_FUNC_python%%", "A_SITES_OWN",
         )),
         ("PATH", "/bin", True), ("LC_ALL", "C", True), ("https_proxy", "http://proxy:3128", True),
         ("CUDA_VISIBLE_DEVICES", "1", True), ("SLURM_JOB_ID", "7", True), ("DOCKER_HOST", "unix:///run/d", True),
@@ -618,6 +619,13 @@ def test_what_is_let_through_to_a_program(tmp_path, name, value, kept):
     assert env == ours | ({name: value} if kept else {})
     more = environments.clean_environment({name: value, variables.MORE: f"ANOTHER, {name}"})
     assert more[name] == value, "a site's own variable can be let through"
+
+
+def test_of_a_hostile_surrounding_only_what_is_the_users_to_say_is_let_through(tmp_path):
+    """What that does to results: tests/workflow/test_hostile_environment.py."""
+    given = hostile.surround(tmp_path)
+    kept = {name for name, value in environments.clean_environment(given).items() if given.get(name) == value}
+    assert kept == {"HOME", "LANG", "LC_ALL", *variables.OF_A_RUN} and len(given) > 80
 
 
 @pytest.mark.parametrize(("needed", "kept"), [(False, "HERE/driver"), (True, "/opt/old/lib:HERE/driver:")])

@@ -63,12 +63,9 @@ def project(tmp_path, monkeypatch):
         python.write_text(f'#!/bin/sh\nENVIRONMENT={name} exec "{sys.executable}" "$@"\n')
         python.chmod(0o755)
     (project / "Snakefile").write_text(SNAKEFILE)
-    for file, text in (
-        ("config/config.yaml", "word: default\n"),
-        ("profiles/default/config.yaml", "keep-going: true\n"),
-    ):
+    for file, text in (("config/config.yaml", "word: default"), ("profiles/default/config.yaml", "keep-going: true")):
         (project / file).parent.mkdir(parents=True)
-        (project / file).write_text(text)
+        (project / file).write_text(f"{text}\n")
     return project
 
 
@@ -237,6 +234,8 @@ DEFAULT = ("--workflow-profile", "ROOT/profiles/default")
         ("elsewhere", [], ["--snakefile", "ROOT/Snakefile", "--directory", "ROOT", *DEFAULT]),
         ("elsewhere", ["--directory", "study"], ["--snakefile", "ROOT/Snakefile", *DEFAULT]),
         ("elsewhere", ["-d", "study"], ["--snakefile", "ROOT/Snakefile", *DEFAULT]),
+        ("elsewhere", ["-dstudy"], ["--snakefile", "ROOT/Snakefile", *DEFAULT]),
+        ("elsewhere", ["--direc=study"], ["--snakefile", "ROOT/Snakefile", *DEFAULT]),
         ("elsewhere", ["--snakefile", "Snakefile"], []),
         ("elsewhere", ["-s", "Snakefile"], []),
         ("elsewhere", ["--snakefile=Snakefile"], []),
@@ -272,6 +271,7 @@ def profiles(project, tmp_path, snakemake, monkeypatch):
         ([], DEFAULT),
         (["--workflow-profile", "profiles/slurm"], ["--workflow-profile", "ROOT/profiles/slurm"]),
         (["--workflow-profile=slurm"], ["--workflow-profile=ROOT/profiles/slurm"]),
+        (["--workflow-prof", "slurm"], ["--workflow-prof", "ROOT/profiles/slurm"]),
         (["--workflow-profile", "profiles/mine"], ["--workflow-profile", "ELSEWHERE/profiles/mine"]),
         (["--workflow-profile", "mine"], ["--workflow-profile", "ELSEWHERE/profiles/mine"]),
         (["--workflow-profile", "./profiles/default"], ["--workflow-profile", "ELSEWHERE/profiles/default"]),
@@ -292,10 +292,8 @@ def test_which_profile_counts(profiles, tmp_path, asked, found):
 def test_two_profiles_of_a_name_are_said(profiles, tmp_path, project, capsys):
     profiles("--directory", "study", "--workflow-profile", "default", "-n")
     other = tmp_path / "elsewhere/profiles/default"
-    said = (
-        f"--workflow-profile default: {project}/profiles/default, not {other}: a whole path says which one is meant\n"
-    )
-    assert capsys.readouterr().err == said
+    said = f"{project}/profiles/default, not {other}: a whole path says which one is meant"
+    assert capsys.readouterr().err == f"--workflow-profile default: {said}\n"
 
 
 @pytest.mark.parametrize(
@@ -490,6 +488,7 @@ def take_over(project, monkeypatch):
     monkeypatch.chdir(project)
 
     monkeypatch.setenv(handover.HANDED, "")
+    monkeypatch.setenv("PYTHONSAFEPATH", "")
 
     def call(*arguments, snakefile=project / "Snakefile"):
         became.clear()
@@ -506,15 +505,33 @@ def test_a_snakemake_that_lacks_a_package_hands_over(project, take_over, capsys)
     assert capsys.readouterr().err == f"this Snakemake's Python lacks nibabel: {said}\n"
 
 
+@pytest.mark.parametrize(
+    "words", [["--workflow-profile", "profiles/nonsense"], ["--workflow-profile=profiles/nonsense"]]
+)
+def test_a_profile_that_a_snakemake_of_ones_own_passes_over_ends_the_call(project, take_over, monkeypatch, words):
+    monkeypatch.setattr(handover.importlib.util, "find_spec", lambda name: name)
+    with pytest.raises(SystemExit) as ended:
+        take_over("--cores", "1", *words)
+    places = (project / "profiles/nonsense", project / "profiles/profiles/nonsense")
+    looked = ", ".join(map(str, places))
+    says = f"synthseg-native: --workflow-profile profiles/nonsense: no such profile: looked in {looked}"
+    assert ended.value.code == says
+    for name in ("default", "none", "profiles/default", str(project / "profiles/default")):
+        assert take_over("--workflow-profile", name) is None
+
+
 def test_it_is_handed_over_once(take_over, monkeypatch):
     assert take_over("--cores", "1") and os.environ[handover.HANDED]
     with pytest.raises(SystemExit, match=r"lacks nibabel: remove .*workflow-[0-9a-f]*, and call again"):
         take_over("--cores", "1")
 
 
-def test_a_snakemake_that_has_all_goes_on(take_over, monkeypatch):
+def test_a_snakemake_that_has_all_goes_on(project, take_over, monkeypatch, tmp_path):
+    """Its cluster's jobs, `python -m snakemake`, take no module from the working folder; another workflow's may."""
     monkeypatch.setattr(handover.importlib.util, "find_spec", lambda name: name)
-    assert take_over("--cores", "1") is None
+    monkeypatch.delenv("PYTHONSAFEPATH")
+    assert take_over("--cores", "1", snakefile=tmp_path / "Snakefile") is None and "PYTHONSAFEPATH" not in os.environ
+    assert take_over("--cores", "1") is None and os.environ["PYTHONSAFEPATH"] == "1"
 
 
 @pytest.mark.parametrize("words", [["--directory", "study"], ["--directory=study"], ["-d", "study"]])
@@ -574,3 +591,69 @@ def test_unknown_command_shows_the_usage(project):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "environment.py ensure NAME..." in done.stderr
+
+
+# Without a home, or with one that cannot be written to
+
+
+@pytest.mark.parametrize("home", ["none", "unwritable"])
+def test_without_a_home_to_write_to(snakemake, tmp_path, monkeypatch, home):
+    """Snakemake gets a cache of its own in the study's folder; what lies in the user's can be read all the same."""
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for name in ("HOME", "LOGNAME", "USER", "SYNTHSEG_NATIVE_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    if home == "none":
+        monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+        monkeypatch.setattr("getpass.getuser", lambda: {}["no entry in passwd"])
+        _, env = snakemake("--directory", "study", "-n")
+        folder = tmp_path / f"synthseg-native-{os.getuid()}"
+        assert (env["HOME"], env["LOGNAME"]) == (str(folder), str(os.getuid())) and folder.is_dir()
+        assert "XDG_CACHE_HOME" not in env
+    else:
+        (tmp_path / "home").touch()  # no folder can be made below a file, not by root either
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        _, env = snakemake("--directory", "study", "-n")
+        assert env["XDG_CACHE_HOME"] == str(tmp_path / "elsewhere/study/.snakemake/cache")
+        assert env["SYNTHSEG_NATIVE_CACHE"] == str(tmp_path / "home/.cache/synthseg-native")
+
+
+def test_engines_are_verified_where_nothing_can_be_kept(segment, monkeypatch, tmp_path):
+    (tmp_path / "home").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home/cache"))
+    kept = []
+
+    def for_command(arguments, folder):
+        assert folder.is_dir()
+        kept.append(folder)
+        return "openvino", arguments
+
+    monkeypatch.setattr(ranking, "for_command", for_command)
+    assert segment("--i", "a.nii") == ("openvino", ["--i", "a.nii"])
+    assert not kept[0].exists(), "it went with the call"
+
+
+@pytest.mark.parametrize(
+    ("needs", "given", "kept"),
+    [
+        ("", "/old/lib:DRIVER", "DRIVER"),
+        ("/old/lib", "/old/lib:DRIVER:", "/old/lib:DRIVER:"),
+        ("", "/old/lib", ""),
+        ("", "", ""),
+    ],
+)
+def test_the_libraries_of_a_module_system_are_for_a_python_that_needs_them(project, tmp_path, needs, given, kept):
+    tools, driver = tmp_path / "tools", tmp_path / "driver"
+    for folder in (tools, driver):
+        folder.mkdir()
+    (driver / "libcuda.so.1").touch()
+    for tool in ("sh", "dirname"):
+        (tools / tool).symlink_to(shutil.which(tool))
+    starts = f'case "$LD_LIBRARY_PATH" in {needs}*) exit 0 ;; esac; exit 1'
+    program = f'#!/bin/sh\nif [ "$2" = -c ]; then {starts}; fi\necho "$LD_LIBRARY_PATH ${{LD_PRELOAD-none}}"\n'
+    (tools / "python3").write_text(program)
+    (tools / "python3").chmod(0o755)
+    env = {"PATH": str(tools), "LD_LIBRARY_PATH": given.replace("DRIVER", str(driver)), "LD_PRELOAD": ""}
+    code, out, err = finish(start(project, "--version", env=env))
+    assert (code, out, err) == (0, f"{kept.replace('DRIVER', str(driver))} none\n", "")

@@ -39,7 +39,7 @@ FAKE = """#!{python}
 import json, os, signal, sys, time
 from pathlib import Path
 mode = os.environ.get("FAKE", "ok")
-if sys.argv[1] == "-c":
+if "-c" in sys.argv[1:3]:
     print("tensorflow 9.9"); sys.exit()
 args = dict(zip(sys.argv[1:], sys.argv[2:]))
 Path(os.environ["FAKE_PID"]).write_text(str(os.getpid()))
@@ -94,6 +94,7 @@ def place(tmp_path, monkeypatch):
     fake.write_text(FAKE.format(python=sys.executable))
     fake.chmod(0o755)
     monkeypatch.setenv("FAKE_PID", str(tmp_path / "pid"))
+    monkeypatch.setenv("SYNTHSEG_NATIVE_LET_THROUGH", "FAKE,FAKE_PID")
     rng = np.random.default_rng(1)
     nib.save(nib.Nifti1Image(rng.normal(100, 9, (12, 13, 14)).astype(np.float32), np.eye(4)), tmp_path / "scan.nii.gz")
     return tmp_path
@@ -302,7 +303,7 @@ def test_failures_of_another_model_and_resolution_stay_apart(tmp_path):
 @pytest.mark.parametrize("kind", ["native", "reference"])
 def test_a_missing_image_is_one_line(place, kind):
     done, _ = call(place, kind, image="gone.nii.gz")
-    assert (done.returncode, done.stderr) == (3, f"{place}/gone.nii.gz: no such file\n")
+    assert (done.returncode, done.stderr) == (3, f"{place}/gone.nii.gz: no such file: correct the path\n")
     assert failed(place, kind)["error"]["code"] == "bad_input"
 
 

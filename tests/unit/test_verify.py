@@ -263,15 +263,17 @@ def test_what_the_choice_of_an_engine_has_just_found_is_taken_over(monkeypatch, 
     found["decision"] = {"device": "cpu", "reason": "of the choice"}
     beside = tmp_path / f"openvino-{found['fingerprint'][:8]}.json"
     verify.write(found, beside)
-    # A file that is there already is the one to be made anew, never the one to be believed.
+    # One of another day is the one to be made anew, never the one to be believed.
     verify.write(found | {"decision": {"device": "cpu", "reason": "of long ago"}}, tmp_path / "openvino.json")
+    os.utime(tmp_path / "openvino.json", (0, 0))
     monkeypatch.setattr(
         verify, "verify", lambda environment: found | {"decision": {"device": None, "reason": "probed"}}
     )
     assert verify.main("openvino", tmp_path / "openvino.json") == 0
     assert json.loads((tmp_path / "openvino.json").read_text())["decision"]["reason"] == "of the choice"
     long_ago = beside.stat().st_mtime - verify.JUST_S - 1
-    os.utime(beside, (long_ago, long_ago))
+    for path in tmp_path.glob("*.json"):
+        os.utime(path, (long_ago, long_ago))
     assert verify.main("openvino", tmp_path / "openvino.json") == 1, "another day it is probed anew"
     verify.write(found | {"fingerprint": "0" * 16}, beside)
     assert verify.main("openvino", tmp_path / "openvino.json") == 1, "so it is on another machine"

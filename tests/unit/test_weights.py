@@ -257,9 +257,7 @@ def test_a_redirect_is_followed(server, tmp_path):
     assert fetch(tmp_path, f"{server.address}/redirect?{server.address}/a").read_bytes() == BODY
 
 
-@pytest.mark.parametrize(
-    "address", ["http://127.0.0.1:9/a", "file:///etc/passwd", "ftp://127.0.0.1:9/a", "data:,x", "a"]
-)
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9/a", "file:///etc/passwd", "ftp://127.0.0.1/a", "data:,x", "a"])
 def test_nothing_is_fetched_but_by_https(tmp_path, address):
     with pytest.raises(SynthSegError, match=f"{address} is not https"):
         fetch(tmp_path, address)
@@ -382,7 +380,8 @@ def test_without_a_home_there_is_a_cache_all_the_same(monkeypatch):
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(weights.Path, "home", nobody)
-    assert weights.default_cache() == Path(tempfile.gettempdir(), f"synthseg-native-{os.getuid()}")
+    home = Path(tempfile.gettempdir(), f"synthseg-native-{os.getuid()}")
+    assert weights.default_cache() == home / ".cache/synthseg-native"
 
 
 def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):

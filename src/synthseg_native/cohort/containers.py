@@ -164,11 +164,7 @@ def need_own(settings: dict) -> None:
     except (ValueError, KeyError, TypeError):
         found = None
     if found != key:
-        what = (
-            f"holds another reference ({found}, not {key})"
-            if found
-            else f"does not say which reference it holds ({key})"
-        )
+        what = f"holds another reference ({found}, not {key})" if found else "does not say which reference it holds"
         again = f"make reference-image, then apptainer build {image} docker-daemon:{image_tag(key)}"
         raise SynthSegError("usage", f"{image}: {what}: build it again: {again}")
 

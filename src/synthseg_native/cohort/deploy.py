@@ -123,7 +123,7 @@ def deploy(plan: Plan, here: bool = True) -> None:
 
 
 def _summarise(plan: Plan, *arguments: str, limit_s: float | None = None) -> None:
-    """Write the tables of what is there now, or show them, by the code that the jobs run; see subprocess for limit_s."""
+    """Write the tables of what is there now, or show them, by the code that the jobs run."""
     code = environments.run_snapshot()
     command = [sys.executable, "-B", f"{code}/scripts/summarise.py"]
     command += ["--manifest", str(plan.manifest.path(plan.state)), *arguments]

@@ -6,6 +6,7 @@ Standard library only.
 import importlib.util
 import os
 import sys
+from itertools import pairwise
 from os import PathLike
 from pathlib import Path
 
@@ -23,12 +24,13 @@ def take_over(snakefile: str | PathLike, arguments: list[str] | None = None) -> 
     choose, and the call ends in one line. arguments: of the process, the program's name first.
     """
     ours = Path(snakefile).resolve().is_relative_to(environments.ROOT)
+    arguments = sys.argv if arguments is None else arguments
     if ours:  # so that jobs of a cluster, which are `python -m snakemake`, take no module from the working folder
         os.environ["PYTHONSAFEPATH"] = "1"
+        _need_profile(snakefile, arguments)
     lacking = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if not lacking:
         return
-    arguments = sys.argv if arguments is None else arguments
     what = f"this Snakemake's Python lacks {', '.join(lacking)}"
     if os.environ.get(HANDED):
         raise SystemExit(f"synthseg-native: {what}: remove {environments.env_dir('workflow')}, and call again")
@@ -39,6 +41,18 @@ def take_over(snakefile: str | PathLike, arguments: list[str] | None = None) -> 
     os.environ[HANDED] = "1"
     launcher = environments.ROOT / "scripts" / "launch.sh"
     os.execv("/bin/sh", ["sh", str(launcher), "snakemake", *arguments[1:]])
+
+
+def _need_profile(snakefile: str | PathLike, arguments: list[str]) -> None:
+    """End where the workflow's profile is none: Snakemake passes it over, and a cluster's jobs run where one stands."""
+    name = next((b for a, b in pairwise(arguments) if a == "--workflow-profile"), None)
+    name = name or next((word.partition("=")[2] for word in arguments if word.startswith("--workflow-profile=")), None)
+    if name in (None, "none") or not _is_snakemake(arguments) or (start := _start(arguments)) is None:
+        return
+    places = [Path(start, name), Path(start, "profiles", name), Path(snakefile).parent / "profiles" / name]
+    if not any(place.exists() for place in places):
+        looked = ", ".join(map(str, dict.fromkeys(places)))
+        raise SystemExit(f"synthseg-native: --workflow-profile {name}: no such profile: looked in {looked}")
 
 
 def _is_snakemake(arguments: list[str]) -> bool:

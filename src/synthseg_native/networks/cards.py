@@ -1,7 +1,7 @@
 """A model folder: ``card.yaml`` (a list of networks) and a label table per network (``labels.tsv``, a row per channel).
 
 models/README.md describes both. A card is checked when it is read; behind `load` everything is typed. It may come from
-anybody: its names lead to no other folder, its addresses are https and come with size and hash, its numbers have bounds.
+anybody: names lead to no other folder, addresses are https and come with size and hash, numbers have bounds.
 """
 
 import csv
@@ -23,14 +23,14 @@ from synthseg_native.networks.weights import WeightsFile
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # 8 instead of 75 ms where PyYAML has its part in C
 
 SHIPPED = Path(__file__).resolve().parents[3] / "models"
-# The name stands in those of results, where BIDS takes letters and digits; a weights file or a table lies in the folder.
+# The name stands in those of results, where BIDS takes letters and digits; weights and table lie in the folder.
 NAME, FILE, SHA256, GIT_BLOB, ADDRESS, COLOR = (
     (r"[A-Za-z0-9]+", "letters and digits alone"),
     (r"[^./\\][^/\\]*", "the name of a file in its folder"),
-    (r"[0-9a-f]{64}", "64 hexadecimal digits"),
-    (r"[0-9a-f]{40}", "40 hexadecimal digits"),
+    (r"[0-9a-f]{64}", "64 hexadecimal digits in lower case"),
+    (r"[0-9a-f]{40}", "40 hexadecimal digits in lower case"),
     (r"https://[^/]\S*", "an https address"),
-    (r"#[0-9a-f]{6}", "a colour such as #0099ff"),
+    (r"#[0-9A-Fa-f]{6}", "a colour such as #0099ff"),
 )
 
 # Label 24 is the fluid around the brain. Only with it is the sum over all structures the volume of the cavity.
@@ -255,7 +255,8 @@ def _network(path, place, content) -> Network:
     for fields in (entry, shape, grid, outputs):
         fields.no_others()
     if network.inputs != ("image",):
-        raise _unusable(path, f"{place}inputs {list(network.inputs)}", "give [image]: this version has no other input")
+        given = reprlib.repr(list(network.inputs))
+        raise _unusable(path, f"{place}inputs {given}", "give [image]: this version has no other input")
     if network.outputs.end != "softmax":
         raise _unusable(path, f"{place}outputs.end {network.outputs.end}", "give softmax: labels are of posteriors")
     if network.layers["kernel"] % 2 == 0:
@@ -305,11 +306,10 @@ class _Fields:
                 raise _unusable(self.path, f"lacks the field {self.place}{name}")
             return default[0]
         # Cut: what YAML repeats by reference may be endless when it is written out.
-        where = f"{self.place}{name} {value if isinstance(value, bool | int | float | str) else reprlib.repr(value)}"[
-            :200
-        ]
+        shown = value if isinstance(value, bool | int | float | str) else reprlib.repr(value)
+        where = f"{self.place}{name} {shown}"[:200]
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(min(value, 10**300))
+            value = float(max(-(10**300), min(value, 10**300)))
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise _unusable(self.path, f"{where if kind is not dict else self.place + name} is not {self._name(kind)}")
         if kind is float and not np.isfinite(value):
@@ -364,9 +364,7 @@ def read_labels(path: str | Path) -> Labels:
         raise SynthSegError("usage", f"{path}: channels must count from 0, background first: correct the rows")
     if not all(re.fullmatch(COLOR[0], color) for color in labels.colors):
         raise SynthSegError("usage", f"{path}: color: each must be {COLOR[1]}: correct the rows")
-    if not all(
-        text.isprintable() for names in (labels.names, labels.freesurfer_names, labels.hemispheres) for text in names
-    ):
+    if not all(text.isprintable() for text in (*labels.names, *labels.freesurfer_names, *labels.hemispheres)):
         raise SynthSegError("usage", f"{path}: a name holds what cannot be printed: correct the rows")
     if len(set(labels.index.tolist())) != n:
         raise SynthSegError("usage", f"{path}: a label value occurs twice: correct column index")

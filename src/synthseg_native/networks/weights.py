@@ -13,7 +13,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,17 +42,23 @@ class WeightsFile:
     urls: tuple[str, ...] = ()
 
 
-def default_cache() -> Path:
-    """Folder for downloads and kernels: ``$XDG_CACHE_HOME/synthseg-native``, else ``~/.cache/synthseg-native``.
-
-    For a user without a home, as in a container, one of the user's own below the folder for temporary files.
-    """
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base, "synthseg-native")
+def home() -> Path:
+    """The user's home; for one without, as in a container, a folder of the user's among the temporary ones."""
     try:
-        return Path.home() / ".cache" / "synthseg-native"
+        return Path.home()
     except RuntimeError:  # no HOME, and no entry in passwd
         return Path(tempfile.gettempdir(), f"synthseg-native-{os.getuid()}")
+
+
+def default_cache(env: Mapping[str, str] = os.environ) -> Path:
+    """Folder for downloads and kernels: ``$XDG_CACHE_HOME/synthseg-native``, else ``~/.cache/synthseg-native``.
+
+    ``$SYNTHSEG_NATIVE_CACHE`` is how the launcher tells where it is, where Snakemake gets another.
+    """
+    if told := env.get("SYNTHSEG_NATIVE_CACHE"):
+        return Path(told)
+    base = env.get("XDG_CACHE_HOME")
+    return (Path(base) if base else home() / ".cache") / "synthseg-native"
 
 
 def mismatch(path: str | Path, expected: WeightsFile) -> str | None:
