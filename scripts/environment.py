@@ -20,10 +20,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
-from synthseg_native import stopping  # noqa: E402  (first of all: what follows takes a moment)
+from synthseg_native import stopping  # noqa: E402
 
 if __name__ == "__main__":
-    stopping.hear()
+    stopping.hear(stopping.end_at_once)  # until all is imported
 
 import re  # noqa: E402
 
@@ -282,7 +282,7 @@ def take_lock(directory, unlock=False):
 
 if __name__ == "__main__":
     try:
-        with streams.outlived():
+        with stopping.hearing(), streams.outlived():
             main(sys.argv[1:])
     except (environments.SetupError, OSError) as error:
         sys.exit("\n".join(f"synthseg-native: {line}" for line in str(error).splitlines()))

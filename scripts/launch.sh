@@ -15,7 +15,7 @@ for LD_LIBRARY_PATH in "$driver" "$libraries"; do # the second: a module system'
     for newest in 13 99; do
         for python in python3 python3.13 python3.12 python3.11 python3.14 python; do
             if "$python" -I -c "import ctypes, ssl, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, $newest))" 2>/dev/null; then
-                exec "$python" -I "$here/environment.py" "$@"
+                exec "$python" -IS "$here/environment.py" "$@" # -S: the standard library is all it needs
             fi
         done
     done

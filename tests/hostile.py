@@ -89,7 +89,7 @@ SETTINGS = {
     "XDG_CONFIG_HOME": "HERE/a file",
     "XDG_DATA_HOME": "HERE/a file",
 }
-MATPLOTLIB = "backend: nonsense\nsavefig.dpi: 7\nfigure.dpi: 7\ntext.usetex: True\nfont.size: 99\nimage.origin: lower\n"
+MATPLOTLIB = "backend: nonsense\nsavefig.dpi: 7\ntext.usetex: True\nfont.size: 99\ntext.antialiased: False\n"
 MODULES = ("random", "numpy", "yaml", "enum", "email", "csv", "nibabel", "sitecustomize", "usercustomize", "site")
 FILES = {
     "home/.keras/keras.json": '{"floatx": "float16", "backend": "jax", "image_data_format": "channels_first"}',

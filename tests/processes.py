@@ -31,8 +31,9 @@ def alive(pid: int) -> bool:
 
 
 def hear_ctrl_c() -> None:
-    """For `preexec_fn`: where tests run in a shell's background they ignore SIGINT, and so would what they start."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """For `preexec_fn`: in a shell's background tests ignore what the keyboard sends, and so would what they start."""
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 from synthseg_native import stopping
 
-stopping.hear()  # from here on; what follows imports more
+stopping.hear(stopping.end_at_once)  # until main hears them; what follows imports more
 
 from synthseg_native.cli import main  # noqa: E402
 

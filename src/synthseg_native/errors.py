@@ -1,7 +1,9 @@
 """The one exception that a user sees, with a code that says whether trying again can help."""
 
-EXIT_CODES = {"usage": 2, "bad_input": 3, "oom": 4, "disk": 4, "timeout": 4, "killed": 4, "daemon": 4, "internal": 1}
-TRANSIENT = frozenset({"oom", "disk", "timeout", "killed", "daemon"})
+# "disk": nothing can be written any more; "read": a drive, or its server, fails while one scan is read.
+EXIT_CODES = {"usage": 2, "bad_input": 3, "internal": 1}
+EXIT_CODES |= dict.fromkeys(("oom", "disk", "read", "timeout", "killed", "daemon"), 4)
+TRANSIENT = frozenset(code for code, status in EXIT_CODES.items() if status == 4)
 
 
 class SynthSegError(Exception):

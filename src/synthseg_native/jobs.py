@@ -75,17 +75,17 @@ def plan(wanted: dict) -> Call:
     source = Path(at_home(wanted["i"]))
     given = {option: at_home(wanted[option]) for option in (*PER_SCAN, *TABLES) if wanted.get(option)}
     try:
-        if source.suffix.lower() == ".txt":
+        if _is_list(source):
             call = _of_list(source, given)
         else:
             for option, path in given.items():
-                if path.lower().endswith(".txt"):
+                if _is_list(path):
                     raise _usage(path, f"a list for {flag(option)}, but --i is none", "give a file or a folder")
             call = _of_folder(source, given) if source.is_dir() else _of_image(source, given)
         for option in TABLES:
             if option in given and option not in call.jobs[0].outputs:
                 call.tables[option] = _table(option, given[option])
-        lists = [Path(path) for path in (str(source), *given.values()) if path.lower().endswith(".txt")]
+        lists = [Path(path) for path in (str(source), *given.values()) if _is_list(path)]
         _check_places(call, lists)
     except OSError as error:  # of a path that no file system takes
         raise SynthSegError("bad_input", f"{error.filename or source}: {error.strerror}: correct the path") from error
@@ -195,7 +195,7 @@ def _of_list(source, given):
     for option, path in given.items():
         if option == "volumes_tsv":  # one table, whatever --i is
             continue
-        if not path.lower().endswith(".txt"):
+        if not _is_list(path):
             raise _usage(
                 path, f"not a list, but --i is one, so {flag(option)} must be", "give a .txt, one path per line"
             )
@@ -207,11 +207,20 @@ def _of_list(source, given):
     return Call(jobs, {})
 
 
+def _is_list(path):
+    """Whether a path names a list: a text file, or what a shell makes of <(ls scans/*), which can be read once."""
+    path = Path(path)
+    pipe = str(path).startswith(("/dev/fd/", "/dev/stdin")) or path.is_fifo()
+    return path.suffix.lower() == ".txt" or (pipe and not image_extension(path))
+
+
 def _lines(path: Path) -> list[Path]:
     """The paths of a list. Blanks around them, one pair of quotation marks, empty lines and comments (#) stand for
     nothing: ``./#1.nii`` and ``"a .nii "`` name files that are called so."""
     try:
         text = read_text(path)
+        if "\0" in text:
+            raise ValueError("holds zero bytes")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         remedy = "give a text file in UTF-8, with one path per line"

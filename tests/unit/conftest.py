@@ -1,5 +1,6 @@
 """Fixtures of the tests that run the command without a network."""
 
+import shutil
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -28,3 +29,14 @@ def stand_in(monkeypatch):
 def scan(tmp_path):
     nib.save(nib.Nifti1Image(head(), affine()), tmp_path / "scan.nii.gz")
     return tmp_path / "scan.nii.gz"
+
+
+@pytest.fixture(scope="session")
+def small_model(root, tmp_path_factory):
+    """compact2mm's folder, on a grid of 32 voxels, not 64: these scans would be a twentieth of that."""
+    folder = tmp_path_factory.mktemp("models") / "compact2mm"
+    shutil.copytree(root / "models" / "compact2mm", folder)
+    card = (folder / "card.yaml").read_text()
+    assert "min_size: 64" in card
+    (folder / "card.yaml").write_text(card.replace("min_size: 64", "min_size: 32"))
+    return folder

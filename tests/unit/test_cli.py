@@ -21,14 +21,14 @@ from synthseg_native.results.hashes import labels_sha256
 
 
 @pytest.fixture
-def call(root, tmp_path):
+def call(small_model, tmp_path):
     """Run the command on an image; returns the exit status and the folder of the results."""
 
     def run(image, *flags, out="out"):
         folder = tmp_path / out
         arguments = ["--i", image, "--o", folder / "dseg.nii.gz", "--vol", folder / "volumes.csv"]
         arguments += ["--volumes-tsv", folder / "volumes.tsv", "--margin", folder / "margin.nii.gz"]
-        arguments += ["--record", folder / "run.json", "--model", root / "models" / "compact2mm", *flags]
+        arguments += ["--record", folder / "run.json", "--model", small_model, *flags]
         return cli.main([str(argument) for argument in arguments]), folder
 
     return run
@@ -46,7 +46,7 @@ def test_a_run_writes_everything(stand_in, scan, call, capsys):
     assert nib.load(folder / "margin.nii.gz").shape == labels.shape
     assert len(np.unique(labels.dataobj)) > 5
     assert stand_in == [{"device": "cpu", "threads": 2, "precision": "float32"}]
-    assert set(Brightness.shapes) == {(64, 64, 64)}
+    assert set(Brightness.shapes) == {(32, 32, 32)}
     out, err = capsys.readouterr()
     assert "compact2mm (not for research)" in out
     assert err == ""

@@ -26,11 +26,11 @@ from synthseg_native.results.hashes import labels_sha256
 
 
 @pytest.fixture
-def run(root):
+def run(small_model):
     """Call the command with the small model."""
 
     def call(*arguments):
-        return cli.main([str(a) for a in arguments] + ["--model", str(root / "models" / "compact2mm")])
+        return cli.main([str(a) for a in arguments] + ["--model", str(small_model)])
 
     return call
 
@@ -593,7 +593,7 @@ def test_a_shape_that_cannot_be_built_does_not_spoil_the_next_scan(run, cohort, 
     monkeypatch.setattr(engines, "load", lambda *_: SimpleNamespace(build=build, check=len))
     assert run("--i", cohort, "--o", tmp_path / "out") == 4
     assert sorted(path.name for path in (tmp_path / "out").glob("*.gz")) == ["a_synthseg.nii.gz", "b_synthseg.nii.gz"]
-    assert (shapes, len(built)) == ([64, 64, 96, 64, 64], 1)  # the one engine, and back again after the failure
+    assert (shapes, len(built)) == ([32, 32, 96, 32, 32], 1)  # the one engine, and back again after the failure
 
 
 @pytest.mark.slow

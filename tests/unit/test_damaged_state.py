@@ -24,7 +24,7 @@ SYSTEM = "the system's"
 FRESH = "written by this run a moment ago, in a folder of its own"
 MADE = "held against the hash in its run's record before"
 READERS = {
-    "cli.py": "tests/unit/test_cli_many.py",
+    "cli.py": "tests/unit/test_cli_many.py",  # the table of --vol
     "cohort/bids.py": USERS,
     "cohort/benchmark/images.py": SHIPPED,
     "cohort/benchmark/inputs.py": USERS,

@@ -460,10 +460,10 @@ def test_a_python_that_the_locks_fit_comes_first(project, tmp_path, versions, ch
     for name, minor in versions.items():
         pretend = f"import sys; sys.version_info = (3, {minor}, 0); exec(sys.argv[1])"
         lines = ["#!/bin/sh", f"""[ "$2" = -c ] && exec "{sys.executable}" -c '{pretend}' "$3\""""]
-        (tools / name).write_text("\n".join([*lines, f'echo "{name} ${{2##*/}} $3"', ""]))
+        (tools / name).write_text("\n".join([*lines, f'echo "{name} $1 ${{2##*/}} $3"', ""]))
         (tools / name).chmod(0o755)
     code, out, err = finish(start(project, "--version", env={"PATH": str(tools)}))
-    assert (code, out, err) == (0, f"{chosen} environment.py snakemake\n", "")
+    assert (code, out, err) == (0, f"{chosen} -IS environment.py snakemake\n", "")
 
 
 def test_several_environments_are_made_in_one_call(project, monkeypatch):

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import warnings
 
+import matplotlib
 import nibabel as nib
 import numpy as np
 import pytest
@@ -88,7 +89,10 @@ def yellow(page):
 @pytest.mark.slow
 def test_size_of_the_page_and_the_same_bytes(tmp_path, table):
     first = drawn(tmp_path / "a.png", table, *head(), lines=["nothing odd"])
-    drawn(tmp_path / "b.png", table, *head(), lines=["nothing odd"])
+    # As from a matplotlibrc in the home, or where one stands.
+    with matplotlib.rc_context({"text.antialiased": False, "text.hinting": "none", "font.size": 99}):
+        drawn(tmp_path / "b.png", table, *head(), lines=["nothing odd"])
+        assert matplotlib.rcParams["font.size"] == 99, "those of a caller stay"
     assert first.shape == (1100, 1600, 3)
     data = (tmp_path / "a.png").read_bytes()
     assert data == (tmp_path / "b.png").read_bytes()

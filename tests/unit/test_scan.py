@@ -344,7 +344,7 @@ def test_only_the_number_of_voxels_counts_at_the_limit(tmp_path):
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (OSError(5, "Input/output error"), "disk", "cannot be read .Input/output error.: check the drive"),
+        (OSError(5, "Input/output error"), "read", "cannot be read .Input/output error.: check the drive"),
         (OSError(36, "File name too long"), "bad_input", "cannot be read .File name too long.: correct the path"),
         (PermissionError(13, "Permission denied"), "bad_input", "may not be read: change its permissions"),
     ],

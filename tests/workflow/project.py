@@ -14,12 +14,14 @@ from pathlib import Path
 import kept_reference
 import nibabel
 import numpy as np
+import warm_snakemake
 
 from processes import hear_ctrl_c
 
 ROOT = Path(__file__).parents[2]
 COPIED = ("Snakefile", "workflow", "scripts", "src", "models", "envs", "profiles")
 SUMMARY = "results/summary.tsv"
+PLAIN = [sys.executable, "-m", "snakemake"]
 ENGINE = "openvino"
 AGREE = {"identical", "equivalent"}  # verdicts: another engine than TensorFlow may round differently
 
@@ -124,14 +126,18 @@ class Project:
 
     def command(self, *arguments) -> list[str]:
         profile = ["--workflow-profile", f"profiles/{self.profile}"] if self.profile != "default" else []
-        call = [sys.executable, "-m", "snakemake", "--configfile", "config.json", *profile, "--cores", "2"]
+        call = [*PLAIN, "--configfile", "config.json", *profile, "--cores", "2"]
         return [*call, *arguments]
 
-    def start(self, *arguments, **environment) -> subprocess.Popen:
+    def start(self, *arguments, **environment) -> "subprocess.Popen | warm_snakemake.Process":
+        command = self.command(*(arguments or [SUMMARY]))
+        env = {k: v for k, v in os.environ.items() if not k.startswith("SYNTHSEG_NATIVE")} | environment
+        if command[:3] == PLAIN and not environment:
+            return warm_snakemake.Process(command[3:], self.folder, env)
         return subprocess.Popen(
-            self.command(*(arguments or [SUMMARY])),
+            command,
             cwd=self.folder,
-            env={k: v for k, v in os.environ.items() if not k.startswith("SYNTHSEG_NATIVE")} | environment,
+            env=env,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -9,6 +9,7 @@ import sys
 import zipfile
 
 import pytest
+import warm_snakemake
 import yaml
 from project import CONFIG, ROOT, write_image
 
@@ -53,11 +54,10 @@ def importer(*names: str, more: str = "") -> str:
 
 
 def snakemake(folder, *arguments, **environment) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "snakemake", *map(str, arguments)]
     env = {k: v for k, v in os.environ.items() if not k.startswith("SYNTHSEG_NATIVE")} | environment
-    return subprocess.run(
-        command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300
-    )
+    call = warm_snakemake.Process(arguments, folder, env)
+    output, _ = call.communicate(timeout=300)
+    return subprocess.CompletedProcess(arguments, call.returncode, output)
 
 
 def jobs(output: str) -> dict[str, int]:

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.slow
 # Structures large enough for their Dice between two grids of 2 mm to mean something.
 LARGE = (2, 3, 4, 7, 8, 10, 11, 12, 16, 17, 41, 42, 43, 46, 47, 49, 50, 51, 53)
 MIN_DICE = 0.75
+MIRROR = np.diag([-1.0, 1, 1, 1])
 LEFT_VENTRICLE, RIGHT_VENTRICLE, LEFT_HIPPOCAMPUS, RIGHT_HIPPOCAMPUS = 4, 43, 17, 53
 # (larger, smaller, least ratio of their volumes)
 ASYMMETRIES = ((LEFT_VENTRICLE, RIGHT_VENTRICLE, 1.4), (RIGHT_HIPPOCAMPUS, LEFT_HIPPOCAMPUS, 1.15))
@@ -45,27 +46,32 @@ def cohort(demo_python, root, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def segment(openvino_python, root, tmp_path_factory):
-    """Function that segments an image with the small model and returns the label map."""
-    folder = tmp_path_factory.mktemp("segmented")
-
-    def segmented(image):
-        out = folder / f"{len(list(folder.iterdir()))}.nii.gz"
-        options = ("--engine", "openvino", "--model", "compact2mm", "--threads", "2", "--device", "cpu")
-        run(openvino_python, root, "-m", "synthseg_native", "--i", image, "--o", out, *options)
-        return nib.load(out)
-
-    return segmented
-
-
-@pytest.fixture(scope="module")
 def images(cohort):
     return [scan.image for scan in read_samples(cohort)]
 
 
 @pytest.fixture(scope="module")
-def label_maps(images, segment):
-    return [segment(image) for image in images]
+def segmented(images, openvino_python, root, tmp_path_factory):
+    """Label maps of the small model, in one call: of the cohort's images, and of the second with a mirrored header."""
+    folder = tmp_path_factory.mktemp("segmented")
+    image = nib.load(images[1])
+    copy = nib.Nifti1Image(image.dataobj.get_unscaled(), MIRROR @ image.affine, image.header)
+    copy.header.set_slope_inter(image.dataobj.slope, image.dataobj.inter)
+    nib.save(copy, folder / "mirrored.nii.gz")
+    given = [*images, folder / "mirrored.nii.gz"]
+    made = [folder / f"{number}.nii.gz" for number in range(len(given))]
+    for name, paths in (("given.txt", given), ("made.txt", made)):
+        (folder / name).write_text("".join(f"{path}\n" for path in paths))
+    options = ("--engine", "openvino", "--model", "compact2mm", "--threads", "2", "--device", "cpu")
+    lists = ("--i", folder / "given.txt", "--o", folder / "made.txt")
+    run(openvino_python, root, "-m", "synthseg_native", *lists, *options)
+    return [nib.load(path) for path in made]
+
+
+@pytest.fixture(scope="module")
+def label_maps(segmented):
+    """Those of the cohort."""
+    return segmented[:3]
 
 
 def labels_on(grid, label_map):
@@ -143,17 +149,12 @@ def test_swapped_labels_are_caught(label_maps, root):
 
 def test_a_label_map_with_a_mirrored_header_is_caught(label_maps):
     second = label_maps[1]
-    mirrored = nib.Nifti1Image(np.asarray(second.dataobj), np.diag([-1.0, 1, 1, 1]) @ second.affine)
+    mirrored = nib.Nifti1Image(np.asarray(second.dataobj), MIRROR @ second.affine)
     assert len(disagreements(label_maps[0], mirrored)) >= 18
 
 
-def test_an_image_with_a_mirrored_header_is_caught(images, label_maps, segment, tmp_path):
-    image = nib.load(images[1])
-    mirror = np.diag([-1.0, 1, 1, 1]) @ image.affine
-    copy = nib.Nifti1Image(image.dataobj.get_unscaled(), mirror, image.header)
-    copy.header.set_slope_inter(image.dataobj.slope, image.dataobj.inter)
-    nib.save(copy, tmp_path / "mirrored.nii.gz")
-    label_map = segment(tmp_path / "mirrored.nii.gz")
+def test_an_image_with_a_mirrored_header_is_caught(label_maps, segmented):
+    label_map = segmented[3]
     lines = disagreements(label_maps[0], label_map)
     assert sum("times" in line for line in lines) == len(ASYMMETRIES)
     # It is a good segmentation of the mirrored head all the same: nothing but the anatomy gives it away.

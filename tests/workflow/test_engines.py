@@ -86,15 +86,18 @@ def spans(project):
 def test_jobs_that_do_not_fit_into_memory_together_run_one_after_the_other(project):
     """Pins workflow.global_resources, which Snakemake does not document, and that a limit of the user's counts."""
     limit = memory.packing_mb()
+    natives = "--until", "native", "--", SUMMARY
     project.configure(reference={"runtime": "none"}, memory_mb=int(0.6 * limit))
     for seed, scan in enumerate(SCANS):
         write_image(project.image(scan), seed=20 + seed)
-    project.run().expect(*jobs("native"), "summary")
+    call = project.run(*natives)
+    assert (call.code, call.made) == (0, set(jobs("native"))), call.output
     (_, first_ends), (second_starts, _) = spans(project)
     assert second_starts >= first_ends
 
     for seed, scan in enumerate(SCANS):
         write_image(project.image(scan), seed=30 + seed)
-    project.run("--resources", f"mem_mb={2 * limit}", "--", SUMMARY).expect(*jobs("native"), "summary")
+    call = project.run("--resources", f"mem_mb={2 * limit}", *natives)
+    assert (call.code, call.made) == (0, set(jobs("native"))), call.output
     (_, first_ends), (second_starts, _) = spans(project)
     assert second_starts < first_ends

@@ -56,6 +56,8 @@ def is_sheet(sheet: str | PathLike) -> bool:
     """
     try:
         sheet = user_path(sheet) if isinstance(sheet, str) else sheet
+        if not Path(sheet).is_file():  # what is a pipe can be read once
+            return False
         with Path(sheet).open("rb") as file:
             if next(islice(file, LINES, None), None) is not None:
                 return False

@@ -41,9 +41,9 @@ def prepare(release: Callable[[], object] | None = None, scheduler: object = Non
     global _release
     if _stopped is None:
         _release = release
-        stopping.hear(_stop)
         atexit.unregister(_end)
         atexit.register(_end)
+        stopping.hear(_stop)  # one may be waiting
         if getattr(scheduler, "_user_kill", None):
             signal.raise_signal(signal.SIGTERM)
 

@@ -76,6 +76,8 @@ def read_samples(sheet: str | PathLike) -> list[Scan]:
         raise SynthSegError(
             "usage", f"{sheet}: cannot be read ({error}): save it as tab-separated UTF-8 text"
         ) from None
+    # Of a pipe (/dev/stdin, <(...)) images start where the workflow works.
+    folder = Path() if sheet.is_relative_to("/dev") or sheet.is_fifo() else sheet.parent
     text = text if "\n" in text else text.replace("\r", "\n")  # as spreadsheets on a Mac once ended lines
     lines = [line for line in io.StringIO(text) if line.strip() and not line.startswith("#")]
     try:
@@ -94,7 +96,7 @@ def read_samples(sheet: str | PathLike) -> list[Scan]:
     scans, seen = [], {}
     for number, row in enumerate(rows, start=1):
         try:
-            scan = _scan(row, sheet.parent)
+            scan = _scan(row, folder)
         except ValueError as error:
             mistakes.append(f"row {number}: {error}")
             continue

@@ -146,7 +146,7 @@ UNCHANGING = {
     "scan/__init__.py": "empty",
     "scan/disguise.py": "says what a file is that cannot be read",
     "shared_disk.py": "locks and owners",
-    "stopping.py": "hears signals",
+    "stopping.py": "how signals are heard",
     "streams.py": "what is printed where nobody reads on",
     "verification/__init__.py": "empty",
 }

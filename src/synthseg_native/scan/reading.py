@@ -91,7 +91,7 @@ def read(path: str | PathLike, accept: Iterable[str] = ()) -> Scan:
 
     accept : flags of ACCEPTABLE, header faults in spite of which the image is taken.
     Raises SynthSegError, one line ``path: what: what to do``: "bad_input" for what is wrong with the file, "usage" for
-    an unknown flag, "disk" for a drive that fails; and MemoryError.
+    an unknown flag, "read" for a drive that fails; and MemoryError.
     """
     check_accept(accept)
     path = Path(path)
@@ -111,7 +111,7 @@ def read(path: str | PathLike, accept: Iterable[str] = ()) -> Scan:
         if error.errno == errno.ENOMEM:
             raise MemoryError(str(error)) from error
         if error.errno not in (errno.ELOOP, errno.ENAMETOOLONG):
-            raise SynthSegError("disk", f"{path}: {what}: check the drive and call again") from error
+            raise SynthSegError("read", f"{path}: {what}: check the drive and call again") from error
     raise SynthSegError("bad_input", f"{path}: {what}: {remedy}")
 
 

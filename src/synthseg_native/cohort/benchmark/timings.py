@@ -85,7 +85,7 @@ def ratio_statistics(images: Sequence[Sequence[float]]) -> dict[str, float | int
     >>> round(found["time_ratio_geomean"], 6), round(found["time_ratio_ci95_low"], 4)
     (0.25, 0.2055)
     """
-    from scipy.stats import t  # here: what plans a cohort asks this package, and should start quickly
+    from scipy.special import stdtrit  # here: what plans a cohort asks this package, and should start quickly
 
     images = [ratios for ratios in images if ratios]
     every = [ratio for ratios in images for ratio in ratios]
@@ -94,7 +94,7 @@ def ratio_statistics(images: Sequence[Sequence[float]]) -> dict[str, float | int
     logs = [[log(ratio) for ratio in ratios] for ratios in images]
     mean, freedom, half = fmean(map(fmean, logs)), len(every) - len(images), None
     if freedom >= PAIRS_FOR_INTERVAL - 1:
-        quantile = float(t.ppf((1 + CONFIDENCE) / 2, freedom))
+        quantile = float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
         half = quantile * pooled_sd(logs) * sqrt(sum(1 / len(values) for values in logs)) / len(logs)
     return {
         "n_pairs": len(every),
