@@ -28,8 +28,9 @@ from synthseg_native.cohort.plan import Plan
 from synthseg_native.cohort.runs import child
 from synthseg_native.cohort.tables import read_tsv
 
+pytestmark = pytest.mark.slow  # all of it is one call
 CONFIG = {"samples": "s.tsv", "model": "compact2mm", "allow_small_model": True, "engines": ["openvino"]}
-CONFIG |= {"device": "cpu", "benchmark": {"scans": 99}}
+CONFIG |= {"device": "cpu", "mode": "fast", "benchmark": {"scans": 99}}
 
 
 def fifo(path):
