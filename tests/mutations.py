@@ -162,7 +162,7 @@ FAULTS = [
           'if not ct and entities["suffix"] == "CT":', 'if ct == "auto" and entities["suffix"] == "CT":',
           "test_samples.py"),
     fault("summary", "a row that the sheet refuses is run", "cohort/runs/steps.py",
-          'if settings.get("refused"):', 'if settings.get("refuses"):', "test_bad_rows.py"),
+          'if settings.get("refused"):', 'if settings.get("refuses"):', "test_runs.py"),
     fault("summary", "one echo is taken for the image of all", "cohort/bids.py",
           '("ce", "echo", "inv", "part", "rec")', '("ce", "inv", "part", "rec")', "test_bids_samples.py"),
     fault("summary", "who has no image is not on the list", "cohort/bids.py",

@@ -58,6 +58,11 @@ def read_text(path: str | PathLike) -> str:
         raise ValueError(f"not {name} text{maybe} (line {line})") from None
 
 
+def is_there(path: str | PathLike) -> bool:
+    """Whether there is such a file or folder; False also where nobody may look, which `Path.exists` raises for."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
 SEAL = "seal"  # the entry of a JSON object that holds the digest of all others
 
 

@@ -28,8 +28,9 @@ from synthseg_native.cohort.plan import Plan
 from synthseg_native.cohort.runs import child
 from synthseg_native.cohort.tables import read_tsv
 
+pytestmark = pytest.mark.slow  # all of it is one call
 CONFIG = {"samples": "s.tsv", "model": "compact2mm", "allow_small_model": True, "engines": ["openvino"]}
-CONFIG |= {"device": "cpu", "benchmark": {"scans": 99}}
+CONFIG |= {"device": "cpu", "mode": "fast", "benchmark": {"scans": 99}}
 
 
 def fifo(path):
@@ -143,8 +144,9 @@ def summed_up(root, tmp_path_factory):
         monkeypatch.undo()
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        if (folder / "private").exists():
-            (folder / "private").chmod(0o700)
+        for name in ("private", "results/openvino/sub-shut/anat"):
+            if (folder / name).exists():
+                (folder / name).chmod(0o700)
 
 
 def one_call(root, folder, monkeypatch):
@@ -155,10 +157,10 @@ def one_call(root, folder, monkeypatch):
         if not name.startswith("/"):
             make(folder / name)
         sheet.append(f'{number:02}\t"{name}"')
-    sheet += [f"{LONG}\tgood1.nii.gz", "future\tfuture.nii.gz", "garbled\tgarbled.nii.gz"]
+    sheet += [f"{LONG}\tgood1.nii.gz", "future\tfuture.nii.gz", "garbled\tgarbled.nii.gz", "shut\tshut.nii.gz"]
     sheet += ["good2\tgood2.nii.gz"]
     (folder / "s.tsv").write_text("\n".join(sheet) + "\n")
-    for name in ("good1", "good2", "future", "garbled"):
+    for name in ("good1", "good2", "future", "garbled", "shut"):
         nib.save(nib.Nifti1Image(head(), affine()), folder / f"{name}.nii.gz")
     os.utime(folder / "future.nii.gz", (4e9, 4e9))
 
@@ -172,6 +174,7 @@ def one_call(root, folder, monkeypatch):
     with stand_in_for_processes(monkeypatch):
         codes = {scan: run(plan, scan) for scan in plan.scans}
     Path(plan.path("volumes", "openvino", "sub-garbled/anat/sub-garbled_T1w")).write_bytes(bytes(range(256)))
+    Path("results/openvino/sub-shut/anat").chmod(0)
     summary.summarise(plan.manifest)
     again = with_patterns(Plan(CONFIG, root))
     return {
@@ -233,6 +236,12 @@ def test_a_garbage_table_is_its_row_s_own_trouble(summed_up):
     assert "sub-garbled" in summed_up["to make"]
 
 
+def test_results_in_a_closed_folder_are_their_row_s_own_trouble(summed_up):
+    row = summed_up["summary"]["sub-shut"]
+    assert (row["status"], row["error"]) == ("missing", "its results may not be looked at (Permission denied)")
+    assert "sub-shut" in summed_up["to make"]
+
+
 def test_a_name_that_no_disk_has_room_for_fails_its_row(summed_up):
     (row,) = (row for name, row in summed_up["summary"].items() if name.startswith("sub-llll"))
     assert (row["status"], row["error_code"]) == ("failed", "bad_input")
@@ -247,5 +256,5 @@ def test_no_library_speaks_where_nobody_knows_of_which_row(summed_up):
 
 
 def test_failed_rows_are_a_sheet_again(summed_up):
-    assert len(summed_up["failed"]) == len(ROWS) + 1
+    assert len(summed_up["failed"]) == len(ROWS) + 2  # with the long name and the closed folder
     assert set(summed_up["status"].values()) == {0, 3}

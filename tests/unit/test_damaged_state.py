@@ -37,7 +37,6 @@ READERS = {
     "cohort/demo.py": USERS,
     "cohort/environments.py": SHIPPED,
     "cohort/manifest.py": "tests/unit/test_manifest.py",
-    "cohort/plan.py": USERS,
     "cohort/ranking.py": "tests/unit/test_ranking.py",
     "cohort/report_labels.py": HERE,
     "cohort/runs/child.py": FRESH,

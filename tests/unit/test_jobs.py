@@ -261,7 +261,7 @@ def test_lists_that_do_not_fit(tmp_path):
     (tmp_path / "latin1.txt").write_bytes("a.nii\nä.nii\n".encode("latin-1"))
     refused("bad_input", "not UTF-8 text, maybe Latin-1 or Windows-1252 (line 2)", i=tmp_path / "latin1.txt", o="o.txt")
     (tmp_path / "zero.txt").write_bytes(b"a.nii\nb\0.nii\n")
-    refused("usage", "b\\x00.nii: no path holds a zero byte", i=tmp_path / "zero.txt", o=tmp_path / "o.txt")
+    refused("bad_input", "holds zero bytes: give a text file", i=tmp_path / "zero.txt", o=tmp_path / "o.txt")
     refused("bad_input", "not UTF-16", i=tmp_path / "binary.txt", o=tmp_path / "o.txt")
     refused("bad_input", "No such file", i=tmp_path / "nowhere.txt", o=tmp_path / "o.txt")
 

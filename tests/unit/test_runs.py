@@ -315,6 +315,14 @@ def test_a_missing_image_is_one_line(place, kind):
     assert failed(place, kind)["error"]["code"] == "bad_input"
 
 
+@pytest.mark.parametrize("kind", ["native", "reference"])
+def test_a_row_that_the_sheet_refuses_is_not_run(place, kind):
+    """Whatever lies where its image would be (tests/unit/test_bad_rows.py)."""
+    done, places = call(place, kind, settings={"refused": "sub-01: no image: name one"})
+    assert (done.returncode, done.stderr, done.stdout) == (3, "sub-01: no image: name one\n", "")
+    assert failed(place, kind)["error"]["code"] == "bad_input" and not any(path.exists() for path in places.values())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["native", "reference"])
 def test_a_run_that_takes_too_long_is_ended(place, kind):

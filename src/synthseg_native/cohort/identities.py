@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from synthseg_native.cohort import containers, environments, paths, runs
+from synthseg_native.files import is_there
 from synthseg_native.identity import current, keys, stages
 
 if TYPE_CHECKING:
@@ -141,9 +140,9 @@ class Identities:
     def is_lasting(self, engine: str, scan: str) -> bool:
         """Whether a run cannot be made again, because its image vanished, and has results to keep."""
         image = self.plan.scans[scan].image
-        if image in self.plan.demo_images or os.path.exists(image):  # noqa: PTH110 (Path's raises in a closed folder)
+        if image in self.plan.demo_images or is_there(image):
             return False
-        return any(Path(path).exists() for path in self.plan.files(engine, scan).values())
+        return any(is_there(path) for path in self.plan.files(engine, scan).values())
 
     def is_comparable(self, engine: str, scan: str) -> bool:
         """Whether neither the native label map nor the reference's was changed by hand."""

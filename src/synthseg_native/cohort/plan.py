@@ -16,7 +16,7 @@ from synthseg_native.cohort.identities import Identities
 from synthseg_native.cohort.paths import Patterns
 from synthseg_native.cohort.samples import Scan, openable, read_samples
 from synthseg_native.errors import SynthSegError
-from synthseg_native.files import user_path
+from synthseg_native.files import is_there, user_path
 from synthseg_native.identity import keys
 from synthseg_native.identity.contents import Contents
 from synthseg_native.networks import cards as models
@@ -169,7 +169,7 @@ class Plan:
             return []
         files = list(self.files(engine, scan).values())
         files += [] if engine == "reference" else [self.path("picture", engine, scan)]
-        return [path for path in files if Path(path).exists()] if self.identities.is_lasting(engine, scan) else files
+        return [path for path in files if is_there(path)] if self.identities.is_lasting(engine, scan) else files
 
     def wanted_once(self) -> list[str]:
         """The verifications and the benchmark's tables."""

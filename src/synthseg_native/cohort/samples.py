@@ -76,8 +76,6 @@ def read_samples(sheet: str | PathLike) -> list[Scan]:
         raise SynthSegError(
             "usage", f"{sheet}: cannot be read ({error}): save it as tab-separated UTF-8 text"
         ) from None
-    if "\0" in text:
-        raise SynthSegError("usage", f"{sheet}: holds zero bytes: save it as tab-separated UTF-8 text")
     # Of a pipe (/dev/stdin, <(...)) images start where the workflow works.
     folder = Path() if sheet.is_relative_to("/dev") or sheet.is_fifo() else sheet.parent
     text = text if "\n" in text else text.replace("\r", "\n")  # as spreadsheets on a Mac once ended lines

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from synthseg_native.cohort.benchmark.in_turn import COLUMNS, RUN_COLUMNS, never_came_through
 from synthseg_native.errors import TRANSIENT
-from synthseg_native.files import read_sealed, write_sealed, write_text
+from synthseg_native.files import is_there, read_sealed, write_sealed, write_text
 from synthseg_native.identity import current, keys
 from synthseg_native.results import picture
 
@@ -53,7 +53,7 @@ def to_make(plan: Plan) -> set[str]:
         and not plan.identities.is_lasting(*pair)
     }
     wanted = [*plan.wanted_runs(), *plan.wanted_once(), *plan.aggregates().values()]
-    found |= {path for path in wanted if not Path(path).exists()} | _drawn_or_compared_otherwise(plan)
+    found |= {path for path in wanted if not is_there(path)} | _drawn_or_compared_otherwise(plan)
     found |= set(plan.patterns.benchmark.values()) if _benchmark_again(plan) else set()
     summary = plan.aggregates()["summary"]
     return found | ({summary} if failed_mark(plan.state).exists() or not says_what_is(plan) else set())
@@ -170,7 +170,7 @@ def lines(plan: Plan) -> list[str]:
         else:
             continue
         alike.setdefault(what, []).append(scan)
-    changed = [path for path in changed_tables(plan) if Path(path).exists()]
+    changed = [path for path in changed_tables(plan) if is_there(path)]
     tables = [f"{path} was changed since it was made: made again" for path in changed]
     if why := _benchmark_again(plan):
         tables.append(f"the benchmark again: {why}")

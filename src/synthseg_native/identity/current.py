@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from synthseg_native.files import SEAL, is_sealed, read_json, read_sealed
+from synthseg_native.files import SEAL, is_sealed, is_there, read_json, read_sealed
 from synthseg_native.identity import stages
 from synthseg_native.identity.contents import Contents
 
@@ -89,19 +89,21 @@ def run_state(files: dict[str, str], wanted: dict, contents: Contents, failure: 
     files: its results, name -> path, "record" among them; wanted: its identity; failure: where the record of a failed
     attempt would lie. Files that nobody touched since they were made are not read; see `Contents.is_as_made`.
     """
+    closed = None
     try:
         about = Path(files["record"]).stat()
         record = read_json(files["record"])
-    except OSError:
+    except OSError as error:
         record = None
+        closed = f"its results may not be looked at ({error.strerror})" if isinstance(error, PermissionError) else None
     failed = read_sealed(failure) if failure else None
     if failed and _finished(failed) >= _finished(record):
         return State(FAILED, (_at(failed, "error", "message") or "it did not say why",))
     if not isinstance(record, dict) or record.get("status") != "ok":
-        if Path(files["record"]).exists():
+        if is_there(files["record"]):
             return State(STALE, (f"{Path(files['record']).name} is not as it was made",))
-        others = any(Path(path).exists() for name, path in files.items() if name != "record")
-        return State(MISSING, ("its run record is missing" if others else NOT_RUN,))
+        others = any(is_there(path) for name, path in files.items() if name != "record")
+        return State(MISSING, (closed or ("its run record is missing" if others else NOT_RUN),))
     times = about if _is_of_its_run(about.st_mtime, record) else None
     as_made = lambda path, sha256: contents.is_as_made(path, sha256, times)  # noqa: E731
     made, whole = record.get("files"), is_sealed(record)
@@ -127,7 +129,7 @@ def state_of(
     that can no longer be read was cut or damaged, and nobody's work.
     """
     names = {name: Path(path).name for name, path in files.items()}
-    there = [name for name, path in files.items() if Path(path).exists()]
+    there = [name for name, path in files.items() if is_there(path)]
     changed = [name for name in there if name in made and not as_made(files[name], made[name])]
     if edited := [name for name in changed if name in LABEL_MAPS and _is_image(files[name])]:
         return State(EDITED, tuple(f"{names[name]} was changed since it was made" for name in edited))

@@ -9,7 +9,7 @@ from synthseg_native.cohort.manifest import REFERENCE, Manifest, Scan
 from synthseg_native.cohort.state import FOLDER
 from synthseg_native.cohort.summary.rows import COLUMNS, ENTITIES, Row
 from synthseg_native.cohort.summary.run_results import RunResult
-from synthseg_native.files import read_sealed
+from synthseg_native.files import is_there, read_sealed
 from synthseg_native.identity.contents import Contents
 from synthseg_native.networks.cards import CSF, Labels
 from synthseg_native.results import quality
@@ -117,7 +117,7 @@ def _comparison(native: RunResult, reference: RunResult | None) -> dict:
     elif reference.status != "ok":
         reason = f"reference {reference.outcome}"
     elif not found:
-        there = native.files["compare"].exists()
+        there = is_there(native.files["compare"])
         reason = "the comparison is not as it was made: call again" if there else "the comparison has not run"
     elif made_from and made_from != there:
         reason = "the comparison is of other label maps than those there now"
