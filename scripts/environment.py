@@ -11,24 +11,25 @@ import sys
 if sys.version_info < (3, 11):  # noqa: UP036  (this file must stay readable for Python 3.6, to get here)
     sys.exit("synthseg-native: this is Python %d.%d: use Python 3.11 to 3.13" % sys.version_info[:2])  # noqa: UP031
 
-import contextlib
-import getpass
 import os
-import tempfile
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "src"))
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.realpath(__file__))), "src"))  # noqa: PTH118, PTH120
 
-from synthseg_native import stopping  # noqa: E402
+from synthseg_native import stopping
 
 if __name__ == "__main__":
     stopping.hear(stopping.end_at_once)  # until all is imported
 
-import re  # noqa: E402
+import contextlib
+import getpass
+import re
+import tempfile
+from pathlib import Path
 
-from synthseg_native import shared_disk, streams  # noqa: E402
-from synthseg_native.cohort import environments, variables  # noqa: E402
+from synthseg_native import shared_disk, streams
+from synthseg_native.cohort import environments, variables
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # Calls that change nothing: they need no lock, and may look at a run in progress.
 READ_ONLY = {

@@ -112,7 +112,7 @@ def faults(project: Project, rng: random.Random, call: int, latest: float) -> li
         output, _ = process.communicate()
     took = time.monotonic() - began
     found = [f"took {took:.0f} s"] if took > LAST_S else []
-    said = f"stopped by {name}"
+    said = f"stopped by {name}: what is finished is kept"
     early = process.returncode == -number  # before anything of ours ran
     if not early and process.returncode != 128 + number:
         found.append(f"status {process.returncode}")

@@ -101,12 +101,12 @@ def whole() -> Iterator[None]:
 
 def run(main: Callable[[], int | str | None]) -> int | str | None:
     """Call a program's main function; its exit status, or, after one line, that of the signal that ended it."""
-    with hearing():
-        try:
+    try:
+        with hearing():
             return main()
-        except Stopped as reason:
-            tell(reason)
-            return reason.exit_code
+    except Stopped as reason:
+        tell(reason)
+        return reason.exit_code
 
 
 def tell(reason: Stopped, what: str = "call again") -> None:

@@ -42,7 +42,7 @@ rule benchmark:
         "Benchmark: native and reference in turn"
     shell:
         r"""
-        trap '' INT HUP QUIT
+        trap '' INT HUP QUIT USR1 USR2
         PYTHONPATH={params.code:q}/src \
         {params.python:q} -B {params.code:q}/scripts/benchmark.py \
             --order {params.order:q} \

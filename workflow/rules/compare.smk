@@ -35,7 +35,7 @@ rule compare:
         "Compare {wildcards.scan} ({wildcards.engine}) with the reference"
     shell:
         r"""
-        trap '' INT HUP QUIT
+        trap '' INT HUP QUIT USR1 USR2
         PYTHONPATH={params.code:q}/src \
         {params.python:q} -B {params.code:q}/scripts/compare.py \
             --labels {params.labels:q} \

@@ -24,7 +24,7 @@ if PLAN.demo_images:
             "Make the demo cohort"
         shell:
             r"""
-            trap '' INT HUP QUIT
+            trap '' INT HUP QUIT USR1 USR2
             PYTHONPATH={params.code:q}/src \
             {params.python:q} -B {params.code:q}/scripts/make_demo.py \
                 --out demo \

@@ -25,7 +25,7 @@ rule verify_env:
         "Verify the {wildcards.engine} environment"
     shell:
         r"""
-        trap '' INT HUP QUIT
+        trap '' INT HUP QUIT USR1 USR2
         PYTHONPATH={params.code:q}/src \
         {params.python:q} -B {params.code:q}/scripts/verify_env.py \
             --environment {wildcards.engine:q} \

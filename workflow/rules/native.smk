@@ -37,7 +37,7 @@ rule native:
         "Segment {wildcards.scan} ({wildcards.engine})"
     shell:
         r"""
-        trap '' INT HUP QUIT
+        trap '' INT HUP QUIT USR1 USR2
         PYTHONPATH={params.code:q}/src \
         {params.python:q} -B {params.code:q}/scripts/native.py \
             --scan {wildcards.scan:q} \

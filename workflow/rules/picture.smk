@@ -34,7 +34,7 @@ rule picture:
         "Draw {wildcards.scan} ({wildcards.engine})"
     shell:
         r"""
-        trap '' INT HUP QUIT
+        trap '' INT HUP QUIT USR1 USR2
         PYTHONPATH={params.code:q}/src \
         {params.python:q} -B {params.code:q}/scripts/picture.py \
             --image {params.image:q} \

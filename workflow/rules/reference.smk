@@ -33,7 +33,7 @@ rule reference:
         "Reference of {wildcards.scan}"
     shell:
         r"""
-        trap '' INT HUP QUIT
+        trap '' INT HUP QUIT USR1 USR2
         PYTHONPATH={params.code:q}/src \
         {params.python:q} -B {params.code:q}/scripts/reference.py \
             --scan {wildcards.scan:q} \

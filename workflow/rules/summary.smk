@@ -40,7 +40,7 @@ rule summary:
         "Summarise"
     shell:
         r"""
-        trap '' INT HUP QUIT
+        trap '' INT HUP QUIT USR1 USR2
         PYTHONPATH={params.code:q}/src \
         {params.python:q} -B {params.code:q}/scripts/summarise.py \
             --manifest {params.manifest:q} \

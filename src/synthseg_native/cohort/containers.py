@@ -4,6 +4,7 @@ A container runs as the calling user, without network, on a read-only root. The 
 mounted read-only; the work folder, /out, is the one place it can write to.
 """
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -28,6 +29,8 @@ from synthseg_native.cohort import environments, installers
 from synthseg_native.errors import SynthSegError
 from synthseg_native.identity import keys
 from synthseg_native.identity.code import code_digest
+from synthseg_native.identity.contents import Contents
+from synthseg_native.networks import weights
 
 RUNTIMES = ("docker", "podman", "apptainer")
 OWN_NAME = "synthseg-native-reference"
@@ -134,10 +137,8 @@ def runtime(name: str) -> Runtime:
 def inspect(name: str, image: str, kind: str = "own", platform: str | None = None) -> tuple[str | None, str | None]:
     """Return (image ID, architecture) of an image that the runtime has. Raises SynthSegError("daemon")."""
     if name == "apptainer":
-        if not Path(image).is_file():
-            return None, None
-        with Path(image).open("rb") as file:
-            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}", None
+        sha256 = _remembered_sha256(image)
+        return sha256 and f"sha256:{sha256}", None
     try:
         told = _ask(name, ["image", "inspect", "--format", "{{.Id}} {{.Architecture}}", image])
     except SynthSegError as error:
@@ -167,6 +168,15 @@ def need_own(settings: dict) -> None:
         what = f"holds another reference ({found}, not {key})" if found else "does not say which reference it holds"
         again = f"make reference-image, then apptainer build {image} docker-daemon:{image_tag(key)}"
         raise SynthSegError("usage", f"{image}: {what}: build it again: {again}")
+
+
+def _remembered_sha256(image: str) -> str | None:
+    """Of Apptainer's file of an image, which is some GB and asked for with every scan; None where it is no file."""
+    known = Contents(weights.default_cache() / "images.json")
+    found = known.sha256(Path(image).resolve())
+    with contextlib.suppress(OSError):  # a cache that cannot be written to: it is read again
+        known.save()
+    return found
 
 
 def has_image(name: str, image: str) -> bool:

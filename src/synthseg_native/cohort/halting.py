@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -140,9 +141,17 @@ def _end() -> None:
         os._exit(_stopped.exit_code)
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether Snakemake's line says more than the step that failed has said itself: not its stack and whole command."""
+    failed = getattr(record, "exception", None) == "RuleException"
+    return not (failed and re.search(r"returned non-zero exit status [1-4]\.", record.getMessage()))
+
+
 def outlive_the_terminal() -> None:
-    """Let no job of Snakemake's end because nobody reads what it says any more."""
+    """Let no job of Snakemake's end because nobody reads what it says any more; and have failures said once."""
     sys.stdout, sys.stderr = streams.lasting(sys.stdout), streams.lasting(sys.stderr)
-    for handler in logging.getLogger("snakemake.logging").handlers:
+    logger = logging.getLogger("snakemake.logging")
+    logger.addFilter(_is_news)
+    for handler in logger.handlers:
         if type(handler) is not logging.FileHandler and isinstance(handler, logging.StreamHandler):
             handler.setStream(streams.lasting(handler.stream))

@@ -16,7 +16,7 @@ from synthseg_native.verification import verify
 MEMORY_HINT = "not enough memory: close other programs, run fewer at once, or use a larger machine"
 _DISK = re.compile(r"No space left on device|Disk quota exceeded|\[Errno 28\]|\[Errno 122\]")
 _MEMORY = re.compile(r"MemoryError|ResourceExhausted|OOM when allocating|bad_alloc|Cannot allocate memory")
-LAST_SIGNAL = 64  # a status above 128 + this is no signal's: 255 is what container runtimes end with
+LAST_SIGNAL = 31  # a status above 128 + this is no signal's: 255 is what container runtimes end with
 
 
 def failure(status: int, measured: dict, log: str, image: Path | str, timeout: float | None = None) -> SynthSegError:
