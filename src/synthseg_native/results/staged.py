@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from synthseg_native.errors import SynthSegError
@@ -11,7 +12,7 @@ from synthseg_native.errors import SynthSegError
 class Staged:
     """Collects files beside their destinations and moves them there together when the block ends well.
 
-    ``with Staged() as staged: write(staged.path(destination))``. A failure removes what was written. A full or
+    ``with Staged() as staged: write(staged.path(destination))``. A failure removes what was not published. A full or
     read-only disk raises SynthSegError("disk").
     """
 
@@ -31,15 +32,26 @@ class Staged:
         self._moves.append((part, destination))
         return part
 
+    def publish(self, destinations: Collection[Path], outdated: Iterable[Path] = ()) -> None:
+        """Move some of the files to their places already: whatever happens to the others, they stay.
+
+        outdated : what is removed first, so that nothing of an earlier run stands beside them
+        """
+        for path in outdated:
+            with _disk_errors(path):
+                path.unlink(missing_ok=True)
+        for part, destination in [move for move in self._moves if move[1] in destinations]:
+            with _disk_errors(destination):
+                part.replace(destination)
+            self._moves.remove((part, destination))
+
     def __enter__(self):
         return self
 
     def __exit__(self, kind, error, trace):
         try:
             if kind is None:
-                for part, destination in self._moves:
-                    with _disk_errors(destination):
-                        part.replace(destination)
+                self.publish([destination for _, destination in self._moves])
             elif isinstance(error, OSError):
                 with _disk_errors(self._moves[-1][1] if self._moves else "output"):
                     raise error
