@@ -41,6 +41,7 @@ exit status:
 """
 STOPPING = ("disk", "usage", "timeout")  # no place, no weights: the next scan would fail alike
 GRAVEST_FIRST = (1, 4, 2, 3)
+ODD = "; odd in its header or values: "
 
 
 class _Parser(argparse.ArgumentParser):
@@ -147,6 +148,7 @@ def _segment_all(call, segmenter, arguments, argv):
 
     A label map that was changed by hand is left alone, unless the call says otherwise.
     """
+    from synthseg_native import jobs as planning
     from synthseg_native.identity.current import CURRENT, EDITED, counts
     from synthseg_native.progress import Progress
 
@@ -164,6 +166,9 @@ def _segment_all(call, segmenter, arguments, argv):
         if n_current := len(tables.volumes):
             what = f"{n_current} of {len(jobs)} scans are" if len(jobs) > 1 else f"{jobs[0].outputs['o']} is"
             bar.say(f"{what} current and left out (--recompute does all)", sys.stdout)
+            for job in jobs:
+                if id(job) in tables.volumes and (flags := planning.header_flags(job)):
+                    bar.say(f"{job.outputs['o']}: current{ODD}{', '.join(flags)}", sys.stdout)
         for why, number in counts(states[id(job)] for job in todo).items():
             what = f"{number} of {len(jobs)} scans" if len(jobs) > 1 else f"{jobs[0].outputs['o']}"
             bar.say(f"{what} again: {why}", sys.stdout)
@@ -247,8 +252,8 @@ def _segment_one(job, segmenter, tables, bar, argv):
     grade = "" if notes["model"]["research_grade"] else " (not for research)"
     took = f"segmented with {notes['model']['name']}{grade} in {notes['seconds']['total']:.1f} s"
     flags = quality.of_record(notes, segmenter.model.labels)["flags"]
-    odd = [("look at it", flags), ("odd in its header", notes["input"]["header_flags"])]
-    remarks = "".join(f"; {what}: {', '.join(names)}" for what, names in odd if names)
+    odd = [("; look at it: ", flags), (ODD, notes["input"]["header_flags"])]
+    remarks = "".join(f"{what}{', '.join(names)}" for what, names in odd if names)
     bar.say(f"{job.outputs['o']}: {took}{remarks}", sys.stdout)
     if notes["memory_remark"]:
         bar.say(f"synthseg-native: {job.image}: {notes['memory_remark']}", sys.stderr)

@@ -296,6 +296,13 @@ def volumes(job: Job) -> dict:
     return _note(job.sidecars["o"])["Volumes"]
 
 
+def header_flags(job: Job) -> list[str]:
+    """What the metadata beside a label map says is odd about its scan."""
+    content = read_json(job.sidecars["o"])
+    flags = content.get("HeaderFlags") if isinstance(content, dict) else None
+    return [str(flag) for flag in flags] if isinstance(flags, list) else []
+
+
 def _note(sidecar):
     """What an earlier call remembered in a sidecar; None without one."""
     content = read_json(sidecar)
