@@ -24,7 +24,16 @@ from synthseg_native.networks import cards as models  # noqa: E402
 
 MEASURED = Path(__file__).parent / "memory.tsv"
 HELD = 0.02  # a number twice its start costs as much as one prediction that is 1.4 % off
-STARTS = ((), ("read",), ("mask",), ("own",), ("read", "own"), ("read", "mask", "own"))
+STARTS = (
+    (),
+    ("read",),
+    ("mask",),
+    ("own",),
+    ("network",),
+    ("read", "own"),
+    ("read", "mask", "own"),
+    ("read", "network", "own"),
+)
 LEAST = 1e-3  # of a number, so that its logarithm is one
 
 
@@ -51,7 +60,7 @@ def fit(sizes, peaks, start) -> memory.Coefficients:
         off = [np.log(memory.peak(c, size) / peak) for size, peak in zip(sizes, peaks, strict=True)]
         return [*off, *(HELD * (logs - first))]
 
-    # A stage that is not the largest one has no slope: begin also where reading and the finish take ten times as much.
+    # A stage that is not the largest one has no slope: begin also where others take ten times as much.
     names = [field.name for field in fields(start)]
     shifts = [[2.3 * (name in more) for name in names] for more in STARTS]
     found = [least_squares(misses, first + shift) for shift in shifts]

@@ -43,7 +43,7 @@ def draw(arguments):
     label_map = read(arguments.dseg, nib.load)
     labels = read(arguments.dseg, lambda path: np.asarray(label_map.dataobj).astype(np.int32))
     found = read(arguments.volumes, lambda path: soft_volumes(path, labels_table))
-    qc = read(arguments.record, lambda path: assessed(path, labels_table))
+    qc, remarks = read(arguments.record, lambda path: assessed(path, labels_table))
     # Whether it may be taken was decided when it was segmented.
     image = reading.read(arguments.image, reading.ACCEPTABLE)
     with Staged() as staged:
@@ -54,20 +54,20 @@ def draw(arguments):
             label_map.affine,
             labels_table,
             title=arguments.title,
-            lines=picture.lines(qc, labels_table, found),
+            lines=picture.lines(qc, labels_table, found, remarks),
             made_by=arguments.made_by,
         )
         staged.path(arguments.out).write_bytes(drawn)
 
 
 def assessed(path, labels_table):
-    """What is odd about the run by today's limits, from the figures in its record."""
+    """What is odd about the run by today's limits, from the figures in its record, and about its scan."""
     record = read_sealed(path)
     if record is None:
         raise ValueError("not as it was made")
     if record["output"]["qc"] is None:
         raise ValueError("it has no quality figures")
-    return quality.of_record(record, labels_table)
+    return quality.of_record(record, labels_table), reading.remarks(record.get("input") or {})
 
 
 def soft_volumes(path, labels_table):

@@ -265,7 +265,7 @@ def _remarks(notes, labels):
     from synthseg_native.results import quality
 
     odd = [("look at it", quality.of_record(notes, labels)["flags"]),
-           ("odd in its header", notes["input"]["header_flags"])]  # fmt: skip
+           ("odd in its header or values", notes["input"]["header_flags"])]  # fmt: skip
     return "".join(f"; {what}: {', '.join(names)}" for what, names in odd if names)
 
 

@@ -200,8 +200,11 @@ def _boundary_distance(native, reference, different, affine):
     for labels in (native[box], reference[box]):
         boundary = _boundary(labels)
         if boundary.any() and not boundary[inside].all():
-            here = ndimage.distance_transform_edt(~boundary, sampling=_voxel_mm(affine))[inside]
-            distance = np.maximum(distance, here)
+            # Where the nearest one is, for all voxels; how far away, for those that differ alone: it takes much less.
+            sampling = np.array(_voxel_mm(affine))
+            nearest = ndimage.distance_transform_edt(~boundary, sampling, return_distances=False, return_indices=True)
+            steps = (nearest[(slice(None), *inside)] - np.array(inside)) * sampling[:, None]
+            distance = np.maximum(distance, np.sqrt(np.add.reduce(steps * steps, axis=0)))
     counts, _ = np.histogram(distance, [*DISTANCE_EDGES_MM, math.inf])
     return {
         "max": round(float(distance.max()), 4),
@@ -220,6 +223,13 @@ def _boundary(labels):
         boundary[tuple(ahead)] |= step
         boundary[tuple(behind)] |= step
     return boundary
+
+
+def _counts(labels, where=None):
+    """How many voxels each label has, by planes: numpy makes 8 bytes of each voxel that it counts."""
+    length, chosen = int(labels.max(initial=0)) + 1, [...] * len(labels) if where is None else where
+    planes = (plane[part].ravel() for plane, part in zip(labels, chosen, strict=True))
+    return sum((np.bincount(plane, minlength=length) for plane in planes), np.zeros(length, np.int64))
 
 
 def _margins(result, path, shape, different, limit):
@@ -247,8 +257,8 @@ def _margins(result, path, shape, different, limit):
 
 def _labels(result, native, reference, different, names, native_affine, reference_affine):
     """One entry for every label of the table or of a map, background left out."""
-    counts = [np.bincount(labels.ravel()) for labels in (native, reference)]
-    both = np.bincount(native[~different].ravel()) if different is not None else None
+    counts = [_counts(labels) for labels in (native, reference)]
+    both = _counts(native, ~different) if different is not None else None
     present = {int(label) for count in counts for label in np.nonzero(count)[0]}
     sizes = [abs(float(np.linalg.det(affine[:3, :3]))) for affine in (native_affine, reference_affine)]
 

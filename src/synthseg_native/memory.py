@@ -1,10 +1,13 @@
 """How much memory a run takes, before it starts, and whether this machine has it.
 
-The peak is the largest of three stages, above what the interpreter, the runtime and its copies of the weights take:
+The peak is the largest of these stages, above what the interpreter, the runtime and its copies of the weights take:
 
-read     bytes per voxel of the scan
+read     the scan as it is kept, in float64 while it is resampled, and on the network's grid
 network  copies of the finest level's features, and of the posteriors, per voxel of the padded volume
-finish   one array of posteriors and the masks of the padded volume; bytes per voxel of the scan for its own grid
+finish   one array of posteriors and the masks of the padded volume
+own grid posteriors, and bytes per voxel of the scan
+write    posteriors once more, where they are a result and the scan was cropped
+picture  what drawing takes; where one is to be drawn, the scan is kept through all stages
 
 benchmarks/fit_memory.py fits the numbers to measurements (benchmarks/memory.tsv) and prints the table below.
 Standard library only at import.
@@ -27,14 +30,18 @@ if TYPE_CHECKING:
 MIB = 2**20
 TOLERANCE = 0.2  # a larger miss is told, and a job asks for so much more than the prediction
 REFERENCE = "reference"
+PICTURE_MIB = 290  # of the libraries that draw, and of the canvas
+DRAWING = 8  # bytes per voxel of the network's grid while a picture is drawn: labels, and their copy
+STEP_MIB = 70  # of the interpreter and libraries of a step that runs no network
+COMPARISON = 48  # bytes per voxel that two label maps and their differences take, at most
 OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
 class Coefficients:
     """base : MiB · weights, network, posterior : copies, of float32, of the weights, of the features of the finest
-    level and of the posteriors · read, own : bytes per voxel of the scan · mask : bytes per padded voxel while labels
-    are found"""
+    level and of the posteriors · read, own : bytes per voxel of the scan beside those that are kept, while it is
+    resampled and while labels are brought to its grid · mask : bytes per padded voxel while labels are found"""
 
     base: float
     weights: float
@@ -47,11 +54,11 @@ class Coefficients:
 
 # (engine, precision, device). Where a row is missing, the closest one stands in: see `coefficients`.
 TABLE = {
-    ("tensorflow", "float32", "cpu"): Coefficients(510, 1.08, 12.6, 8.4, 1.97, 16.2, 29.2),
-    ("openvino", "float32", "cpu"): Coefficients(244, 7.94, 10.7, 0.804, 0.994, 73.7, 3.49),
-    ("openvino", "bf16", "cpu"): Coefficients(229, 6.98, 11.2, 0.0247, 1.63, 79.7, 3.8),
-    ("torch", "float32", "cpu"): Coefficients(1050, 7.61, 12.2, 1.73, 0.872, 149, 2.7),
-    (REFERENCE, "float32", "cpu"): Coefficients(503, 1.95, 17.1, 7.44, 4.89, 16, 0.001),
+    ("tensorflow", "float32", "cpu"): Coefficients(500, 2.18, 8, 8.07, 2.16, 16.2, 29.9),
+    ("openvino", "float32", "cpu"): Coefficients(245, 7.73, 8.47, 0.804, 0.994, 79.2, 6.21),
+    ("openvino", "bf16", "cpu"): Coefficients(232, 6.68, 8.95, 0.0247, 1.63, 86.4, 6.6),
+    ("torch", "float32", "cpu"): Coefficients(1050, 7.5, 9.93, 1.73, 0.872, 152, 8.26),
+    (REFERENCE, "float32", "cpu"): Coefficients(504, 1.78, 15.1, 7.48, 4.86, 16, 0.001),
 }
 
 
@@ -67,7 +74,8 @@ def coefficients(engine: str, precision: str = "float32", device: str = "cpu") -
 class Size:
     """What a run's memory depends on beside its engine. padded : (3,) voxels of the padded volume · voxels : of the
     scan · features, labels : of the network · own_grid : whether a label map on the scan's own grid is made
-    parameters : of the network"""
+    parameters : of the network · bytes : per voxel of the scan, as it is kept · grid : voxels of the whole scan on the
+    network's grid · picture, post : whether one is drawn, whether posteriors are written"""
 
     padded: tuple
     voxels: int
@@ -75,6 +83,10 @@ class Size:
     labels: int
     own_grid: bool = True
     parameters: int = 0
+    bytes: int = 2
+    grid: int = 0
+    picture: bool = False
+    post: bool = False
 
 
 def size_of(
@@ -83,16 +95,31 @@ def size_of(
     voxel_mm: Sequence[float],
     crop: Sequence[int] | None = None,
     own_grid: bool = True,
+    **more: int,
 ) -> Size:
     """The size of a run. network : a `cards.Network` · shape, voxel_mm : (3,) of the scan, in the order of its axes
 
-    crop : (3,) voxels, or None
+    crop : (3,) voxels, or None · more : bytes, picture and post of `Size`
     """
     from synthseg_native.networks.layers import count_parameters
 
     padded, voxels = padded_shape(network, shape, voxel_mm, crop), math.prod(map(int, shape))
     features, labels = network.layers["features"], network.outputs.channels
-    return Size(padded, voxels, features, labels, own_grid, count_parameters(network.table()))
+    grid = math.prod(grid_shape(network, shape, voxel_mm))
+    return Size(padded, voxels, features, labels, own_grid, count_parameters(network.table()), grid=grid, **more)
+
+
+def grid_shape(network: "Network", shape: Sequence[int], voxel_mm: Sequence[float]) -> tuple[int, ...]:
+    """The shape (3,) of a scan on the network's grid, for a scan's shape and voxel sizes in the order of its axes.
+
+    >>> from types import SimpleNamespace
+    >>> grid_shape(SimpleNamespace(grid=SimpleNamespace(resolution_mm=1)), shape=(181, 217, 40), voxel_mm=(1, 1, 5))
+    (181, 217, 200)
+    """
+    target = network.grid.resolution_mm
+    if all(abs(size - target) <= 0.05 for size in voxel_mm):
+        return tuple(map(int, shape))
+    return tuple(math.ceil(n * size / target - 1e-6) for n, size in zip(shape, voxel_mm, strict=True))
 
 
 def padded_shape(
@@ -107,10 +134,8 @@ def padded_shape(
     >>> padded_shape(network, shape=(181, 217, 40), voxel_mm=(1, 1, 5), crop=(96, 100, 96))
     (96, 128, 96)
     """
-    grid = network.grid
-    target, multiple, smallest = grid.resolution_mm, grid.pad_multiple, grid.min_size
-    if any(abs(size - target) > 0.05 for size in voxel_mm):
-        shape = [math.ceil(n * size / target - 1e-6) for n, size in zip(shape, voxel_mm, strict=True)]
+    multiple, smallest = network.grid.pad_multiple, network.grid.min_size
+    shape = grid_shape(network, shape, voxel_mm)
     if crop:  # a smaller image is padded to it
         return tuple(_up(n, multiple) for n in crop)
     return tuple(max(_up(n, multiple), _up(smallest, multiple)) for n in shape)
@@ -127,13 +152,30 @@ def predict(size: Size, engine: str, precision: str = "float32", device: str = "
 
 def peak(c: Coefficients, size: Size) -> float:
     """The prediction in MiB; see the module's text."""
-    padded = math.prod(size.padded)
+    padded, scan = math.prod(size.padded), size.bytes * size.voxels
+    posteriors = 4 * padded * size.labels
+    kept = scan * size.picture
     stages = (
-        c.read * size.voxels,
-        4 * padded * (c.network * size.features + c.posterior * size.labels),
-        padded * (4 * size.labels + c.mask) + c.own * size.voxels * size.own_grid,
+        scan + c.read * size.voxels + 8 * size.grid,
+        kept + 4 * padded * (c.network * size.features) + c.posterior * posteriors,
+        kept + posteriors + c.mask * padded,
+        kept + (posteriors + c.own * size.voxels) * size.own_grid,
+        kept + (posteriors + 4 * size.grid * size.labels) * size.post * (size.grid > padded),
+        (kept + DRAWING * size.grid + PICTURE_MIB * MIB) * size.picture,
     )
     return c.base + (4 * c.weights * size.parameters + max(stages)) / MIB
+
+
+def picture_mib(size: Size) -> int:
+    """Peak of the step that draws a picture, MiB: it reads the scan and the label map anew."""
+    return round(
+        STEP_MIB + PICTURE_MIB + ((size.bytes + 8 * (size.bytes == 8)) * size.voxels + DRAWING * size.grid) / MIB
+    )
+
+
+def comparison_mib(voxels: int) -> int:
+    """Peak of the step that compares two label maps, MiB. voxels : of the larger one"""
+    return round(STEP_MIB + COMPARISON * voxels / MIB)
 
 
 def limit_mib() -> float | None:

@@ -245,6 +245,21 @@ def plain_named_gz(folder):
     return folder / "scan.nii.gz"
 
 
+def named(name, right):
+    """A good image under a name of another format."""
+
+    def make(folder):
+        (save(folder / right, kind=nib.MGHImage if ".mg" in right else nib.Nifti1Image)).rename(folder / name)
+        return folder / name
+
+    return make
+
+
+def empty_annex_link(folder):
+    (folder / "scan.nii.gz").symlink_to("../.git/annex/objects/zK/9q/MD5E-s9--0.nii.gz/MD5E-s9--0.nii.gz")
+    return folder / "scan.nii.gz"
+
+
 def image(data, name="scan.nii.gz", **fields):
     return lambda folder: save(folder / name, data, **fields)
 
@@ -319,6 +334,40 @@ SCANS = {
     "web page": (
         bytes_of("scan.nii.gz", b"\n<!DOCTYPE html><title>Log in"),
         "a web page, not an image: download it again",
+    ),
+    "link of git-annex to nothing": (
+        empty_annex_link,
+        "a link of git-annex, and the content is not here: get it first (git annex get, datalad get)",
+    ),
+    "bzip2": (bytes_of("scan.nii.gz", b"BZh9" + bytes(400)), "compressed by bzip2: unpack it (bunzip2), and compress"),
+    "xz": (bytes_of("scan.nii.gz", b"\xfd7zXZ\0" + bytes(400)), "compressed by xz: unpack it (unxz), and compress"),
+    "zstd": (bytes_of("scan.nii.gz", b"\x28\xb5\x2f\xfd" + bytes(400)), "compressed by zstd: unpack it (unzstd)"),
+    "compressed twice": (
+        bytes_of("scan.nii.gz", gzip.compress(gzip.compress(bytes(400)))),
+        "compressed twice: unpack it once (gunzip < scan.nii.gz > OTHER)",
+    ),
+    "tar": (
+        bytes_of("scan.nii.gz", gzip.compress(b"sub-01.nii".ljust(257, b"\0") + b"ustar" + bytes(400))),
+        "a tar archive, not an image: unpack it (tar -xf)",
+    ),
+    "what macOS keeps beside a file": (
+        bytes_of("scan.nii", b"\0\5\x16\7\0\2\0\0" + bytes(400)),
+        "what macOS keeps beside a file (._NAME), not the image: take the file without ._",
+    ),
+    "NRRD": (bytes_of("scan.nii", b"NRRD0004\n" + bytes(400)), "an NRRD file: convert it to NIfTI"),
+    "MINC": (bytes_of("scan.nii", b"\x89HDF\r\n" + bytes(400)), "an HDF5 or MINC file: convert it to NIfTI"),
+    "PNG": (bytes_of("scan.nii.gz", b"\x89PNG" + bytes(400)), "a PNG picture, not an image of voxels: give the scan"),
+    "MGH named NIfTI": (
+        named("scan.nii.gz", "a.mgz"),
+        "an MGH file, though its name does not say so: name it scan.mgz",
+    ),
+    "NIfTI named MGH": (
+        named("scan.mgz", "a.nii.gz"),
+        "a NIfTI file, though its name does not say so: name it scan.nii.gz",
+    ),
+    "NIfTI named MGH, plain": (
+        named("scan.mgh", "a.nii"),
+        "a NIfTI file, though its name does not say so: name it scan",
     ),
     "zip": (bytes_of("scan.nii", b"PK\x03\x04" + bytes(400)), "a zip archive, not an image: unpack it"),
     "DICOM": (bytes_of("scan.nii", bytes(128) + b"DICM" + bytes(400)), "a DICOM file: convert the series to NIfTI"),

@@ -18,6 +18,7 @@ from synthseg_native.errors import EXIT_CODES, SynthSegError
 from synthseg_native.pipeline import segment
 from synthseg_native.results import record, tables
 from synthseg_native.results.hashes import labels_sha256
+from synthseg_native.scan import reading
 
 
 @pytest.fixture
@@ -95,6 +96,90 @@ def test_the_peak_is_told_beside_its_prediction(stand_in, scan, call, monkeypatc
     assert [n["peak_rss_mib"] for n in notes] == [1250, 1400]
     assert [n["memory_remark"] for n in notes] == [None, "the peak of 1400 MiB is 27 % above the predicted 1100 MiB"]
     assert capsys.readouterr().err == f"synthseg-native: {scan}: {notes[1]['memory_remark']}\n"
+
+
+def test_a_scan_that_would_not_fit_is_refused_before_a_voxel_is_read(stand_in, scan, call, monkeypatch, capsys):
+    monkeypatch.setattr(memory, "limit_mib", lambda: 200)
+    monkeypatch.setattr(reading, "_voxels", lambda *_: pytest.fail("voxels were read"))
+    status, folder = call(scan)
+    assert status == 4 and [path.name for path in folder.iterdir()] == ["run.json"]
+    said = capsys.readouterr().err
+    assert said.startswith(f"synthseg-native: {scan}: would take 0.") and ": what fits: " in said
+    assert said.count("\n") == 1
+    assert json.loads((folder / "run.json").read_text())["predicted_peak_mib"] > 200
+
+
+def test_all_that_is_asked_for_is_in_the_prediction(stand_in, scan, call, tmp_path, monkeypatch):
+    asked = []
+
+    def predict(size, *how):
+        asked.append(size)
+        return 1
+
+    monkeypatch.setattr(memory, "predict", predict)
+    monkeypatch.setattr(segment.core, "draw", lambda *_: b"")
+    call(scan, "--native-grid", tmp_path / "own.nii", "--post", tmp_path / "post.nii", "--picture", tmp_path / "p.png")
+    call(scan, out="plain")
+    all_of_it, plain = asked[0], asked[-1]
+    assert (all_of_it.own_grid, all_of_it.post, all_of_it.picture) == (True, True, True)
+    assert (plain.own_grid, plain.post, plain.picture) == (False, False, False)
+    assert plain.bytes == 4 and plain.voxels == np.prod(SHAPE) and plain.grid == 20 * 22 * 24
+
+
+@pytest.mark.parametrize("error", [MemoryError("no more"), OSError(28, "No space left on device"), RuntimeError("x")])
+def test_a_picture_that_fails_costs_no_label_map(stand_in, scan, call, tmp_path, monkeypatch, capsys, error):
+    def fail(*_):
+        raise error
+
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(b"of another run")
+    monkeypatch.setattr(segment.core, "draw", fail)
+    status, folder = call(scan, "--picture", picture)
+    assert status == {MemoryError: 4, OSError: 4, RuntimeError: 1}[type(error)]
+    assert not picture.exists(), "nothing of another run beside the new label map"
+    assert not list(tmp_path.rglob(".part*"))
+    assert len(np.unique(nib.load(folder / "dseg.nii.gz").dataobj)) > 5
+    sidecar = json.loads((folder / "dseg.json").read_text())
+    assert list(sidecar["SynthSegNative"]["ResultsSHA256"]) == ["o"]
+    assert json.loads((folder / "run.json").read_text())["status"] == "failed"
+
+    monkeypatch.setattr(segment.core, "draw", lambda *_: b"picture")
+    assert call(scan, "--picture", picture)[0] == 0
+    assert picture.read_bytes() == b"picture"
+    sidecar = json.loads((folder / "dseg.json").read_text())
+    assert sorted(sidecar["SynthSegNative"]["ResultsSHA256"]) == ["margin", "o", "picture"]
+    capsys.readouterr()
+    assert call(scan, "--picture", picture)[0] == 0
+    assert "is current and left out" in capsys.readouterr().out
+
+
+def test_what_is_odd_about_a_scan_is_said_wherever_one_looks(stand_in, call, tmp_path, monkeypatch, capsys):
+    """A gantry tilt, and a CT that was not said to be one: in the line, the .json, the picture and the record."""
+    said, tilt = [], affine()
+    tilt[1, 2] = np.tan(np.radians(20))
+    nib.save(nib.Nifti1Image((head() * 5 - 1000).astype(np.int16), tilt), tmp_path / "scan.nii")
+
+    def draw(*_, lines, **more):
+        said.extend(lines)
+        return b""
+
+    monkeypatch.setattr(segment.core.picture, "draw", draw)
+    _, folder = call(tmp_path / "scan.nii", "--picture", tmp_path / "p.png")
+    flags = ["sheared", "values_as_ct"]
+    assert "; odd in its header or values: sheared, values_as_ct" in capsys.readouterr().out
+    assert json.loads((folder / "dseg.json").read_text())["HeaderFlags"] == flags
+    assert json.loads((folder / "run.json").read_text())["input"]["header_flags"] == flags
+    assert any(
+        "the scan: the axes are not at right angles (gantry tilt); volumes are 1.06 times" in line for line in said
+    )
+    assert any("air at -1000, and it was not segmented as CT" in line for line in said)
+    call(tmp_path / "scan.nii", "--picture", tmp_path / "p.png")  # again, when it is current
+    assert (
+        f"{folder / 'dseg.nii.gz'}: current; odd in its header or values: {', '.join(flags)}\n"
+        in capsys.readouterr().out
+    )
+    _, folder = call(tmp_path / "scan.nii", "--ct", out="ct")
+    assert json.loads((folder / "dseg.json").read_text())["HeaderFlags"] == ["sheared"]
 
 
 @pytest.mark.slow

@@ -258,7 +258,7 @@ def test_what_is_odd_about_a_header_is_in_the_line_and_beside_the_label_map(stan
     out = tmp_path / "out"
     assert run("--i", cohort, "--o", out) == 0
     lines = {line.split(": ")[0]: line for line in capsys.readouterr().out.splitlines()}
-    assert "; odd in its header: sheared" in lines[str(out / "b_synthseg.nii.gz")]
+    assert "; odd in its header or values: sheared" in lines[str(out / "b_synthseg.nii.gz")]
     assert "header" not in lines[str(out / "a_synthseg.nii.gz")]
     flags = [json.loads((out / f"{name}_synthseg.json").read_text())["HeaderFlags"] for name in ("a", "b")]
     assert flags[0] == [] and "sheared" in flags[1]

@@ -7,13 +7,14 @@ import shutil
 import time
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
+from small_scans import patch, save
 
-from synthseg_native.cohort import demands
+from synthseg_native.errors import SynthSegError
 from synthseg_native.identity import contents as contents_of
 from synthseg_native.identity.contents import Contents
+from synthseg_native.scan import reading
 
 TICK_S = 0.05  # times of files are those of the kernel's last tick
 
@@ -54,15 +55,14 @@ def test_what_is_no_file_has_no_contents(tmp_path, memory, what):
     if what == "pipe":
         os.mkfifo(path)
     assert Contents(memory).sha256(path) is None
-    assert demands.header_of(path) == (None, None)
+    with pytest.raises(SynthSegError, match=r"not an (ordinary|image) file"):
+        reading.extent(path)
 
 
-def test_sizes_that_are_no_numbers_demand_what_the_card_says(tmp_path):
-    header = nib.Nifti1Header()
-    header.set_data_shape((3, 3, 3))
-    header["pixdim"][1] = np.nan
-    (tmp_path / "a.nii").write_bytes(header.binaryblock + bytes(200))
-    assert demands.header_of(tmp_path / "a.nii") == (None, None)
+def test_sizes_that_are_no_numbers_are_no_extent(tmp_path):
+    patch(save(tmp_path / "a.nii"), index=1, pixdim=np.nan)
+    with pytest.raises(SynthSegError, match="sizes that are no numbers"):
+        reading.extent(tmp_path / "a.nii")
 
 
 def test_the_same_size_and_time_do_not_hide_other_contents(tmp_path, memory, read):

@@ -36,9 +36,9 @@ def drawn(monkeypatch):
     """The images of pictures, which are not drawn: that takes its time."""
     images = []
 
-    def draw(image, *rest, **more):
+    def draw(image, *rest, lines, **more):
         images.append(image.copy())
-        return b"picture"
+        return "; ".join(lines).encode()
 
     monkeypatch.setattr(core.picture, "draw", draw)
     return images
@@ -81,9 +81,9 @@ from synthseg_native.results import picture
 
 model = cards.load(sys.argv[2])
 image = core.image_of(stand_in.head(), stand_in.affine())
-options = core.Options(own_grid=True, title="head", threads=2)
+options = core.Options(own_grid=True, threads=2)
 picture.WIDTH, picture.HEIGHT = 800, 550  # takes less time
-core.segment(image, model, stand_in.Brightness(), options)  # what is imported and cached once
+core.draw(image, core.segment(image, model, stand_in.Brightness(), options), model, "head")  # what is cached once
 heard = []
 
 def hear(event, given):
@@ -94,9 +94,10 @@ def hear(event, given):
 
 sys.addaudithook(hear)
 result = core.segment(image, model, stand_in.Brightness(), options)
+drawn = core.draw(image, result, model, "head")
 before = len(heard)
 open(os.devnull, "w").close()
-print(json.dumps([before, len(heard), result.picture[:4] == b"\\x89PNG", result.own.labels.any().item()]))
+print(json.dumps([before, len(heard), drawn[:4] == b"\\x89PNG", result.own.labels.any().item()]))
 """
 
 
@@ -122,17 +123,17 @@ def test_it_gives_what_the_command_writes(stand_in, root, scan, tmp_path):
     title = "scan.nii.gz · compact2mm (not for research)"
     found = reading.read(scan)
     model = cards.load(root / "models" / "compact2mm")
-    result = core.segment(found, model, Brightness(), core.Options(own_grid=True, title=title))
+    result = core.segment(found, model, Brightness(), core.Options(own_grid=True))
     for name, array in (("o", result.labels), ("own", result.own.labels), ("post", result.posteriors())):
         np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / f"{name}.nii").dataobj), array)
     np.testing.assert_array_equal(nib.load(tmp_path / "o.nii").affine, result.affine)
-    assert (tmp_path / "qc.png").read_bytes() == result.picture
+    assert (tmp_path / "qc.png").read_bytes() == core.draw(found, result, model, title)
     assert notes["output"] == json.loads(json.dumps(result.facts))
 
 
-def test_the_stages_come_in_their_order(image, model, drawn):
+def test_the_stages_come_in_their_order(image, model):
     told, gridded = [], []
-    options = core.Options(fast=True, own_grid=True, title="head")
+    options = core.Options(fast=True, own_grid=True)
     segmented(image, model, options, on_stage=lambda *stage: told.append(stage), on_grid=lambda g: gridded.append(g))
     assert tuple(dict.fromkeys(stage for stage, _ in told)) == core.STAGES
     assert told[0] == ("grid", 0.0) and ("network", 1.0) in told
@@ -164,11 +165,10 @@ def test_what_is_given_is_left_alone_unless_it_may_be_let_go(image, model):
     assert image.data is None
 
 
-def test_a_picture_sees_the_scan_before_it_is_let_go(image, model, drawn):
-    before = image.data.copy()
-    result = segmented(image, model, core.Options(fast=True, title="head"), release=True)
-    assert result.picture == b"picture" and image.data is None
-    np.testing.assert_array_equal(drawn, [before])
+def test_a_picture_shows_the_scan_and_says_what_is_odd_about_it(image, model, drawn):
+    said = core.draw(image, segmented(image, model), model, "head", ["an axis is askew"])
+    assert b"; ! the scan: an axis is askew; ! " in said
+    np.testing.assert_array_equal(drawn, [image.data])
 
 
 def test_outside_a_crop_all_is_background(image, model):
@@ -231,17 +231,17 @@ def scan(shape, voxel_mm):
     return core.image_of(data, np.diag([*voxel_mm, 1.0]))
 
 scans = [scan((46, 56, 46), (2, 2, 2)), scan((60, 40, 70), (1.5, 3, 2))]
-options = [core.Options(own_grid=True, title="one"), core.Options(fast=True, own_grid=True, title="two", threads=2)]
-bytes_of = lambda result: [hashlib.sha256(np.ascontiguousarray(array)).hexdigest() for array in (
+options = [core.Options(own_grid=True), core.Options(fast=True, own_grid=True, threads=2)]
+bytes_of = lambda scan, result: [hashlib.sha256(np.ascontiguousarray(array)).hexdigest() for array in (
     result.labels, result.posteriors(), result.margin(), result.own.labels, result.volumes,
-    np.frombuffer(result.picture, np.uint8))]
+    np.frombuffer(core.draw(scan, result, model, "one"), np.uint8))]
 engines = [None, None]
 found = {"after": [None, None], "at once": [None, None], "new engines": [None, None]}
 
 def run(what, n, fresh):
     if fresh:
         engines[n] = load(name).build(table, weights, threads=1)
-    found[what][n] = bytes_of(core.segment(scans[n], model, engines[n], options[n]))
+    found[what][n] = bytes_of(scans[n], core.segment(scans[n], model, engines[n], options[n]))
 
 for n in range(2):
     run("after", n, True)

@@ -40,6 +40,9 @@ def test_more_of_anything_never_takes_less(engine, precision):
         {"labels": 40},
         {"voxels": 10 * SIZE.voxels},
         {"padded": (256, 256, 256), "labels": 40, "voxels": 10 * SIZE.voxels},
+        {"bytes": 8},
+        {"picture": True},
+        {"post": True, "grid": 256**3},
     ):
         assert memory.predict(dataclasses.replace(SIZE, **more), engine, precision) >= least, more
     assert memory.predict(dataclasses.replace(SIZE, own_grid=False), engine, precision) <= least
@@ -52,12 +55,23 @@ def test_the_prediction_is_that_of_the_formula():
     mib = 2**20
     size = memory.Size((128, 128, 64), mib, features=10, labels=5)
     assert memory.peak(c, size) == 100 + 4 * (2 * 10 + 3 * 5)
-    assert memory.peak(c, dataclasses.replace(size, voxels=100 * mib)) == 100 + 8 * 100
+    large = dataclasses.replace(size, voxels=100 * mib, grid=3 * mib)
+    assert memory.peak(c, large) == 100 + (2 + 8) * 100 + 8 * 3
+    assert memory.peak(c, dataclasses.replace(large, bytes=4)) == 100 + (4 + 8) * 100 + 8 * 3
     weighty = dataclasses.replace(size, parameters=5 * mib)
     assert memory.peak(dataclasses.replace(c, weights=2), weighty) == memory.peak(c, size) + 4 * 2 * 5
     finish = dataclasses.replace(c, read=0, network=0, posterior=0)
-    assert memory.peak(finish, size) == 100 + 4 * 5 + 4 + 2
-    assert memory.peak(finish, dataclasses.replace(size, own_grid=False)) == 100 + 4 * 5 + 4
+    assert memory.peak(finish, size) == 100 + 4 * 5 + 4
+    own = dataclasses.replace(finish, own=7)
+    assert memory.peak(own, size) == 100 + 4 * 5 + 7
+    assert memory.peak(own, dataclasses.replace(size, own_grid=False)) == 100 + 4 * 5 + 4
+    # Posteriors of a crop are put into a frame of the whole; a picture keeps the scan, and takes something itself.
+    post = dataclasses.replace(size, grid=2 * mib, post=True)
+    assert memory.peak(finish, post) == 100 + 4 * 5 + 4 * 2 * 5
+    assert memory.peak(finish, dataclasses.replace(post, post=False)) == 100 + 4 * 5 + 4
+    drawn = dataclasses.replace(size, picture=True)
+    assert memory.peak(finish, drawn) == 100 + memory.PICTURE_MIB + 2
+    assert memory.peak(dataclasses.replace(finish, mask=900), drawn) == 100 + 4 * 5 + 900 + 2
 
 
 @pytest.mark.parametrize(
@@ -191,7 +205,7 @@ def test_the_fit_finds_what_made_the_measurements(root, monkeypatch, tmp_path, c
 
     from synthseg_native.cohort.benchmark.peaks import MEMORY_COLUMNS, MEMORY_SCANS
 
-    made_from = memory.Coefficients(base=310, weights=5, read=30, network=4.2, posterior=1.5, mask=10, own=60)
+    made_from = memory.Coefficients(base=310, weights=5, read=30, network=4.2, posterior=1.5, mask=10, own=20)
     lines = ["\t".join(MEMORY_COLUMNS)]
     for name in ("synthseg1", "compact2mm"):
         card = model.load(root / "models" / name).network

@@ -247,6 +247,23 @@ def test_files_that_are_there_are_replaced(tmp_path, monkeypatch, links):
     assert [path.read_text() for path in tmp_path.iterdir()] == ["new"]
 
 
+def test_what_is_published_stays_whatever_happens_to_the_rest(tmp_path):
+    for name in ("labels.nii", "picture.png", "table.csv"):
+        (tmp_path / name).write_text("old")
+    with pytest.raises(RuntimeError), Staged() as staged:
+        for name in ("labels.nii", "picture.png", "table.csv"):
+            staged.path(tmp_path / name).write_text("new")
+        staged.publish([tmp_path / "labels.nii"], outdated=[tmp_path / "picture.png", tmp_path / "none"])
+        raise RuntimeError
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"labels.nii": "new", "table.csv": "old"}
+    with Staged() as staged:  # and may be written once more
+        staged.path(tmp_path / "labels.nii").write_text("newer")
+        staged.publish([tmp_path / "labels.nii"])
+        staged.path(tmp_path / "labels.nii").write_text("newest")
+        assert (tmp_path / "labels.nii").read_text() == "newer"
+    assert (tmp_path / "labels.nii").read_text() == "newest"
+
+
 @pytest.mark.parametrize(("number", "remedy"), [(errno.ENOSPC, "make room"), (errno.EROFS, "choose a place")])
 def test_a_disk_that_cannot_be_written_to_is_named(tmp_path, number, remedy):
     with pytest.raises(SynthSegError, match=remedy) as caught, Staged() as staged:

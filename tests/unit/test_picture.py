@@ -1,7 +1,9 @@
 """The picture: where left is, what the outlines enclose, what is said in odd cases. Mostly at half the size."""
 
+import gc
 import subprocess
 import sys
+import tracemalloc
 import warnings
 
 import matplotlib
@@ -308,6 +310,23 @@ def step(tmp_path, table, root):
         return subprocess.run(command, capture_output=True, text=True, env=env)
 
     return run
+
+
+@pytest.mark.slow
+def test_nothing_of_a_picture_stays_when_it_is_drawn(table):
+    """A folder of scans is drawn by one process, and Python looks seldom for rings of what holds itself."""
+    image, labels, affine = head()
+    gc.disable()
+    try:
+        picture.draw(image, affine, labels, affine, table, title="", lines=[])  # what is imported and cached
+        tracemalloc.start()
+        for _ in range(2):
+            picture.draw(image, affine, labels, affine, table, title="", lines=[])
+        kept = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert kept < 3 * picture.WIDTH * picture.HEIGHT  # less than one page of two
 
 
 @pytest.mark.slow

@@ -360,6 +360,24 @@ def test_a_job_asks_for_what_its_scan_is_predicted_to_take(make, tmp_path):
     assert demands.memory_mb(make(memory_mb=777), "tensorflow", scan_of("01")) == 777
 
 
+def test_pictures_and_comparisons_ask_for_more_where_there_is_more_to_draw(make, tmp_path):
+    plan = make(("01", "02", "03"), reference={"runtime": "local"})
+    for name, n, dtype in (("01", 100, np.uint8), ("02", 200, np.float32)):
+        image = nib.Nifti1Image(np.zeros((n, n, n), dtype), np.diag([2, 2, 2, 1]))
+        nib.save(image, tmp_path / f"images/{name}.nii")
+    for ask, each in ((demands.picture_mb, memory.DRAWING), (demands.comparison_mb, memory.COMPARISON)):
+        small, large, unknown = (ask(plan, scan_of(name)) for name in ("01", "02", "03"))
+        least = each * (200**3 - 100**3) / 1e6
+        assert small + least < large and unknown == demands.UNKNOWN_MB
+    own_grid = nib.Nifti1Image(np.zeros((300, 300, 300), np.uint8), np.diag([1, 1, 1, 1]))
+    nib.save(own_grid, tmp_path / "images/01.nii")
+    plan = make(("01",), reference={"runtime": "local"})
+    on_the_networks = demands.comparison_mb(plan, scan_of("01"))
+    plan.reference["kind"] = "existing"
+    assert demands.comparison_mb(plan, scan_of("01")) > 4 * on_the_networks
+    assert demands.memory_mb(plan, "reference", scan_of("01")) >= demands.comparison_mb(plan, scan_of("01"))
+
+
 def test_a_crop_takes_less_and_a_precision_what_was_measured(make, tmp_path):
     nib.save(nib.Nifti1Image(np.zeros((256,) * 3, np.uint8), np.eye(4)), tmp_path / "01.nii")
     (tmp_path / "images").mkdir()

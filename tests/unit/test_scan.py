@@ -3,6 +3,7 @@
 import gzip
 import re
 import resource
+import tracemalloc
 
 import nibabel as nib
 import numpy as np
@@ -55,7 +56,7 @@ def test_every_format_is_read_as_nibabel_reads_it(tmp_path, name, dtype):
     np.testing.assert_array_equal(found.data, expected.get_fdata())
     np.testing.assert_array_equal(found.affine, expected.affine)
     np.testing.assert_array_equal(found.voxel_mm, expected.header.get_zooms())
-    assert found.data.dtype == np.float64
+    assert found.data.dtype == dtype  # what is computed in float64 is the same, and it takes less
     assert found.description["orientation"] == "LAS"
 
 
@@ -136,6 +137,57 @@ def test_the_sform_counts_where_the_qform_differs(tmp_path):
     assert flags_of(no_rotation) == ["sform_qform_differ"]
 
 
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_a_qform_that_is_no_rotation_by_rounding_alone_is_one(tmp_path, kind):
+    """1.5e-6 too long, as float32 leaves it: nibabel itself would not open the file."""
+    turn = Rotation.from_euler("xyz", [180, 0, 20], degrees=True).as_matrix()
+    stored = kind(ramp(), affine_of(turn, (5, 6, 7)))
+    stored.set_qform(stored.affine, 1)
+    stored.set_sform(None, 0)
+    for part in "bcd":
+        stored.header[f"quatern_{part}"] *= 1 + 1e-6
+    path = tmp_path / "scan.nii"
+    path.write_bytes(stored.header.binaryblock + bytes(4) + ramp().tobytes(order="F"))
+    with pytest.raises(ValueError, match="w2 should be positive"):
+        nib.load(patch_offset(path))
+    found = read(path)
+    np.testing.assert_allclose(found.affine, affine_of(turn, (5, 6, 7)), atol=1e-5)
+    assert found.description["header_flags"] == []
+    images.save_labels(tmp_path / "labels.nii", np.ones(found.data.shape), found.affine, found.header)
+    np.testing.assert_allclose(nib.load(tmp_path / "labels.nii").affine, found.affine, atol=1e-6)
+
+
+def patch_offset(path):
+    """Where voxels begin in a file that was put together by hand."""
+    content = bytearray(path.read_bytes())
+    second = content[0] == 540 % 256
+    where, kind, size = (168, "<i8", 544) if second else (108, "<f4", 352)
+    content[where : where + np.dtype(kind).itemsize] = np.array(size, kind).tobytes()
+    path.write_bytes(content)
+    return path
+
+
+def test_rounding_of_the_qform_is_no_difference_to_the_sform(tmp_path):
+    half_turn = np.diag([-1.0, -1, 1, 1])
+    path = two_forms(tmp_path / "scan.nii", half_turn, half_turn)
+    assert flags_of(patch(path, quatern=[0, 0, 1 + 5e-7])) == []
+    assert flags_of(patch(path, quatern=[0, 0, 1.1])) == ["sform_qform_differ"]
+    with pytest.raises(SynthSegError, match="the qform is no rotation"):
+        read(patch(path, sform_code=0))
+
+
+def test_an_sform_of_zeros_is_none(tmp_path):
+    path = two_forms(tmp_path / "scan.nii", np.eye(4), affine_of(np.eye(3), (1, 2, 3)))
+    patch(path, srow=np.zeros(12))
+    found = read(path)
+    assert found.description["header_flags"] == ["sform_zeros"]
+    np.testing.assert_array_equal(found.affine, affine_of(np.eye(3), (1, 2, 3)))
+    images.save_labels(tmp_path / "labels.nii", np.ones(found.data.shape), found.affine, found.header)
+    np.testing.assert_array_equal(nib.load(tmp_path / "labels.nii").affine, found.affine)
+    with pytest.raises(SynthSegError, match="neither sform nor qform is set"):
+        read(patch(path, qform_code=0))
+
+
 def test_forms_that_disagree_about_left_and_right_are_taken_only_on_demand(tmp_path):
     path = two_forms(tmp_path / "scan.nii", np.eye(4), affine_of(np.diag([-1, 1, 1]), (15, 0, 0)))
     with pytest.raises(SynthSegError, match=r"about left and right: .* with --accept sform_qform_mirrored"):
@@ -207,11 +259,54 @@ def test_repaired_axes_are_ambiguous(tmp_path):
     assert "ambiguous_axes" in flags_of(save(tmp_path / "scan.nii", affine=affine))
 
 
-@pytest.mark.parametrize("flags", [[], ["constant_image"]])
+@pytest.mark.parametrize("flags", [["values_as_labels"], ["constant_image"]])
 def test_a_constant_image_is_flagged(tmp_path, flags):
     data = np.full((16, 16, 16), 7, np.uint8)
-    data[0, 0, 0] += not flags
+    data[0, 0, 0] += flags != ["constant_image"]
     assert flags_of(save(tmp_path / "scan.nii", data)) == flags
+
+
+def head(dtype=np.int16):
+    """A ball in air: noise, as scans have it."""
+    x, y, z = np.meshgrid(*[np.linspace(-1.2, 1.2, n) for n in (30, 32, 34)], indexing="ij")
+    inside = x**2 + y**2 + z**2 < 1
+    return (inside * (60 + 40 * (x > 0) + np.random.default_rng(0).normal(0, 6, x.shape))).astype(dtype)
+
+
+PATCHES = np.kron(np.arange(27).reshape(3, 3, 3), np.ones((8, 8, 8))).astype(np.int16)  # of one value each
+
+
+@pytest.mark.parametrize(
+    ("data", "flags"),
+    [
+        (head(), []),
+        (head(np.uint8) // 4, []),
+        (head(np.float32), []),
+        (head() - 1024, ["values_as_ct"]),
+        (np.where(head() > 0, 20 * head(), -1000), ["values_as_ct"]),
+        (np.where(head() > 0, head(), -300), []),
+        (head().astype(np.float32) * 40 - 2000, []),  # phases, say
+        ((head() > 0).astype(np.uint8), ["values_as_labels"]),
+        ((head() > 0) * np.float32(255), ["values_as_labels"]),
+        (PATCHES, ["values_as_labels"]),
+        (PATCHES.astype(np.float32), ["values_as_labels"]),
+        (PATCHES % 4, ["values_as_labels"]),  # tissue classes
+        (PATCHES % 5 * 40, []),  # a phantom
+        (PATCHES + np.random.default_rng(0).integers(0, 9, PATCHES.shape, np.int16), []),
+        (PATCHES * np.float32(0.1), []),
+    ],
+)
+def test_values_of_ct_and_of_label_maps_are_flagged(tmp_path, data, flags):
+    path = save(tmp_path / "scan.nii", data)
+    assert flags_of(path) == flags
+    assert read(path, ct=True).description["header_flags"] == [flag for flag in flags if flag != "values_as_ct"]
+
+
+def test_real_scans_are_neither(root):
+    for name in ("t1", "thick", "oblique"):
+        found = flags_of(root / f"tests/golden/{name}_image.nii.gz")
+        assert not {"values_as_ct", "values_as_labels"} & set(found), name
+        assert "values_as_labels" in flags_of(root / f"tests/golden/{name}_default_dseg.nii.gz")
 
 
 # What would swap left and right --------------------------------------------------------------------------------------
@@ -325,6 +420,97 @@ def test_a_folder_is_no_image(tmp_path):
     (tmp_path / "scan.nii.gz").mkdir()
     with pytest.raises(SynthSegError, match="not an image file"):
         read(tmp_path / "scan.nii.gz")
+
+
+def packed(path, *parts):
+    """A gzip of one member per part."""
+    path.write_bytes(b"".join(gzip.compress(part, 1) for part in parts))
+    return path
+
+
+def test_a_gzip_of_several_members_is_one_file(tmp_path):
+    content = save(tmp_path / "scan.nii").read_bytes()
+    found = read(packed(tmp_path / "a.nii.gz", content[:100], content[100:9000], b"", content[9000:]))
+    np.testing.assert_array_equal(found.data, ramp())
+
+
+@pytest.mark.parametrize("behind", [b"\0" * 9, b"x", b"garbage" * 99, b"\x1f\x8b\x07 no method of gzip"])
+def test_what_lies_behind_the_stream_is_not_looked_at(tmp_path, behind):
+    path = packed(tmp_path / "a.nii.gz", save(tmp_path / "scan.nii").read_bytes())
+    path.write_bytes(path.read_bytes() + behind)
+    np.testing.assert_array_equal(read(path).data, nib.load(path).get_fdata())
+
+
+def test_a_wrong_checksum_is_still_seen_and_so_is_a_stream_without_end(tmp_path):
+    path = packed(tmp_path / "a.nii.gz", save(tmp_path / "scan.nii").read_bytes())
+    whole = bytearray(path.read_bytes())
+    for broken in (whole[:-8] + b"\0" + whole[-7:], whole[:-4] + b"\0\0\0\0", whole[:-5]):
+        path.write_bytes(broken)
+        with pytest.raises(SynthSegError, match="cut off or damaged"):
+            read(path)
+
+
+def test_a_stream_that_goes_on_behind_its_voxels_is_not_read_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "MAX_BEHIND", 3 * reading.CHUNK)
+    zeros = gzip.compress(bytes(reading.CHUNK), 1)
+    path = packed(tmp_path / "a.nii.gz", save(tmp_path / "scan.nii").read_bytes())
+    path.write_bytes(path.read_bytes() + 9 * zeros + b"\x1f\x8b\x08 no gzip at all")
+    np.testing.assert_array_equal(read(path).data, ramp())
+    monkeypatch.setattr(reading, "MAX_BEHIND", 30 * reading.CHUNK)
+    with pytest.raises(SynthSegError, match="damaged"):
+        read(path)
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_extensions_are_never_held(tmp_path, monkeypatch, name):
+    """However many: of the voxels alone memory is taken, and of no byte of the file where the header is asked for."""
+    content, longest = save(tmp_path / "scan.nii").read_bytes(), 20 * reading.CHUNK
+    (tmp_path / "more.nii").write_bytes(content[:348] + b"\1\0\0\0" + bytes(longest) + content[352:])
+    path = patch(tmp_path / "more.nii", vox_offset=352 + longest)
+    if name.endswith("gz"):
+        path = packed(tmp_path / name, path.read_bytes())
+    tracemalloc.start()
+    extent, few = reading.extent(path), tracemalloc.get_traced_memory()[1]
+    data = read(path).data
+    assert few < 1e6 < tracemalloc.get_traced_memory()[1] < 4 * reading.CHUNK
+    tracemalloc.stop()
+    np.testing.assert_array_equal(data, ramp())
+    assert extent == reading.Extent((16, 18, 20), (1, 1, 1), 4)
+
+
+def test_it_is_told_how_large_the_scan_is_before_a_voxel_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "_voxels", lambda *_: pytest.fail("voxels were read"))
+
+    def too_large(extent):
+        raise SynthSegError("oom", f"{extent.shape}, {extent.bytes}: too large")
+
+    for dtype, slope, size in ((np.int16, 1, 2), (np.float32, 1, 4), (np.int16, 0.5, 8), (np.float64, 1, 8)):
+        stored = nib.Nifti1Image(ramp(dtype=dtype), np.eye(4))
+        stored.header.set_slope_inter(slope, 0)
+        nib.save(stored, tmp_path / "scan.nii")
+        with pytest.raises(SynthSegError, match=rf"\(16, 18, 20\), {size}: too large"):
+            read(tmp_path / "scan.nii", fits=too_large)
+
+
+@pytest.mark.parametrize("dtype", ["i1", "u1", "<i2", ">i2", "<u2", ">i4", "<u4", ">f4", "<f8", "<i8", "<u8"])
+@pytest.mark.parametrize("slope", [1, 0.1])
+def test_the_network_sees_the_same_whatever_type_the_voxels_are_kept_in(tmp_path, dtype, slope):
+    values = (np.random.default_rng(1).normal(50, 20, (14, 15, 16))).astype(dtype)
+    header = nib.Nifti1Header(endianness=dtype[0] if dtype[0] in "<>" else "<")
+    stored = nib.Nifti1Image(values, np.diag([1.5, 2, 3, 1]), header, dtype=np.dtype(dtype))
+    stored.header.set_slope_inter(slope, 3 * (slope != 1))
+    nib.save(stored, tmp_path / "scan.nii")
+    found, theirs = read(tmp_path / "scan.nii"), nib.load(tmp_path / "scan.nii").get_fdata()
+    np.testing.assert_array_equal(found.data, theirs)
+    same = reading.Scan(theirs, found.affine, found.header, found.voxel_mm, {})
+    for resolution in (1, 2):
+        ours, other = (grid.regrid(scan, resolution) for scan in (found, same))
+        np.testing.assert_array_equal(ours.data, other.data)
+    for options in ({}, {"ct": True}, {"autocrop": True}, {"crop": (8, 8, 8)}):
+        ours, other = (
+            grid.prepare(scan.data, scan.affine, pad_multiple=4, min_size=8, **options) for scan in (found, same)
+        )
+        assert ours.volume.tobytes() == other.volume.tobytes(), options
 
 
 def test_no_voxel_is_read_where_the_header_is_refused(tmp_path, monkeypatch):

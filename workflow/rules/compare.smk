@@ -23,7 +23,7 @@ rule compare:
         "<results>/logs/compare/{engine}/{scan}.log",
     priority: 15
     resources:
-        mem_mb=2000,
+        mem_mb=lambda wildcards: demands.comparison_mb(PLAN, wildcards.scan),
         runtime=10,
     params:
         python=PYTHON,

@@ -21,7 +21,7 @@ rule picture:
         "<results>/logs/picture/{engine}/{scan}.log",
     priority: 30  # the first thing to look at, before the next scan
     resources:
-        mem_mb=3000,
+        mem_mb=lambda wildcards: demands.picture_mb(PLAN, wildcards.scan),
         runtime=10,
     params:
         python=PYTHON,

@@ -3,42 +3,16 @@
 from __future__ import annotations
 
 import functools
-import math
-from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import nibabel as nib
-
 from synthseg_native import memory
+from synthseg_native.errors import SynthSegError
+from synthseg_native.scan import reading
 
 if TYPE_CHECKING:
     from synthseg_native.cohort.plan import Plan
 
-EXISTING_MB = 3000  # to take a label map that is already there
-
-
-def header_of(image: str | PathLike) -> tuple[list[int] | None, list[float] | None]:
-    """Shape and voxel sizes (mm), (3,) each, of a scan; (None, None) where its header cannot be read, or claims what no
-    run would take: what is asked for by such a claim no machine has, and a cluster refuses the job."""
-    from synthseg_native.scan import reading
-
-    logger = nib.imageglobals.logger
-    logger.disabled, before = True, logger.disabled  # it names no file
-    try:
-        if not Path(image).is_file():  # a pipe, a device: reading it may never end
-            return None, None
-        header = nib.load(image).header
-        shape = [n for n in header.get_data_shape() if n != 1]
-        voxel_mm = [float(size) for size in header.get_zooms()[:3]]
-        least, most = reading.FIELD_OF_VIEW_MM
-        fits = len(shape) == 3 and math.prod(shape) <= reading.MAX_VOXELS
-        fits = fits and all(least <= n * size <= most for n, size in zip(shape, voxel_mm, strict=True))  # not of NaN
-        return (shape, voxel_mm) if fits else (None, None)
-    except Exception:  # whatever is wrong with it, the run says
-        return None, None
-    finally:
-        logger.disabled = before
+UNKNOWN_MB = 3000  # of a step about a scan that cannot be read, or is not there yet
 
 
 def memory_mb(plan: Plan, engine: str, scan: str) -> int:
@@ -50,7 +24,7 @@ def memory_mb(plan: Plan, engine: str, scan: str) -> int:
     if plan.config["memory_mb"]:
         return plan.config["memory_mb"]
     if engine == "reference" and plan.reference["kind"] == "existing":
-        return EXISTING_MB
+        return existing_mb(plan, scan)
     size = _size(plan, scan)
     if size is None:
         return plan.model.memory_mb
@@ -61,9 +35,32 @@ def memory_mb(plan: Plan, engine: str, scan: str) -> int:
 
 @functools.cache
 def _size(plan: Plan, scan):
-    """What memory depends on, from the image's header alone; None where it cannot be read."""
-    shape, voxel_mm = header_of(plan.scans[scan].image)
-    return shape and memory.size_of(plan.model.network, shape, voxel_mm, plan.crop)
+    """What memory depends on, from the image's header alone; None where it cannot be read: why, the run says."""
+    try:
+        extent = reading.extent(plan.scans[scan].image)
+    except (SynthSegError, MemoryError):
+        return None
+    return memory.size_of(plan.model.network, extent.shape, extent.voxel_mm, plan.crop, bytes=extent.bytes)
+
+
+def picture_mb(plan: Plan, scan: str) -> int:
+    """MB that drawing a scan's picture asks for."""
+    size = _size(plan, scan)
+    return memory.declared_mb(memory.picture_mib(size)) if size else UNKNOWN_MB
+
+
+def comparison_mb(plan: Plan, scan: str) -> int:
+    """MB that comparing a scan's label maps asks for; one that is already there may be on the scan's own grid."""
+    size = _size(plan, scan)
+    if size is None:
+        return UNKNOWN_MB
+    existing = plan.reference["kind"] == "existing"
+    return memory.declared_mb(memory.comparison_mib(max(size.grid, size.voxels * existing)))
+
+
+def existing_mb(plan: Plan, scan: str) -> int:
+    """MB that it takes to check a scan and to take the label map that is already there, on either grid."""
+    return max(comparison_mb(plan, scan), picture_mb(plan, scan))
 
 
 def benchmark_memory(plan: Plan) -> int:

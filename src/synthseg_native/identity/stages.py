@@ -39,7 +39,7 @@ STAGES = {
     for stage in (
         # One scan, native --------------------------------------------------------------------------------------------
         Stage("read", "voxels, affine, facts of the header", ("image",), ("content", "accept"),
-              ("scan/reading.py", "scan/formats.py")),
+              ("scan/reading.py", "scan/values.py", "scan/formats.py")),
         Stage("grid", "the scan on the network's grid", ("read",), ("model", "ct", "crop", "autocrop"),
               ("scan/grid.py",)),
         Stage("network", "posteriors", ("grid", "weights"),

@@ -1,11 +1,12 @@
 """One scan, as numbers, through the network to labels, volumes and what is odd about them.
 
-`segment` runs the stages in their order; each is a plain function of this package, `scan` or `results.quality`. Nothing
-here knows a path, a clock or a terminal, writes anything, or keeps anything between two calls: several threads may
-segment at once, each with an engine of its own. Reading before and writing after it: `pipeline.segment`.
+`segment` runs the stages in their order; each is a plain function of this package, `scan` or `results.quality`. `draw`
+makes a picture of what it found, later, when that is written. Nothing here knows a path, a clock or a terminal, writes
+anything, or keeps anything between two calls: several threads may segment at once, each with an engine of its own.
+Reading before and writing after it: `pipeline.segment`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ from synthseg_native.results import picture, quality
 from synthseg_native.results.hashes import labels_sha256
 from synthseg_native.scan import grid, own_grid
 
-STAGES = ("grid", "network", "labels", "own grid", "measures", "quality", "picture")
+STAGES = ("grid", "network", "labels", "own grid", "measures", "quality")
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Options:
     fast : neither average with the mirror image nor repair by topology · ct : Hounsfield units
     crop : (3,) voxels in RAS order, or None · autocrop : leave out dark margins
     own_grid : also make a label map on the scan's own grid · interpolation : of that, "posterior" or "nearest"
-    title : of a picture to draw; None for no picture · threads : of the processor
+    threads : of the processor
     """
 
     fast: bool = False
@@ -38,7 +39,6 @@ class Options:
     autocrop: bool = False
     own_grid: bool = False
     interpolation: str = "posterior"
-    title: str | None = None
     threads: int = 1
 
 
@@ -46,7 +46,8 @@ class Options:
 class Image:
     """What is read of a scan: a `reading.Scan` is one too.
 
-    data : (X, Y, Z) float64 · affine : (4, 4), voxel indices to mm, RAS+ · voxel_mm : (3,)
+    data : (X, Y, Z), float64 or a type of which that has every value · affine : (4, 4), voxel indices to mm, RAS+
+    voxel_mm : (3,)
     """
 
     data: np.ndarray
@@ -71,7 +72,7 @@ class Result:
     labels : (X, Y, Z) int32 · affine : (4, 4) · voxel_mm : (3,), by which volumes are counted
     own : `own_grid.GridLabels` on the scan's own grid, where asked for
     volumes : (N,) soft volumes in mm3, background first · found : `posteriors.Segmentation`, of the (cropped) RAS image
-    quality : as `quality.assess` gives it · facts : ``output`` of a run record · picture : a PNG, where asked for
+    quality : as `quality.assess` gives it · facts : ``output`` of a run record
     """
 
     labels: np.ndarray
@@ -82,7 +83,6 @@ class Result:
     found: posteriors_of.Segmentation
     quality: dict
     facts: dict
-    picture: bytes | None
     prepared: grid.Prepared
 
     def posteriors(self) -> np.ndarray:
@@ -131,7 +131,7 @@ def segment(
     shape = scan.data.shape
     on_grid(gridded)
     gridded.data = None  # nothing large is kept that is not needed again
-    if release and options.title is None:
+    if release:
         scan.data = None
 
     engine = engine() if callable(engine) else engine
@@ -163,21 +163,6 @@ def segment(
     figures = figures_of.measure(labels, found.labels, found, gridded.voxel_mm)
     assessed = quality.assess(figures, labels)
 
-    png = None
-    if options.title is not None:
-        on_stage("picture", 0.0)
-        png = picture.draw(
-            scan.data,
-            scan.affine,
-            label_map,
-            gridded.affine,
-            labels,
-            title=options.title,
-            lines=picture.lines(assessed, labels, volumes),
-        )
-        if release:
-            scan.data = None
-
     return Result(
         labels=label_map,
         affine=gridded.affine,
@@ -187,9 +172,14 @@ def segment(
         found=found,
         quality=assessed,
         facts=_facts(label_map, gridded.voxel_mm, found, figures, own, scan.voxel_mm, options),
-        picture=png,
         prepared=prepared,
     )
+
+
+def draw(scan: Image, result: Result, model: Model, title: str, remarks: Sequence[str] = ()) -> bytes:
+    """A picture of what `segment` found of a scan, a PNG. remarks : what is odd about the scan, in sentences"""
+    lines = picture.lines(result.quality, model.labels, result.volumes, remarks)
+    return picture.draw(scan.data, scan.affine, result.labels, result.affine, model.labels, title=title, lines=lines)
 
 
 def _on_scan(array, prepared, background=0):

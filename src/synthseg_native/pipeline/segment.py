@@ -19,6 +19,7 @@ from synthseg_native.results.staged import Staged
 from synthseg_native.scan import reading
 
 INTERPOLATIONS = ("posterior", "nearest")
+OPTIONAL = ("resample", "post", "margin", "picture")  # what a label map does not wait for
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ BEGINS = {
     "own grid": 0.88,
     "measures": 0.91,
     "quality": 0.91,
-    "picture": 0.92,
-    "write": 0.96,
+    "write": 0.92,
+    "picture": 0.96,
 }
 PHASES = {"grid": "read", "labels": "postprocess", "own grid": "postprocess", "measures": "postprocess",
           "quality": "postprocess", "picture": "write"}  # fmt: skip
@@ -154,15 +155,24 @@ class Segmenter:
             def segment():
                 options = self._core_options(job)
                 hooks = {"on_stage": course.at, "on_grid": resampled}
-                return core.segment(scan, self.model, engine, options, release=True, **hooks)
+                return core.segment(scan, self.model, engine, options, release="picture" not in places, **hooks)
 
             result = in_thread(segment)
             notes["output"] = result.facts
             course.at("write")
-            return self._write(scan, result, job, staged, places, notes)
+            made = self._write_maps(scan, result, job, staged, places, notes)
+            if more := [option for option in OPTIONAL if option in places]:
+                # What the network has found is kept, whatever happens to the rest.
+                first = [path for option, path in job.outputs.items() if option not in more]
+                staged.publish([*first, *job.sidecars.values()], [job.outputs[option] for option in more])
+                course.at("picture")
+                in_thread(self._write_more, scan, result, job, places)
+                there = {option: job.outputs[option] for option in places if option not in more}
+                self._write_sidecars(job, staged, there | {option: places[option] for option in more}, notes, made)
+            return made
 
     def _core_options(self, job) -> core.Options:
-        o, grade = self.options, "" if self.model.research_grade else " (not for research)"
+        o = self.options
         return core.Options(
             fast=o.fast,
             ct=o.ct,
@@ -170,7 +180,6 @@ class Segmenter:
             autocrop=o.autocrop,
             own_grid=self._on_own_grid(job),
             interpolation=o.interpolation,
-            title=f"{job.image.name} · {self.model.name}{grade}" if "picture" in job.outputs else None,
             threads=o.threads,
         )
 
@@ -178,17 +187,22 @@ class Segmenter:
         return self.options.keepgeom or "native_grid" in job.outputs
 
     def _read(self, job, notes):
-        """The scan, noted in the record, if this machine has the memory that it takes."""
+        """The scan, noted in the record, if this machine has the memory that the run takes: that is known before a
+        voxel is read. Autocrop's size is not known yet, and never larger."""
         options = self.options
-        found = reading.read(job.image, options.accept)
-        notes["input"] = found.description
-        # Before anything large is made; autocrop's size is not known yet, and never larger.
-        size = memory.size_of(
-            self.model.network, found.data.shape, found.voxel_mm, options.crop, self._on_own_grid(job)
-        )
         how = options.engine, options.precision, options.device
-        notes["predicted_peak_mib"] = memory.predict(size, *how)
-        memory.check(job.image, size, *how, self.model.network)
+
+        def fits(extent):
+            own_grid, post = self._on_own_grid(job), "post" in job.outputs
+            size = memory.size_of(
+                self.model.network, extent.shape, extent.voxel_mm, options.crop, own_grid,
+                bytes=extent.bytes, picture="picture" in job.outputs, post=post,
+            )  # fmt: skip
+            notes["predicted_peak_mib"] = memory.predict(size, *how)
+            memory.check(job.image, size, *how, self.model.network)
+
+        found = reading.read(job.image, options.accept, options.ct, fits)
+        notes["input"] = found.description
         return found
 
     def _engine_for(self, notes):
@@ -207,29 +221,45 @@ class Segmenter:
         notes.update(device=self.engine.device, device_reason=self.engine.device_reason)
         return self.engine
 
-    def _write(self, scan, result, job, staged, places, notes):
-        """Write what was asked for, and beside it what it is; returns what `run` returns."""
-        labels, header, affine = self.model.labels, scan.header, result.affine
+    def _write_maps(self, scan, result, job, staged, places, notes):
+        """Write label maps and volumes, and beside them what they are; returns what `run` returns."""
+        labels, header = self.model.labels, scan.header
         color_table = labels if self.options.addctab else None
-        on_own_grid = [option for option in ("native_grid", "o" if self.options.keepgeom else None) if option in places]
-        for option in on_own_grid:
+        for option in self._own_grid_maps(places):
             images.save_labels(places[option], result.own.labels, scan.affine, header, color_table)
-        if "o" not in on_own_grid:
-            images.save_labels(places["o"], result.labels, affine, header, color_table)
-        if "post" in places:
-            images.save_image(places["post"], result.posteriors(), affine, header, np.float32)
-        if "margin" in places:
-            images.save_margin(places["margin"], result.margin(), affine, header)
-        if "picture" in places:
-            places["picture"].write_bytes(result.picture)
+        if "o" not in self._own_grid_maps(places):
+            images.save_labels(places["o"], result.labels, result.affine, header, color_table)
         found, at_edge = result.found, result.quality["labels_at_fov_edge"]
         rows = tables.volume_rows(labels, result.volumes, found.counts, result.voxel_mm, found.confidences, at_edge)
         made = {"csv": tables.csv_row(job.image.name, labels, result.volumes), "tsv": rows}
         if "vol" in places:
             tables.save_volumes_csv(places["vol"], labels, [made["csv"]], first_cell="")
-        note = jobs.note(job, command.wanted(self, job, notes["input"]["sha256"]), places, made, notes)
+        written = {option: path for option, path in places.items() if option not in OPTIONAL}
+        self._write_sidecars(job, staged, written, notes, made)
+        return made
+
+    def _write_sidecars(self, job, staged, written, notes, made):
+        """What the label maps are, and of "o" what made it. written : option -> where the result lies now"""
+        note = jobs.note(job, command.wanted(self, job, notes["input"]["sha256"]), written, made, notes)
         for option, path in job.sidecars.items():
             extra = {jobs.NOTE: note} if option == "o" else {}
-            which = "native" if option in on_own_grid else "network"
+            which = "native" if option in self._own_grid_maps(written) else "network"
             save_json(staged.path(path), sidecar(notes, which) | extra)
-        return made
+
+    def _own_grid_maps(self, places):
+        return [option for option in ("native_grid", "o" if self.options.keepgeom else None) if option in places]
+
+    def _write_more(self, scan, result, job, places):
+        """Write what else was asked for; the scan on the network's grid is written already. A picture comes last, when
+        nothing large is needed any more."""
+        result.own = None
+        if "post" in places:
+            images.save_image(places["post"], result.posteriors(), result.affine, scan.header, np.float32)
+        if "margin" in places:
+            images.save_margin(places["margin"], result.margin(), result.affine, scan.header)
+        result.found = None
+        if "picture" in places:
+            grade = "" if self.model.research_grade else " (not for research)"
+            title = f"{job.image.name} · {self.model.name}{grade}"
+            drawn = core.draw(scan, result, self.model, title, reading.remarks(scan.description))
+            places["picture"].write_bytes(drawn)

@@ -37,10 +37,11 @@ MADE_BY = "synthseg-native"  # keyword of the text in the file that says what dr
 TINTS = {"title": "#ffffff", "text": "#c8c8c8", "odd": "#ffc04d", "side": "#7fd4ff"}
 
 
-def lines(qc: dict, labels_table: Labels, volumes: Sequence[float]) -> list[str]:
+def lines(qc: dict, labels_table: Labels, volumes: Sequence[float], scan_remarks: Sequence[str] = ()) -> list[str]:
     """The text below the picture: some volumes to go by, then what is odd.
 
     qc : what `quality.assess` returned · volumes : (N,) soft volumes in mm3, background first
+    scan_remarks : what is odd about the scan itself, as `reading.remarks` says it
     """
     named = dict(zip(labels_table.names, volumes, strict=True))
     parts = [f"brain {qc['brain_mm3'] / 1000:.0f} mL"]
@@ -49,7 +50,8 @@ def lines(qc: dict, labels_table: Labels, volumes: Sequence[float]) -> list[str]
             parts.append(
                 "{} {:.1f} mL left, {:.1f} mL right".format(name, *(named[f"{s} {name}"] / 1000 for s in SIDES))
             )
-    return [" · ".join(parts), *([ODD + remark for remark in qc["remarks"]] or ["nothing odd"])]
+    odd = [*(f"the scan: {remark}" for remark in scan_remarks), *qc["remarks"]]
+    return [" · ".join(parts), *([ODD + remark for remark in odd] or ["nothing odd"])]
 
 
 def draw(
@@ -82,17 +84,18 @@ def draw(
     panels = _panels(field if box is None else box, window)
     for panel in panels:
         panel.grey, panel.inside = _sample(image, image_affine, panel.points(1), linear=True)
-        panel.labels, _ = _sample(labels, labels_affine, panel.points(FINE), linear=False)
+        fine, _ = _sample(labels, labels_affine, panel.points(FINE), linear=False)
+        panel.labelled = fine[FINE // 2 :: FINE, FINE // 2 :: FINE] > 0
+        panel.color, panel.cover = _outlines(fine, labels_table)
     low, high = _grey_window(panels)
     if np.isclose(low, high):
         notes.append(f"the scan has the same value everywhere that is drawn: {low:g}")
 
-    canvas = np.zeros((HEIGHT, WIDTH, 3))
+    canvas = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
     for panel in panels:
         grey = np.full(panel.grey.shape, 0.5) if np.isclose(low, high) else (panel.grey - low) / (high - low)
         grey = np.where(panel.inside, np.rint(np.clip(grey, 0, 1) * GREYS) / GREYS, OUTSIDE)
-        color, cover = _outlines(panel.labels, labels_table)
-        canvas[panel.rows, panel.columns] = grey[..., None] * (1 - cover) + color
+        canvas[panel.rows, panel.columns] = (grey[..., None] * (1 - panel.cover) + panel.color) * 255
     subtitle = f"{VIEW} · grey from {low:.4g} to {high:.4g} · FreeSurfer's colours"
     return _png(canvas, panels, title, subtitle, [ODD + note for note in notes] + list(lines), made_by)
 
@@ -127,14 +130,15 @@ def _corners(affine, shape):
 
 def _labelled(labels, affine):
     """World extent (3, 2) of the labelled voxels' centres, or None."""
-    where = np.nonzero(labels)
-    if not len(where[0]):
-        return None
-    extent = np.empty((3, 2))
-    for row, line in zip(extent, affine[:3], strict=True):
-        world = line[0] * where[0] + line[1] * where[1] + line[2] * where[2] + line[3]
-        row[:] = world.min(), world.max()
-    return extent
+    extent = np.array([[np.inf, -np.inf]] * 3)
+    for x, plane in enumerate(labels):
+        y, z = np.nonzero(plane)
+        if not len(y):
+            continue
+        for row, line in zip(extent, affine[:3], strict=True):
+            world = line[0] * x + line[1] * y + line[2] * z + line[3]
+            row[:] = min(row[0], world.min()), max(row[1], world.max())
+    return extent if np.isfinite(extent).all() else None
 
 
 def _window(field, box):
@@ -196,7 +200,7 @@ def _grey_window(panels):
     leave the brain its contrast, CT's too. Without labels that thick: of all that is labelled, else of all."""
     from scipy.ndimage import minimum_filter
 
-    labelled = [panel.labels[FINE // 2 :: FINE, FINE // 2 :: FINE] > 0 for panel in panels]
+    labelled = [panel.labelled for panel in panels]
     deep = [minimum_filter(mask, 2 * round(RIM_MM * panels[0].scale) + 1) for mask in labelled]
     for masks in (deep, labelled, [panel.inside for panel in panels]):
         values = np.concatenate([panel.grey[mask] for panel, mask in zip(panels, masks, strict=True)])
@@ -260,7 +264,7 @@ def _drawn(canvas, panels, title, subtitle, lines, made_by):
     known = FT2Font(font).get_charmap()
     figure = Figure(figsize=(WIDTH / 100, HEIGHT / 100), dpi=100, facecolor="black", layout="none")
     page = FigureCanvasAgg(figure)
-    figure.figimage(canvas, origin="upper")
+    background = figure.figimage(canvas, origin="upper")
 
     def write(x, y, text, points, tint, **options):
         text = "".join(c if c.isprintable() and ord(c) in known else "\ufffd" for c in text)
@@ -285,11 +289,17 @@ def _drawn(canvas, panels, title, subtitle, lines, made_by):
         wrapped[TEXT_LINES - 1 :] = [(f"{ODD}… and more: see the run record", True)]
     for number, (text, odd) in enumerate(wrapped):
         write(LEFT, HEIGHT - BOTTOM + 30 + 21 * number, text, 10, "odd" if odd else "text")
-    page.draw()
+    with _DRAWING:
+        page.draw()
+    drawn = np.array(page.buffer_rgba())[..., :3]
+    # The parts of a figure hold each other: what is large in it would stay until Python looks for such rings.
+    background.remove()
+    figure.clear()
+    del page.renderer
     png, about = BytesIO(), PngInfo()
     if made_by:
         about.add_text(MADE_BY, made_by)
-    Image.fromarray(np.asarray(page.buffer_rgba())[..., :3]).save(png, format="PNG", pnginfo=about)
+    Image.fromarray(drawn).save(png, format="PNG", pnginfo=about)
     return png.getvalue()
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from synthseg_native import stopping
@@ -12,14 +13,14 @@ from synthseg_native.errors import SynthSegError
 class Staged:
     """Collects files beside their destinations and moves them there together when the block ends well.
 
-    ``with Staged() as staged: write(staged.path(destination))``. A failure removes what was written; where one of them
-    cannot be moved, the earlier files of those that were are put back. So it is all of them or none, unless the process
-    is killed between two renames: then each is whole, the old or the new. A full or read-only disk raises
+    ``with Staged() as staged: write(staged.path(destination))``. A failure removes what was not published; where one of
+    them cannot be moved, the earlier files of those that were are put back. So it is all of them or none, unless the
+    process is killed between two renames: then each is whole, the old or the new. A full or read-only disk raises
     SynthSegError("disk").
     """
 
     def __init__(self):
-        self._moves, self._kept = [], []
+        self._moves = []
 
     def path(self, destination: str | Path) -> Path:
         """Where to write what is to be at `destination`. Raises SynthSegError("disk") where nothing can be."""
@@ -34,33 +35,51 @@ class Staged:
         self._moves.append((part, destination))
         return part
 
+    def publish(self, destinations: Collection[Path], outdated: Iterable[Path] = ()) -> None:
+        """Move some of the files to their places already: whatever happens to the others, they stay.
+
+        outdated : what is removed first, so that nothing of an earlier run stands beside them
+        """
+        for path in outdated:
+            with _disk_errors(path):
+                path.unlink(missing_ok=True)
+        self._move([move for move in self._moves if move[1] in destinations])
+
     def __enter__(self):
         return self
 
     def __exit__(self, kind, error, trace):
         try:
             if kind is None:
-                with stopping.whole():
-                    self._move()
+                self._move(list(self._moves))
             elif isinstance(error, OSError):
                 with _disk_errors(self._moves[-1][1] if self._moves else "output"):
                     raise error
         finally:
-            for part in [*(part for part, _ in self._moves), *(kept for kept, _ in self._kept if kept)]:
-                with contextlib.suppress(OSError):  # of a disk that became read-only; what went wrong first is told
-                    part.unlink(missing_ok=True)
+            self._remove(part for part, _ in self._moves)
 
-    def _move(self):
-        try:
-            for part, destination in self._moves:
-                with _disk_errors(destination):
-                    self._kept.append((self._keep(part, destination), destination))
-                    part.replace(destination)
-        except BaseException:
-            for kept, destination in reversed(self._kept):
-                with contextlib.suppress(OSError):
-                    kept.replace(destination) if kept else destination.unlink(missing_ok=True)
-            raise
+    @staticmethod
+    def _remove(paths):
+        for path in paths:
+            with contextlib.suppress(OSError):  # of a disk that became read-only; what went wrong first is told
+                path.unlink(missing_ok=True)
+
+    def _move(self, moves):
+        before = []
+        with stopping.whole():
+            try:
+                for part, destination in moves:
+                    with _disk_errors(destination):
+                        before.append((self._keep(part, destination), destination))
+                        part.replace(destination)
+                self._moves = [move for move in self._moves if move not in moves]
+            except BaseException:
+                for kept, destination in reversed(before):
+                    with contextlib.suppress(OSError):
+                        kept.replace(destination) if kept else destination.unlink(missing_ok=True)
+                raise
+            finally:
+                self._remove(kept for kept, _ in before if kept)
 
     @staticmethod
     def _keep(part: Path, destination: Path) -> Path | None:

@@ -30,7 +30,8 @@ class OnGrid(Protocol):
 class Regridded:
     """A scan on the network's voxel size, in the input's axis order.
 
-    data : (X, Y, Z) float64 · affine : (4, 4) · voxel_mm : (3,) voxel sizes by which volumes are counted
+    data : (X, Y, Z) float64, or as the scan has it where its grid is kept · affine : (4, 4)
+    voxel_mm : (3,) voxel sizes by which volumes are counted
     factor : (3,) input / network voxel size per axis, None where the input's grid is kept
     """
 
@@ -212,12 +213,12 @@ def resample(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Linear interpolation to isotropic voxels (mm), after a light blur along axes that lose resolution.
 
-    data (X, Y, Z) float64 and its affine; returns both for the new grid.
+    data (X, Y, Z), numbers of any type, and its affine; returns both for the new grid, float64.
     """
     from scipy.ndimage import gaussian_filter1d
 
     factor = voxel_sizes(affine) / resolution
-    blurred = np.array(data, order="C")
+    blurred = np.array(data, dtype=np.float64, order="C")
     x, y, z = (_neighbours(sample_positions(n, f), n) for n, f in zip(data.shape, factor, strict=True))
     result = np.zeros([len(axis[0][0]) for axis in (x, y, z)])
 
@@ -275,10 +276,13 @@ def from_ras(data: np.ndarray, axes: np.ndarray, flipped: np.ndarray) -> np.ndar
 
 def rescale(data: np.ndarray) -> np.ndarray:
     """Clip to the 0.5 and 99.5 percentiles of all voxels and scale to [0, 1]; all zeros where they are equal."""
-    low, high = np.percentile(data.flatten(order="K"), [0.5, 99.5], overwrite_input=True)  # of one copy, as it lies
+    flat = data.flatten(order="K").astype(np.float64, copy=False)  # one copy, as it lies
+    low, high = np.percentile(flat, [0.5, 99.5], overwrite_input=True)
+    del flat
     if low == high:
         return np.zeros(data.shape)
-    scaled = np.clip(data, low, high)
+    scaled = data.astype(np.float64)  # first: numpy 1 and 2 make different types of the limits
+    np.clip(scaled, low, high, out=scaled)
     scaled -= low
     scaled /= high - low
     return scaled

@@ -11,7 +11,7 @@ import stat
 import threading
 import warnings
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
@@ -21,6 +21,7 @@ import nibabel as nib
 import numpy as np
 
 from synthseg_native.errors import SynthSegError
+from synthseg_native.scan import values
 from synthseg_native.scan.disguise import disguise
 from synthseg_native.scan.formats import IMAGE_EXTENSIONS, image_extension
 from synthseg_native.scan.grid import ras_order, voxel_sizes
@@ -28,16 +29,19 @@ from synthseg_native.scan.grid import ras_order, voxel_sizes
 MAX_VOXELS = 2**30
 MAX_BYTES = 8 * MAX_VOXELS
 CHUNK = 1 << 22
+MAX_BEHIND = 1 << 26  # bytes behind the voxels among which a compressed file's checksum is looked for
 MAX_AXIS = 2**15 - 1  # what NIfTI-1 can hold
 MIN_SLICES = 11  # upstream takes a last axis up to 10 for channels; here every axis is held to that
 FEW_SLICES = 16
 FIELD_OF_VIEW_MM = (10, 1000)
 MAX_VOXEL_MM = 25  # no thicker slices show a head, and MIN_SLICES of them are longer than one
 FARTHEST_MM = 1e6  # beyond it the float32 of a header no longer tells one voxel from the next
+ROUNDING = 1e-4  # by which the squares of a qform's quaternion may add up to more than 1: float32, several times over
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 
 FLAGS = {
     "no_orientation": "nothing in the header tells left from right",
+    "sform_zeros": "the sform is set, and all zeros; the qform was taken",
     "sform_qform_differ": "sform and qform differ by more than 1 mm within the image; the sform was taken",
     "sform_qform_mirrored": "sform and qform disagree about left and right; the sform was taken",
     "sheared": "the axes are not at right angles (gantry tilt); volumes are shear_volume_factor too large",
@@ -49,6 +53,8 @@ FLAGS = {
     "few_slices": f"an axis of fewer than {FEW_SLICES} voxels",
     "trailing_axes_of_length_1": "axes of length 1 behind the third were dropped",
     "constant_image": "all voxels have one value",
+    "values_as_ct": "values as CT has them, air at -1000, and it was not segmented as CT (--ct; sheet: column ct)",
+    "values_as_labels": "few whole numbers in large patches, as in a mask or a label map: is it the scan?",
 }
 ACCEPTABLE = ("no_orientation", "sform_qform_mirrored", "voxel_size_differs", "negative_voxel_size")
 
@@ -57,7 +63,8 @@ ACCEPTABLE = ("no_orientation", "sform_qform_mirrored", "voxel_size_differs", "n
 class Scan:
     """A checked scan.
 
-    data : (X, Y, Z) float64 · affine : (4, 4) · header : as nibabel repairs it, for results: without NIfTI extensions
+    data : (X, Y, Z) as it is stored, in float64 where slope and intercept, or larger integers, ask for it
+    affine : (4, 4) · header : as nibabel repairs it, for results: without NIfTI extensions
     voxel_mm : (3,) voxel sizes by the header · description : facts for the record, the key ``input`` of its schema
     """
 
@@ -86,24 +93,69 @@ def check_accept(flags: Iterable[str], where: str = "--accept") -> None:
             raise SynthSegError("usage", f"{where} {flag}: no such flag: {hint}")
 
 
-def read(path: str | PathLike, accept: Iterable[str] = ()) -> Scan:
+def read(
+    path: str | PathLike,
+    accept: Iterable[str] = (),
+    ct: bool = False,
+    fits: Callable[["Extent"], None] = lambda extent: None,
+) -> Scan:
     """Read a 3-D image and refuse what cannot be segmented, by its header before any voxel is read.
 
-    accept : flags of ACCEPTABLE, header faults in spite of which the image is taken.
+    accept : flags of ACCEPTABLE, header faults in spite of which the image is taken · ct : values are Hounsfield units,
+    and no surprise · fits : told how large the scan is before a voxel is read, to raise where that is too much
     Raises SynthSegError, one line ``path: what: what to do``: "bad_input" for what is wrong with the file, "usage" for
-    an unknown flag, "read" for a drive that fails; and MemoryError.
+    an unknown flag, "read" for a drive that fails; what `fits` raises; and MemoryError.
     """
     check_accept(accept)
-    path = Path(path)
+    with _told(Path(path)) as path:
+        return _read(path, accept, ct, fits)
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How large a scan is. shape : (3,) voxels · voxel_mm : (3,) by the header · bytes : of a voxel, as it is kept"""
+
+    shape: tuple[int, int, int]
+    voxel_mm: tuple[float, float, float]
+    bytes: int
+
+
+def extent(path: str | PathLike) -> Extent:
+    """How large a scan is by its header, of which no more than the first kilobyte is read. Raises as `read` does."""
+    with _told(Path(path)) as path:
+        _check_file(path)
+        header, raw_voxel_mm, _, _ = _header(path)
+        shape, _ = _shape(header)
+        _check_voxel_sizes(raw_voxel_mm)
+        found = _extent(header, shape)
+        _check_field_of_view([n * size for n, size in zip(found.shape, found.voxel_mm, strict=True)])
+        return found
+
+
+def _check_field_of_view(extents_mm):
+    for extent_mm in extents_mm:
+        if not FIELD_OF_VIEW_MM[0] <= extent_mm <= FIELD_OF_VIEW_MM[1]:  # nor of NaN
+            what = f"an axis of {extent_mm:.4g} mm"
+            raise _Refused(what, "correct the voxel sizes in the header (they must be in mm)")
+
+
+def _extent(header, shape):
+    return Extent(shape, tuple(float(abs(size)) for size in header.get_zooms()[:3]), _kept_type(header).itemsize)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[Path]:
+    """What goes wrong with the file in the block, in one line."""
     try:
         with _quiet():
-            return _read(path, accept)
+            yield path
+        return
     except _Refused as error:
         what, remedy = disguise(path) or error.args
     except DAMAGED:
         what, remedy = disguise(path) or ("the file is cut off or damaged", "copy or convert it again")
     except (FileNotFoundError, NotADirectoryError):
-        what, remedy = "no such file", "correct the path"
+        what, remedy = disguise(path) or ("no such file", "correct the path")
     except PermissionError:
         what, remedy = "may not be read", "change its permissions"
     except OSError as error:
@@ -113,6 +165,17 @@ def read(path: str | PathLike, accept: Iterable[str] = ()) -> Scan:
         if error.errno not in (errno.ELOOP, errno.ENAMETOOLONG):
             raise SynthSegError("read", f"{path}: {what}: check the drive and call again") from error
     raise SynthSegError("bad_input", f"{path}: {what}: {remedy}")
+
+
+def remarks(description: dict) -> list[str]:
+    """What is odd about a scan in sentences, from its `Scan.description`, maybe of an old record.
+
+    >>> remarks({"header_flags": ["few_slices"]})
+    ['an axis of fewer than 16 voxels']
+    """
+    factor = description.get("shear_volume_factor")
+    sentences = [FLAGS.get(flag, flag) for flag in description.get("header_flags") or []]
+    return [sentence.replace("shear_volume_factor", f"{factor or 1:.2f} times") for sentence in sentences]
 
 
 class _Silence:
@@ -150,28 +213,28 @@ def _quiet():
         yield
 
 
-def _read(path, accept) -> Scan:
-    _check_file(path)
-    header, raw_voxel_mm, no_orientation = _header(path)
-    shape, squeezed = _shape(header)
-
+def _check_voxel_sizes(raw_voxel_mm):
     if not np.all(np.isfinite(raw_voxel_mm)):
         raise _Refused("voxel sizes that are no numbers", "correct the header")
     if np.any(raw_voxel_mm == 0):
         raise _Refused("a voxel size of zero in the header", "correct the header")
+
+
+def _read(path, accept, ct, fits) -> Scan:
+    _check_file(path)
+    header, raw_voxel_mm, flags, no_orientation = _header(path)
+    shape, squeezed = _shape(header)
+    _check_voxel_sizes(raw_voxel_mm)
     voxel_mm = np.abs(header.get_zooms()[:3])
     affine = _affine(header)
     lengths = voxel_sizes(affine)
-    for extent in (*(lengths * shape), *(voxel_mm * shape)):
-        if not FIELD_OF_VIEW_MM[0] <= extent <= FIELD_OF_VIEW_MM[1]:
-            raise _Refused(f"an axis of {extent:.4g} mm", "correct the voxel sizes in the header (they must be in mm)")
-
+    _check_field_of_view((*(lengths * shape), *(voxel_mm * shape)))
     largest = max(*lengths, *voxel_mm)
     if largest > MAX_VOXEL_MM:
         raise _Refused(f"voxels of {largest:.4g} mm", "correct the voxel sizes in the header (they must be in mm)")
 
     # A word for each fault that stops a run unless it is accepted: what is wrong, and how to mend it.
-    flags, faults = set(), {}
+    faults = {}
     if no_orientation:
         faults["no_orientation"] = no_orientation
     if np.any(raw_voxel_mm < 0):
@@ -216,9 +279,9 @@ def _read(path, accept) -> Scan:
         if _mirrored(used):
             raise _Refused("so sheared that left and right would be swapped", "resample it to axes at right angles")
 
+    fits(_extent(header, shape))
     data = _voxels(path, header, shape)
-    if data.min() == data.max():
-        flags.add("constant_image")
+    flags |= values.flags(data, ct)
     description = {
         "name": path.name,
         "sha256": sha256_of(path),
@@ -253,8 +316,8 @@ def _check_file(path):
 
 
 def _header(path):
-    """The header, checked and repaired by nibabel; voxel sizes (3,) as the file states them; where it has no
-    orientation, what to say.
+    """The header, checked and repaired by nibabel and `_mend_forms`; voxel sizes (3,) as the file states them; flags;
+    where it has no orientation, what to say.
 
     Header objects are made of bytes: nibabel's readers of files believe sizes that a header claims.
     """
@@ -277,12 +340,32 @@ def _header(path):
     if not isinstance(header, nib.Nifti1Header):
         set_flag = int.from_bytes(block[28:30], "big")
         unset = "goodRASFlag is not set, so left and right and the voxel sizes are unknown"
-        return header, raw["delta"].astype(float), None if set_flag else (unset, "set the geometry with mri_convert")
+        return (
+            header,
+            raw["delta"].astype(float),
+            set(),
+            None if set_flag else (unset, "set the geometry with mri_convert"),
+        )
     if raw["magic"].item() != kind.single_magic or not kind.single_vox_offset <= raw["vox_offset"] <= MAX_BYTES:
         raise _Refused("not a NIfTI file with header and voxels in one", "convert it, for example with dcm2niix")
+    flags = _mend_forms(header)
     unset = "neither sform nor qform is set, so left and right are unknown"
     oriented = header["sform_code"] or header["qform_code"]
-    return header, raw["pixdim"][1:4].astype(float), None if oriented else (unset, "set the sform or the qform")
+    return header, raw["pixdim"][1:4].astype(float), flags, None if oriented else (unset, "set the sform or the qform")
+
+
+def _mend_forms(header) -> set:
+    """Take an sform of zeros for none, and let a qform that is off a rotation by rounding be one; flags."""
+    quaternion = [f"quatern_{part}" for part in "bcd"]
+    squares = sum(float(header[part]) ** 2 for part in quaternion)
+    # What is left for the fourth number of the quaternion. Where nibabel would refuse it, others scale the three.
+    if -ROUNDING <= 1 - squares < header.quaternion_threshold:
+        for part in quaternion:
+            header[part] = header[part] / np.sqrt(squares)
+    if header["sform_code"] and not np.any(header.get_sform()[:3, :3]):
+        header["sform_code"] = 0
+        return {"sform_zeros"} if header["qform_code"] else set()
+    return set()
 
 
 def _shape(header):
@@ -311,27 +394,29 @@ def _shape(header):
     return shape, shape != stored
 
 
-def _voxels(path, header, shape) -> np.ndarray:
-    """Values (X, Y, Z) float64 with slope and intercept applied, all of them numbers and not all of them zero."""
-    dtype, offset = header.get_data_dtype(), int(header.get_data_offset())
-    needed, content = offset + int(np.prod(shape, dtype=object)) * dtype.itemsize, bytearray()
-    with _open(path) as file:
-        while len(content) < needed and (chunk := file.read(min(CHUNK, needed - len(content)))):
-            content += chunk
-        # To the end, where a compressed file has its checksum, unless that is far away.
-        length = len(content)
-        while length <= MAX_BYTES and (chunk := file.read(CHUNK)):
-            length += len(chunk)
-    if length < needed:
-        raise _Refused(
-            f"the file is cut off: {length} bytes, and the header wants {needed}", "copy or convert it again"
-        )
-    stored = np.ndarray(shape, dtype, content, offset, order="F")
+def _kept_type(header) -> np.dtype:
+    """In what type voxels are kept: as they are stored where all that is done with them in float64 is the same."""
+    dtype = header.get_data_dtype()
+    exact = dtype.itemsize <= {"i": 4, "u": 4, "f": 8}.get(dtype.kind, 0)
+    return dtype.newbyteorder("=") if exact and _scaling(header) == (1, 0) else np.dtype(np.float64)
+
+
+def _scaling(header) -> tuple[np.float64, np.float64]:
     slope, intercept = header.get_slope_inter()
-    slope, intercept = np.float64(1 if slope is None else slope), np.float64(intercept or 0)
-    data = nib.volumeutils.apply_read_scaling(stored, slope, intercept).astype(np.float64, copy=False)
-    del stored, content
-    low, high = data.min(), data.max()
+    return np.float64(1 if slope is None else slope), np.float64(intercept or 0)
+
+
+def _voxels(path, header, shape) -> np.ndarray:
+    """Values (X, Y, Z) with slope and intercept applied, in `_kept_type`; all are numbers and not all of them zero."""
+    stored = _stored(path, header, shape)
+    data, scaling = stored, _scaling(header)
+    if scaling != (1, 0):
+        data = np.empty(shape, dtype=np.float64, order="F")
+        for plane, values_ in zip(np.moveaxis(data, 2, 0), np.moveaxis(stored, 2, 0), strict=True):
+            plane[...] = nib.volumeutils.apply_read_scaling(values_, *scaling)
+    data = data.astype(_kept_type(header), copy=False)
+    del stored
+    low, high = float(data.min()), float(data.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         strange = sum(plane.size - np.count_nonzero(np.isfinite(plane)) for plane in data)
         raise _Refused(f"{strange} voxels are NaN or infinite", "replace them, for example by 0")
@@ -340,6 +425,37 @@ def _voxels(path, header, shape) -> np.ndarray:
     if low == high == 0:
         raise _Refused("all voxels are zero", "give an image with contents")
     return data
+
+
+def _stored(path, header, shape) -> np.ndarray:
+    """Voxels (X, Y, Z) as the file has them: nothing of it is kept but they, however much lies before and behind."""
+    dtype, offset = header.get_data_dtype(), int(header.get_data_offset())
+    needed, content = int(np.prod(shape, dtype=object)) * dtype.itemsize, bytearray()
+    with _open(path) as file:
+        skipped = 0
+        while skipped < offset and (chunk := file.read(min(CHUNK, offset - skipped))):
+            skipped += len(chunk)
+        while len(content) < needed and (chunk := file.read(min(CHUNK, needed - len(content)))):
+            content += chunk
+        if len(content) < needed:
+            length = skipped + len(content)
+            what = f"the file is cut off: {length} bytes, and the header wants {offset + needed}"
+            raise _Refused(what, "copy or convert it again")
+        if isinstance(file, gzip.GzipFile):
+            _look_for_checksum(file)
+    return np.ndarray(shape, dtype, content, order="F")
+
+
+def _look_for_checksum(file: gzip.GzipFile) -> None:
+    """Read on to where a compressed file has its checksum, unless that is far away. What lies behind the stream, and is
+    no gzip, other readers do not look at."""
+    behind = 0
+    try:
+        while behind <= MAX_BEHIND and (chunk := file.read(CHUNK)):
+            behind += len(chunk)
+    except gzip.BadGzipFile as error:
+        if "CRC" in str(error) or "length" in str(error):
+            raise
 
 
 def _for_results(header, voxel_mm):

@@ -56,16 +56,22 @@ def run_reference(
         need_image(image)
         card = cards.load(model_dir)
         # The engine's own check: the same line for the same fault.
-        record["input"] = reading.read(image, accept=settings.get("accept", ())).description
+
+        def fits(extent: reading.Extent) -> None:
+            if kind == "existing":
+                return
+            shape, voxel_mm, crop = extent.shape, extent.voxel_mm, settings.get("crop")
+            size = memory.size_of(card.network, shape, voxel_mm, crop, own_grid=False, bytes=extent.bytes)
+            record["predicted_peak_mib"] = memory.predict(size, memory.REFERENCE)
+            memory.check(image, size, memory.REFERENCE, network=card.network)
+
+        accept, ct = settings.get("accept", ()), settings.get("ct", False)
+        record["input"] = reading.read(image, accept, ct, fits).description
         if kind == "existing":
             take_existing(record, settings, scan, work)
         else:
             record["model"].update(name=card.name, research_grade=card.research_grade)
-            shape, voxel_mm = record["input"]["shape"], record["input"]["voxel_mm"]
-            size = memory.size_of(card.network, shape, voxel_mm, settings.get("crop"), own_grid=False)
-            predicted = record["predicted_peak_mib"] = memory.predict(size, memory.REFERENCE)
-            memory.check(image, size, memory.REFERENCE, network=card.network)
-            limit_mb = memory_mb or max(card.memory_mb, memory.declared_mb(predicted))
+            limit_mb = memory_mb or max(card.memory_mb, memory.declared_mb(record["predicted_peak_mib"]))
             if kind == "own":
                 record["model"]["weights_sha256"] = reading.sha256_of(weights)
             job = containers.Job(settings, image, Path(model_dir), Path(weights), work, card.name, timeout, limit_mb)
