@@ -14,11 +14,12 @@ import yaml
 from synthseg_native.cohort import containers
 from synthseg_native.errors import SynthSegError
 from synthseg_native.files import user_path
+from synthseg_native.networks.cards import LOADER
 
 
 def read_schema(path: str | PathLike) -> dict:
     """The schema of the configuration, JSON schema written in YAML."""
-    return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=LOADER)
 
 
 def complete(config: dict, schema: dict, name: str = "config") -> dict:

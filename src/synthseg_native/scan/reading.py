@@ -104,11 +104,33 @@ def read(
     accept : flags of ACCEPTABLE, header faults in spite of which the image is taken · ct : values are Hounsfield units,
     and no surprise · fits : told how large the scan is before a voxel is read, to raise where that is too much
     Raises SynthSegError, one line ``path: what: what to do``: "bad_input" for what is wrong with the file, "usage" for
-    an unknown flag, "read" for a drive that fails; what `fits` raises; and MemoryError.
+    an unknown flag, "read" for a drive that fails and for a file that changes meanwhile; what `fits` raises; and
+    MemoryError.
     """
     check_accept(accept)
-    with _told(Path(path)) as path:
+    with unchanged(path), _told(Path(path)) as path:
         return _read(path, accept, ct, fits)
+
+
+@contextmanager
+def unchanged(path: str | PathLike) -> Iterator[None]:
+    """Raise SynthSegError("read") where a file was changed or exchanged while the block read it, even for a moment.
+
+    Its bytes are read more than once, and another's hash would otherwise stand for what was segmented. The time of
+    change and the inode tell: nobody can set the first, and a file that comes back has another one.
+    """
+    before = _seen(path)
+    yield
+    if before is not None and _seen(path) != before:
+        raise SynthSegError("read", f"{path}: changed while it was read: call again")
+
+
+def _seen(path) -> tuple | None:
+    try:
+        about = Path(path).stat()
+    except (OSError, ValueError):  # whoever reads it says why
+        return None
+    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns
 
 
 @dataclass(frozen=True)

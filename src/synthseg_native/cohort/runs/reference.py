@@ -81,7 +81,11 @@ def run_reference(
                 _run_container(record, job)
         _finish(record, card.labels, work)
 
-    return attempt(record, work, run, scan)
+    def run_unchanged() -> None:
+        with reading.unchanged(image):  # what runs reads the image by itself
+            run()
+
+    return attempt(record, work, run_unchanged, scan)
 
 
 def _run_local(record: dict, job: containers.Job, python: Path | str) -> None:
