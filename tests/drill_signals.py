@@ -5,7 +5,7 @@
 Each call: a random signal of those that end programs, to Snakemake alone, to all of its processes, or as the terminal
 sends it (to the group), at a random moment from the start on, sometimes twice. It must end within 30 s by the signal's
 status, in one line and no stack, with no process, no half-written file and no lock left. Its engine is a stand-in, so
-that what is tried is the workflow. At last a call without a signal must say that all is well.
+that what is tried is the workflow.
 """
 
 import argparse
@@ -43,6 +43,7 @@ for flag, values in (("--o", labels), ("--native-grid", labels), ("--margin", la
 open(args["--volumes-tsv"], "w").write("index\\n17\\n")
 grid = {"shape": [12, 13, 14], "voxel_mm": [1, 1, 1], "interpolation": "posterior"}
 record = {"engine": {"name": "openvino", "version": "0"}, "model": {"name": "compact2mm"}, "device": "cpu",
+          "input": {"name": "sub-0000.nii"},
           "output": {"labels_sha256": "0", "voxel_mm": [1, 1, 1], "native_grid": grid}}
 json.dump(record, open(args["--record"], "w"))
 """

@@ -1,6 +1,7 @@
 """The command line over several scans, and its flags for grids, crops and further results."""
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from synthseg_native.identity import stages
 from synthseg_native.networks import weights
 from synthseg_native.results import images
 from synthseg_native.results.hashes import labels_sha256
+from synthseg_native.scan import reading
 
 
 @pytest.fixture
@@ -249,6 +251,21 @@ def test_what_nobody_reads_costs_no_scan(root, cohort, tmp_path, where):
     os.close(writer)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert len(list((tmp_path / "out").glob("*_synthseg.nii.gz"))) == 2
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_drive_that_fails_for_one_scan_ends_no_folder(stand_in, run, cohort, tmp_path, monkeypatch, capsys, number):
+    before = reading._read
+
+    def read(path, accept):
+        if path.name == "a.nii.gz":
+            raise OSError(number, os.strerror(number))
+        return before(path, accept)
+
+    monkeypatch.setattr(reading, "_read", read)
+    assert run("--i", cohort, "--o", tmp_path / "out") == 4
+    out, err = capsys.readouterr()
+    assert "1 segmented, 1 failed\n" in out and err.count("\n") == 1 and "check the drive and call again" in err
 
 
 def test_what_is_odd_about_a_header_is_in_the_line_and_beside_the_label_map(stand_in, run, cohort, tmp_path, capsys):
@@ -649,7 +666,8 @@ sys.exit(cli.main(sys.argv[1:]))
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_at_once_and_keeps_what_is_done(root, cohort, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_at_once_and_keeps_what_is_done(root, cohort, tmp_path, number):
     out = tmp_path / "out"
     command = [sys.executable, "-c", SLOW, root / "tests" / "unit", "--i", cohort, "--o", out, "--vol", out / "v.csv"]
     command += ["--model", root / "models" / "compact2mm"]
@@ -663,11 +681,11 @@ def test_ctrl_c_stops_at_once_and_keeps_what_is_done(root, cohort, tmp_path):
         lines.append(process.stdout.readline())
         assert lines[-1], process.stderr.read()
     start = time.monotonic()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=30)
     assert time.monotonic() - start < 20
-    assert process.returncode == 130
-    assert err == "synthseg-native: stopped: what is finished is kept, call again to go on\n"
+    assert process.returncode == 128 + number
+    assert err == f"synthseg-native: stopped by {number.name}: what is finished is kept, call again to go on\n"
     assert sorted(path.name for path in out.iterdir()) == ["a_synthseg.json", "a_synthseg.nii.gz", "v.csv"]
 
 

@@ -370,3 +370,14 @@ def test_podman_tells_in_its_own_words(monkeypatch, tmp_path):
     fake_runtime(tmp_path, monkeypatch, f"print('''{told}''' if sys.argv[1] == 'info' else 'abc amd64')", "podman")
     assert containers.runtime("podman") == containers.Runtime("podman", "arm64", 5, True)
     assert containers.inspect("podman", "x") == ("sha256:abc", "amd64")
+
+
+def test_an_image_of_apptainer_is_read_once(tmp_path, monkeypatch):
+    """In pieces: it is some GB."""
+    monkeypatch.setattr(containers.weights, "default_cache", lambda: tmp_path / "cache")
+    (tmp_path / "r.sif").write_bytes(b"image")
+    wanted = "sha256:" + hashlib.sha256(b"image").hexdigest()
+    assert containers.inspect("apptainer", str(tmp_path / "r.sif")) == (wanted, None)
+    monkeypatch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("read again"))
+    assert containers.inspect("apptainer", str(tmp_path / "r.sif")) == (wanted, None)
+    assert containers.inspect("apptainer", "docker://x") == (None, None)

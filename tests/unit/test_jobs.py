@@ -1,6 +1,8 @@
 """Which scans a call is about, where results go, and what counts as current."""
 
 import json
+import os
+import threading
 from pathlib import Path
 
 import nibabel
@@ -404,3 +406,25 @@ def test_many_scans_beside_their_results_are_planned_at_once(tmp_path):
         assert (len(found.jobs), len(found.results)) == (number, number)
         took.append(calls.number)
     assert took[1] < 12 * took[0], took
+
+
+@pytest.mark.parametrize("kind", ["a pipe of the shell's", "a named pipe"])
+def test_a_list_may_be_a_pipe_which_is_read_once(tmp_path, kind):
+    touch(tmp_path, "a.nii", "b.nii")
+    (tmp_path / "o.txt").write_text(f"{tmp_path}/x.nii\n{tmp_path}/y.nii\n")
+    text = f"{tmp_path}/a.nii\n{tmp_path}/b.nii\n"
+    if kind == "a named pipe":
+        os.mkfifo(tmp_path / "fifo")
+        place, writer = tmp_path / "fifo", threading.Thread(target=(tmp_path / "fifo").write_text, args=(text,))
+        writer.start()
+    else:
+        reader, end = os.pipe()
+        os.write(end, text.encode())
+        os.close(end)
+        place = f"/dev/fd/{reader}"
+    assert [job.image.name for job in plan(i=place, o=tmp_path / "o.txt")] == ["a.nii", "b.nii"]
+
+
+def test_a_zero_byte_in_a_list_is_one_line(tmp_path):
+    (tmp_path / "i.txt").write_bytes(b"a.nii\0b.nii\n")
+    refused("bad_input", "not UTF-8 text", i=tmp_path / "i.txt", o=tmp_path / "o.txt")

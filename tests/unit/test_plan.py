@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rule_patterns import with_patterns
-from synthseg_native import memory
+from synthseg_native import memory, shared_disk
 from synthseg_native.cohort import demands, deploy, environments, ranking, state
 from synthseg_native.cohort.benchmark import COLUMNS, RUN_COLUMNS
 from synthseg_native.cohort.plan import Plan
@@ -393,3 +393,46 @@ def test_a_crop_takes_less_and_a_precision_what_was_measured(make, tmp_path):
     rough, _ = asked(precision="bf16")
     assert asked(crop=160)[0] < whole == memory.declared_mb(memory.predict(size, "openvino"))
     assert whole != rough == memory.declared_mb(memory.predict(size, "openvino", "bf16"))
+
+
+def test_one_run_at_a_time_writes_to_a_results_folder(tmp_path):
+    """Also where two working folders share one through a link, and of another machine only signs of life are seen."""
+    state = tmp_path / "data/.state"
+    state.mkdir(parents=True)
+    (tmp_path / "results").symlink_to("data")
+    with (
+        shared_disk.hold(state / "run.lock"),
+        pytest.raises(SynthSegError, match=r"results: another run \(process \d+ on .*\) writes its results there"),
+    ):
+        deploy.hold_results(str(tmp_path / "results/.state"))
+    deploy.hold_results(str(tmp_path / "results/.state"))
+    with pytest.raises(shared_disk.Held), shared_disk.hold(state / "run.lock", wait_s=0):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("made", "says"),
+    [
+        (lambda path: path.write_text(""), "results: a file, where the results belong"),
+        (lambda path: path.symlink_to("gone/away"), "results: a link that leads nowhere"),
+        (lambda path: (path / ".state/run.lock").mkdir(parents=True), "Is a directory"),
+    ],
+)
+def test_results_that_cannot_be_written_are_one_line(tmp_path, made, says):
+    made(tmp_path / "results")
+    with pytest.raises(SynthSegError, match=says) as caught:
+        deploy.hold_results(str(tmp_path / "results/.state"))
+    assert caught.value.code == "disk" and "\n" not in caught.value.message
+
+
+def test_what_verifies_by_itself_is_said_and_stops_nothing(make, monkeypatch, capsys):
+    """Before the first job, so that no run of the first wave does it beyond its own memory and time."""
+    asked = []
+
+    def verified(engine, folder):
+        asked.append((engine, folder))
+        raise environments.SetupError("no luck")
+
+    monkeypatch.setattr(ranking, "verified", verified)
+    deploy.verify_here(make(engines=["openvino"]))
+    assert asked == [("openvino", "results/env")] and capsys.readouterr().err == "synthseg-native: no luck\n"

@@ -2,11 +2,14 @@
 
 import csv
 import io
+import os
 from pathlib import Path
 
 import pytest
 
+from synthseg_native.cohort import demo
 from synthseg_native.cohort.samples import contradictions, openable, read_samples
+from synthseg_native.errors import SynthSegError
 
 
 def sheet(tmp_path, text):
@@ -142,3 +145,18 @@ def test_a_name_that_looks_like_a_flag_is_made_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert openable(Path("-scan.nii")) == str(tmp_path / "-scan.nii")
     assert openable(Path("images/-scan.nii")) == "images/-scan.nii"
+
+
+def test_a_sheet_may_be_a_pipe_which_is_read_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    reader, writer = os.pipe()
+    os.write(writer, b"participant_id\timage\n01\tscans/a.nii\n")
+    os.close(writer)
+    place = f"/dev/fd/{reader}"
+    assert not demo.is_sheet(place), "asked first of every sheet"
+    assert [scan.image for scan in read_samples(place)] == ["scans/a.nii"]
+
+
+def test_a_zero_byte_in_a_sheet_is_one_line(tmp_path):
+    with pytest.raises(SynthSegError, match=r"samples\.tsv: holds zero bytes: save it as tab-separated UTF-8 text"):
+        read_samples(sheet(tmp_path, "participant_id\timage\n0\x001\ta.nii\n"))

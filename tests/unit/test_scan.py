@@ -29,7 +29,35 @@ def flags_of(path, accept=()):
     return read(path, accept).description["header_flags"]
 
 
+def exchanged(path, back):
+    """A reader that finds another image in the path, as rsync puts it there, and maybe the first again afterwards."""
+    real = reading._read
+
+    def read_other(*arguments):
+        first, other = path.with_name("first"), save(path.with_name("other.nii.gz"), ramp() + 5)
+        path.rename(first)
+        other.rename(path)
+        found = real(*arguments)
+        if back:
+            first.rename(path)
+        return found
+
+    return read_other
+
+
 # Reading -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_a_scan_that_is_exchanged_while_it_is_read_is_not_taken(tmp_path, monkeypatch, back):
+    """Another's hash would stand for what was segmented, for ever where the first comes back."""
+    path = save(tmp_path / "scan.nii.gz", ramp())
+    monkeypatch.setattr(reading, "_read", exchanged(path, back))
+    with pytest.raises(SynthSegError, match=r"scan\.nii\.gz: changed while it was read: call again") as error:
+        read(path)
+    assert error.value.transient
+    monkeypatch.undo()
+    assert read(path).data.shape == ramp().shape
 
 
 def test_trailing_axes_of_length_one_are_dropped(tmp_path):

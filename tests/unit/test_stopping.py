@@ -24,7 +24,7 @@ onstart:
     halting.prepare(lambda: workflow.persistence.unlock(), workflow.scheduler)
 
 rule all:
-    input: expand("made/{{n}}", n=range(400))
+    input: expand("made/{{n}}", n=range(200))
 
 rule one:
     output: "made/{{n}}"

@@ -5,6 +5,8 @@ import os
 import re
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -504,3 +506,23 @@ def test_a_missing_gpu_is_not_the_cpu_unseen(environment, request):
     command = [python, "-c", MISSING_GPU.format(environment)]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_of_processes_that_ask_at_once_one_verifies(tmp_path, monkeypatch):
+    calls, found = [], {"schema": verify.SCHEMA, "fingerprint": verify.fingerprint("openvino")}
+    found |= {"machine": verify.machine(), "versions": {}, "probes": [], "precisions": []}
+
+    def slow(environment):
+        calls.append(environment)
+        time.sleep(0.3)
+        return found | {"decision": {"device": "cpu", "reason": "it passed"}}
+
+    monkeypatch.setattr(verify, "verify", slow)
+    mark = verify.fingerprint("openvino")[:8]
+    outs = [tmp_path / f"openvino-{mark}.json"] * 3
+    asking = [threading.Thread(target=verify.main, args=("openvino", out)) for out in outs]
+    for thread in asking:
+        thread.start()
+    for thread in asking:
+        thread.join()
+    assert calls == ["openvino"] and all(out.exists() for out in outs)

@@ -25,6 +25,11 @@ def hold_results(state_folder: str) -> None:
     state_folder: the one of `state.FOLDER` in it. Raises SynthSegError: another run has it, or it cannot be written to.
     """
     path, held = Path(state_folder, "run.lock"), contextlib.ExitStack()
+    for folder in (path.parent.parent, path.parent):
+        if os.path.lexists(folder) and not folder.is_dir():
+            what = "a link that leads nowhere" if folder.is_symlink() else "a file"
+            text = f"{folder}: {what}, where the results belong: remove it, or set results in the configuration"
+            raise SynthSegError("disk", text)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -175,13 +175,18 @@ def table(finding: dict) -> str:
     return "\n".join([*lines, f"precisions: {', '.join(finding['precisions']) or 'none'}"])
 
 
-def just_made(environment: str, folder: str | PathLike) -> dict | None:
-    """The finding that another process left in the folder a moment ago, as the same run began; else None."""
+def just_made(environment: str, out: str | PathLike) -> dict | None:
+    """The finding that another process left beside `out` a moment ago, as the same run began; else None.
+
+    The rule's own file, where it is asked for, is to be made anew.
+    """
     wanted = fingerprint(environment)
-    for name in _names(environment, wanted):
+    for path in (Path(out).with_name(name) for name in _names(environment, wanted)):
+        if path.name == f"{environment}.json" == Path(out).name:
+            continue
         with contextlib.suppress(OSError):
-            new = 0 <= time.time() - Path(folder, name).stat().st_mtime < JUST_S
-            if new and (found := _read(Path(folder, name), wanted)):
+            new = 0 <= time.time() - path.stat().st_mtime < JUST_S
+            if new and (found := _read(path, wanted)):
                 return found
     return None
 
@@ -194,7 +199,7 @@ def main(environment: str, out: str | PathLike) -> int:
     folder = Path(out).parent
     folder.mkdir(parents=True, exist_ok=True)
     with shared_disk.hold(folder / f".{environment}.lock"):
-        finding = just_made(environment, folder) or verify(environment)
+        finding = just_made(environment, out) or verify(environment)
         write(finding, out)
     print(table(finding), flush=True)
     if finding["decision"]["device"] is None:
