@@ -5,6 +5,7 @@ Standard library only.
 """
 
 import codecs
+import contextlib
 import hashlib
 import json
 import os
@@ -99,12 +100,29 @@ def write_bytes(path: str | PathLike, data: bytes) -> None:
     """Write a file beside its place, then rename it: it is there whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{owners.unique()}")
+    part = beside(path)
     try:
-        beside.write_bytes(data)
-        beside.replace(path)
+        part.write_bytes(data)
+        part.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
+
+
+_CLEARED: set[Path] = set()  # folders in which this process has looked
+
+
+def beside(path: Path) -> Path:
+    """Where to write what is to be at `path`: beside it, by a name that nothing else has, of the same ending.
+
+    What processes of this machine that were killed have left in that folder is cleared away, once.
+    """
+    if path.parent not in _CLEARED:
+        _CLEARED.add(path.parent)
+        for left in path.parent.glob(".part-*@*"):
+            if owners.has_ended(left.name.removeprefix(".part-")):
+                with contextlib.suppress(OSError):
+                    left.unlink()
+    return path.with_name(f".part-{owners.unique()}-{path.name[-60:]}")
 
 
 def write_json(path: str | PathLike, value: object) -> None:

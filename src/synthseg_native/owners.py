@@ -6,13 +6,14 @@ Standard library only. What may be done with what an owner has made: `shared_dis
 import contextlib
 import json
 import os
+import re
 import secrets
 import socket
 import subprocess
 import sys
 import time
 import uuid
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -135,3 +136,14 @@ def unique(here: Owner | None = None) -> str:
     """A part of a name that nothing else on the disk has, and that says which process made it: 4711@node7-0a1b2c3d."""
     pid, host = (here.pid, here.host) if here else (os.getpid(), _host())
     return f"{pid}@{host.partition('/')[0]}-{secrets.token_hex(4)}"
+
+
+def has_ended(name: str) -> bool:
+    """Whether a name that `unique` begins is of a process of this machine that runs no more.
+
+    >>> gone = replace(me(), pid=2**22 + 1)
+    >>> has_ended(unique() + "-a.nii"), has_ended(unique(gone) + "-a.nii"), has_ended("7@x-a.nii")
+    (False, True, False)
+    """
+    found = re.match(rf"(\d+)@{re.escape(_host().partition('/')[0])}-[0-9a-f]{{8}}(-|$)", name)
+    return found is not None and is_alive(replace(me(), pid=int(found[1]), started="")) is False

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import struct
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from nibabel.openers import ImageOpener
 
+from synthseg_native import owners, shared_disk
 from synthseg_native.errors import SynthSegError
 from synthseg_native.networks import cards
 from synthseg_native.pipeline import posteriors
@@ -316,3 +318,16 @@ def test_the_display_range_of_the_scan_is_the_scan_s(tmp_path):
     images.save_image(tmp_path / "scan.nii", data, np.eye(4), header)
     found = [nib.load(tmp_path / f"{name}.nii").header for name in ("labels", "scan")]
     assert [(float(h["cal_min"]), float(h["cal_max"])) for h in found] == [(0, 0), (500, 2000)]
+
+
+def test_what_killed_processes_left_beside_a_result_is_cleared_away(tmp_path):
+    """But for what another machine may still write."""
+    ended = replace(shared_disk.me(), pid=2**22 + 1)
+    left = [
+        tmp_path / f".part-{owners.unique(owner)}-a.nii" for owner in (ended, replace(ended, host="node7/00000007"))
+    ]
+    for path in left:
+        path.touch()
+    with Staged() as staged:
+        staged.path(tmp_path / "a.nii").write_text("whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["a.nii", left[1].name])

@@ -436,3 +436,20 @@ def test_what_verifies_by_itself_is_said_and_stops_nothing(make, monkeypatch, ca
     monkeypatch.setattr(ranking, "verified", verified)
     deploy.verify_here(make(engines=["openvino"]))
     assert asked == [("openvino", "results/env")] and capsys.readouterr().err == "synthseg-native: no luck\n"
+
+
+@pytest.mark.parametrize("run", [False, True])
+def test_a_call_that_only_looks_leaves_no_folder(tmp_path, monkeypatch, run):
+    """Unless a run has begun in it meanwhile."""
+    ends, folder = [], tmp_path / ".snakemake"
+    monkeypatch.setattr(deploy.atexit, "register", ends.append)
+    deploy.leave_nothing(folder)
+    for name in ("locks", "iocache"):
+        (folder / name).mkdir(parents=True)
+    (folder / "iocache/latest.pkl").touch()
+    if run:
+        (folder / "launcher.lock").touch()
+    deploy.leave_nothing(folder)  # where it is there already it stays
+    assert len(ends) == 1
+    ends[0]()
+    assert folder.exists() == run and (folder / "iocache/latest.pkl").exists() == run

@@ -43,6 +43,8 @@ if workflow.is_main_process:
 if workflow.is_main_process and workflow.modifier.is_main_snakefile():
     halting.prepare(lambda: workflow.persistence.unlock())
     halting.outlive_the_terminal()
+    if workflow.output_settings.dryrun:
+        deploy.leave_nothing(Path(".snakemake"))
 
 try:
     # A cluster's job reads its scan's line of the manifest that the call has written, and looks at no other scan.

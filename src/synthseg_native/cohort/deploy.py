@@ -56,6 +56,25 @@ def unwritable(error: OSError, results: Path | str) -> SynthSegError:
     return SynthSegError("disk", f"{error.filename or results}: {error.strerror or error}: {remedy}")
 
 
+def leave_nothing(folder: Path) -> None:
+    """For a call that only looks: take away at its end the empty folders that Snakemake makes for itself.
+
+    folder: Snakemake's. Where it is there already, or a run has begun in it meanwhile, it stays as it is.
+    """
+    if folder.exists():
+        return
+    folder = folder.absolute()
+
+    def remove() -> None:
+        if not (folder / "launcher.lock").exists():
+            (folder / "iocache/latest.pkl").unlink(missing_ok=True)
+            for below in [*folder.glob("*"), folder]:
+                with contextlib.suppress(OSError):  # something is in it
+                    below.rmdir()
+
+    atexit.register(remove)
+
+
 def prepare(plan: Plan) -> None:
     """Write the manifest, for the jobs too, and what is known of files' contents. For a call that runs something."""
     try:

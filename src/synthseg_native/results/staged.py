@@ -8,6 +8,7 @@ from pathlib import Path
 
 from synthseg_native import stopping
 from synthseg_native.errors import SynthSegError
+from synthseg_native.files import beside
 
 
 class Staged:
@@ -29,7 +30,7 @@ class Staged:
             if destination.is_dir():
                 raise IsADirectoryError(errno.EISDIR, "a folder is in its place")
             destination.parent.mkdir(parents=True, exist_ok=True)
-            part = destination.with_name(f".part-{os.getpid()}-{destination.name}")
+            part = beside(destination)
             part.touch()  # where nothing can be written is known before the work, not after it
             part.unlink()
         self._moves.append((part, destination))
