@@ -33,7 +33,6 @@ READERS = {
     "cohort/benchmark/weights.py": USERS,
     "cohort/config.py": USERS,
     "cohort/containers.py": SHIPPED,
-    "cohort/demands.py": USERS,
     "cohort/demo.py": USERS,
     "cohort/environments.py": SHIPPED,
     "cohort/manifest.py": "tests/unit/test_manifest.py",
