@@ -1,6 +1,7 @@
 """The picture: where left is, what the outlines enclose, what is said in odd cases. Mostly at half the size."""
 
 import gc
+import runpy
 import subprocess
 import sys
 import tracemalloc
@@ -284,8 +285,8 @@ def test_lines(table):
 
 
 @pytest.fixture
-def step(tmp_path, table, root):
-    """Files of one run, and a function that runs the step on them."""
+def words(tmp_path, table, root):
+    """Files of one run, and a function that makes the step's arguments of them, some in the place of others."""
     image, labels, affine = head()
     nib.save(nib.Nifti1Image(image.astype(np.float32), affine), tmp_path / "image.nii.gz")
     nib.save(nib.Nifti1Image(labels, affine), tmp_path / "dseg.nii.gz")
@@ -294,7 +295,7 @@ def step(tmp_path, table, root):
     record = {"output": {"qc": {"brain_mm3": 1e6, "remarks": ["this is odd"]}}}
     write_sealed(tmp_path / "run.json", record)
 
-    def run(**other):
+    def given(**other):
         files = {
             "image": "image.nii.gz",
             "dseg": "dseg.nii.gz",
@@ -303,13 +304,10 @@ def step(tmp_path, table, root):
             **other,
         }
         arguments = [f"--{name}={tmp_path / file}" for name, file in files.items()]
-        arguments += [f"--labels={root / 'models/synthseg2/labels.tsv'}", "--title=sub-01", f"--out={tmp_path}/o/a.png"]
-        command = [sys.executable, root / "scripts/picture.py", *arguments]
-        # As from a notebook, whose backend this interpreter may not have.
-        env = {"PYTHONPATH": str(root / "src"), "MPLBACKEND": "module://no_such.backend"}
-        return subprocess.run(command, capture_output=True, text=True, env=env)
+        labels = f"--labels={root / 'models/synthseg2/labels.tsv'}"
+        return [*arguments, labels, "--title=sub-01", f"--out={tmp_path}/o/a.png"]
 
-    return run
+    return given
 
 
 @pytest.mark.slow
@@ -330,8 +328,11 @@ def test_nothing_of_a_picture_stays_when_it_is_drawn(table):
 
 
 @pytest.mark.slow
-def test_the_step_draws(step, tmp_path):
-    done = step()
+def test_the_step_draws(words, tmp_path, root):
+    # As from a notebook, whose backend this interpreter may not have.
+    env = {"PYTHONPATH": str(root / "src"), "MPLBACKEND": "module://no_such.backend"}
+    command = [sys.executable, root / "scripts/picture.py", *words()]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"picture: {tmp_path / 'o/a.png'}\n", "")
     assert [path.name for path in (tmp_path / "o").iterdir()] == ["a.png"]
     page = np.asarray(Image.open(tmp_path / "o/a.png")).astype(int)
@@ -349,13 +350,15 @@ def test_the_step_draws(step, tmp_path):
         ("record", b"{", "cannot be used"),
     ],
 )
-def test_bad_input_of_the_step_is_one_line(step, tmp_path, name, content, message):
+def test_bad_input_of_the_step_is_one_line(words, tmp_path, root, capsys, monkeypatch, name, content, message):
+    monkeypatch.setenv("MPLBACKEND", "agg")  # the step takes it away
     (tmp_path / f"bad{name}.nii").write_bytes(content)
-    done = step(**{name: f"bad{name}.nii"})
-    assert done.returncode == 3
-    assert done.stderr.startswith(f"picture: {tmp_path / f'bad{name}.nii'}: ")
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
+    step = runpy.run_path(str(root / "scripts/picture.py"))
+    assert step["main"](words(**{name: f"bad{name}.nii"})) == 3
+    said = capsys.readouterr().err
+    assert said.startswith(f"picture: {tmp_path / f'bad{name}.nii'}: ")
+    assert message in said
+    assert said.count("\n") == 1
     assert not (tmp_path / "o").exists()
 
 
