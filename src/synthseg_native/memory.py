@@ -53,7 +53,7 @@ class Coefficients:
 
 
 # (engine, precision, device). Where a row is missing, the closest one stands in: see `coefficients`.
-# `read` of openvino: between what check_memory.py finds of one scan (it is read before the engine is built) and of more.
+# `read` of openvino: between what check_memory.py finds of one scan (read before the engine is built) and of more.
 TABLE = {
     ("tensorflow", "float32", "cpu"): Coefficients(500, 2.18, 8, 8.07, 2.16, 16.2, 29.9),
     ("openvino", "float32", "cpu"): Coefficients(245, 7.73, 6.9, 0.804, 0.994, 79.2, 6.21),
