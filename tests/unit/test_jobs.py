@@ -427,4 +427,4 @@ def test_a_list_may_be_a_pipe_which_is_read_once(tmp_path, kind):
 
 def test_a_zero_byte_in_a_list_is_one_line(tmp_path):
     (tmp_path / "i.txt").write_bytes(b"a.nii\0b.nii\n")
-    refused("bad_input", "not UTF-8 text", i=tmp_path / "i.txt", o=tmp_path / "o.txt")
+    refused("bad_input", "holds zero bytes", i=tmp_path / "i.txt", o=tmp_path / "o.txt")

@@ -289,8 +289,7 @@ def _drawn(canvas, panels, title, subtitle, lines, made_by):
         wrapped[TEXT_LINES - 1 :] = [(f"{ODD}… and more: see the run record", True)]
     for number, (text, odd) in enumerate(wrapped):
         write(LEFT, HEIGHT - BOTTOM + 30 + 21 * number, text, 10, "odd" if odd else "text")
-    with _DRAWING:
-        page.draw()
+    page.draw()
     drawn = np.array(page.buffer_rgba())[..., :3]
     # The parts of a figure hold each other: what is large in it would stay until Python looks for such rings.
     background.remove()
