@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from scipy import ndimage
 from scipy.ndimage import affine_transform
 
 from synthseg_native.files import write_sealed
@@ -241,6 +242,13 @@ def test_odd_input_is_drawn_and_named(tmp_path, table, texts, half_size, case):
     words = [words for words, _, _ in texts]
     assert expected in words
     assert words[-1] == "nothing else"
+
+
+@pytest.mark.parametrize("extreme", ["maximum", "minimum"])
+def test_an_outline_is_as_thick_on_every_side(extreme):
+    plane = np.random.default_rng(3).integers(0, 50, (40, 31)).astype(np.int32)
+    expected = getattr(ndimage, f"{extreme}_filter")(plane, picture.THICK)
+    np.testing.assert_array_equal(picture._of_neighbours(getattr(np, extreme), plane), expected)
 
 
 def test_a_label_that_the_table_does_not_have_is_outlined_too(tmp_path, table, half_size):
