@@ -361,7 +361,7 @@ def test_sigkill_of_a_job_and_of_the_workflow(project):
     assert project.run("--unlock").code == 0
     call = project.run()
     assert call.code == 0, call.output
-    assert "native 01" in call.made and "native 02" not in call.made
+    assert "native 02" not in call.made  # a job on SLURM outlives its workflow: then 01 is made already
     assert {row["status"] for row in project.summary()} == {"ok"}
     assert {row["verdict"] for row in project.summary()} <= (
         AGREE if project.profile == "default" else {"not_compared"}
