@@ -257,10 +257,10 @@ def test_what_nobody_reads_costs_no_scan(root, cohort, tmp_path, where):
 def test_a_drive_that_fails_for_one_scan_ends_no_folder(stand_in, run, cohort, tmp_path, monkeypatch, capsys, number):
     before = reading._read
 
-    def read(path, accept):
+    def read(path, *how):
         if path.name == "a.nii.gz":
             raise OSError(number, os.strerror(number))
-        return before(path, accept)
+        return before(path, *how)
 
     monkeypatch.setattr(reading, "_read", read)
     assert run("--i", cohort, "--o", tmp_path / "out") == 4
