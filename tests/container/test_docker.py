@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import hostile
-from processes import wait_for
+from processes import hear_ctrl_c, wait_for
 from synthseg_native.cohort import containers, runs
 from synthseg_native.errors import SynthSegError
 
@@ -168,7 +168,8 @@ def test_bad_input_is_told_with_the_path_that_the_user_knows(probe_image, place,
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopping_the_step_ends_its_container(probe_image, place, root, number):
     line, env = step(place, root, SLEEP)
-    process = subprocess.Popen(line, env=env, cwd=place, stderr=subprocess.PIPE, text=True)
+    pipes = {"stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(line, env=env, cwd=place, preexec_fn=hear_ctrl_c, **pipes)
     assert wait_for(lambda: list(place.glob("out/.work*/*/started")), 40)
     label = containers.workdir_label(place)
     assert len(running("workdir", label)) == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import alive, wait_for
+from processes import alive, hear_ctrl_c, wait_for
 from synthseg_native import measure
 
 SCRIPT = measure.__file__
@@ -62,7 +62,8 @@ def test_a_command_that_cannot_start_is_one_line(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_reach_the_command_and_its_children(tmp_path, number):
     child = f"sleep 60 & echo $! > {tmp_path}/pid; wait"
-    process = subprocess.Popen([sys.executable, SCRIPT, "--out", tmp_path / "m.json", "--", "sh", "-c", child])
+    command = [sys.executable, SCRIPT, "--out", tmp_path / "m.json", "--", "sh", "-c", child]
+    process = subprocess.Popen(command, preexec_fn=hear_ctrl_c)
     assert wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
     process.send_signal(number)
     assert process.wait(10) != 0

@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from processes import alive, wait_for
+from processes import alive, hear_ctrl_c, wait_for
 from rule_patterns import patterns
 from synthseg_native import errors, memory, shared_disk
 from synthseg_native.cohort import paths, runs
@@ -336,7 +336,8 @@ def test_a_run_that_takes_too_long_is_ended(place, kind):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_step_leaves_neither_processes_nor_files(place, number):
     line, places = arguments(place, "native")
-    process = subprocess.Popen(line, env=environment("sleep"), stderr=subprocess.PIPE, text=True)
+    pipes = {"stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(line, env=environment("sleep"), preexec_fn=hear_ctrl_c, **pipes)
     assert wait_for((place / "pid").exists)
     process.send_signal(number)
     assert process.wait(20) == 128 + number

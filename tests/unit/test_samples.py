@@ -9,7 +9,6 @@ import pytest
 
 from synthseg_native.cohort import demo
 from synthseg_native.cohort.samples import contradictions, openable, read_samples
-from synthseg_native.errors import SynthSegError
 
 
 def sheet(tmp_path, text):
@@ -155,8 +154,3 @@ def test_a_sheet_may_be_a_pipe_which_is_read_once(tmp_path, monkeypatch):
     place = f"/dev/fd/{reader}"
     assert not demo.is_sheet(place), "asked first of every sheet"
     assert [scan.image for scan in read_samples(place)] == ["scans/a.nii"]
-
-
-def test_a_zero_byte_in_a_sheet_is_one_line(tmp_path):
-    with pytest.raises(SynthSegError, match=r"samples\.tsv: holds zero bytes: save it as tab-separated UTF-8 text"):
-        read_samples(sheet(tmp_path, "participant_id\timage\n0\x001\ta.nii\n"))

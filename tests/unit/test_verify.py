@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from synthseg_native.files import read_sealed
 from synthseg_native.verification import probes, process, verify
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -449,7 +450,7 @@ def check_machine(environment, python, folder):
     command = [python, REPOSITORY / "scripts" / "verify_env.py", "--environment", environment, "--out", out]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    finding = json.loads(out.read_text())
+    finding = read_sealed(out)
     assert finding == verify.ensure_verified(environment, folder)  # from another interpreter
     assert finding["decision"]["device"] in ("cpu", "gpu")
     assert environment in finding["versions"]

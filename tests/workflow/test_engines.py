@@ -91,13 +91,15 @@ def test_jobs_that_do_not_fit_into_memory_together_run_one_after_the_other(proje
     for seed, scan in enumerate(SCANS):
         write_image(project.image(scan), seed=20 + seed)
     call = project.run(*natives)
-    assert (call.code, call.made) == (0, set(jobs("native"))), call.output
+    assert (call.code, call.made) == (0, {*jobs("native"), "summary"}), call.output  # which says what is there
+    assert {row["status"] for row in project.summary()} == {"ok"}
     (_, first_ends), (second_starts, _) = spans(project)
     assert second_starts >= first_ends
 
     for seed, scan in enumerate(SCANS):
         write_image(project.image(scan), seed=30 + seed)
     call = project.run("--resources", f"mem_mb={2 * limit}", *natives)
-    assert (call.code, call.made) == (0, set(jobs("native"))), call.output
+    assert (call.code, call.made) == (0, {*jobs("native"), "summary"}), call.output  # which says what is there
+    assert {row["status"] for row in project.summary()} == {"ok"}
     (_, first_ends), (second_starts, _) = spans(project)
     assert second_starts < first_ends

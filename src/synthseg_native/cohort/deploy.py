@@ -126,8 +126,6 @@ def deploy(plan: Plan, here: bool = True) -> None:
     hold_results(plan.state)
     environments.run_snapshot()  # a target that asks for no scan has not made them
     prepare(plan)
-    if Path(plan.aggregates()["summary"]).exists() and not state.says_what_is(plan):
-        _summarise(plan)  # whatever ends this run, even at once: no table then calls results good that are stale
     used = plan.compared or plan.benchmarked
     for engine in plan.engines if here else []:
         if why := ranking.without_gpu(engine, plan.config["device"]):
@@ -144,6 +142,19 @@ def deploy(plan: Plan, here: bool = True) -> None:
             containers.ensure_image(plan.reference, plan.root)
         except SynthSegError as error:
             environments.say(f"reference: {error}")
+    _mark_stale(plan)
+
+
+def _mark_stale(plan: Plan) -> None:
+    """Whatever ends the run that begins, even at once, no table calls results good that are stale."""
+    if Path(plan.aggregates()["summary"]).exists() and not state.says_what_is(plan):
+        _summarise(plan)
+        plan.marked_ns = _told_ns(plan)
+
+
+def _told_ns(plan: Plan) -> int | None:
+    with contextlib.suppress(OSError):
+        return state.told_file(plan.results).stat().st_mtime_ns
 
 
 def _summarise(plan: Plan, *arguments: str, limit_s: float | None = None) -> None:
@@ -181,6 +192,8 @@ def finish(plan: Plan, success: bool) -> None:
             _summarise(plan, limit_s=limit)
     if limit is not None:
         return
+    if success and plan.marked_ns and plan.marked_ns == _told_ns(plan):  # some runs were asked for, and no summary
+        _summarise(plan)
     if Path(plan.aggregates()["summary"]).exists():
         _summarise(plan, "--show")
     if plan.demo_images:

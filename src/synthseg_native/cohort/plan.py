@@ -119,6 +119,7 @@ class Plan:
 
     # --- files -----------------------------------------------------------------------------------------------------
 
+    marked_ns: int | None = None  # when the tables were written as a run began, which made results stale
     patterns: Patterns  # where results lie, as the rules say: set by workflow/Snakefile when it has read them
 
     def files(self, engine: str, scan: str) -> dict[str, str]:

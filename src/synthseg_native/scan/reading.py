@@ -379,7 +379,7 @@ def _header(path):
 def _mend_forms(header) -> set:
     """Take an sform of zeros for none, and let a qform that is off a rotation by rounding be one; flags."""
     quaternion = [f"quatern_{part}" for part in "bcd"]
-    squares = sum(float(header[part]) ** 2 for part in quaternion)
+    squares = sum(float(header[part]) * float(header[part]) for part in quaternion)
     # What is left for the fourth number of the quaternion. Where nibabel would refuse it, others scale the three.
     if -ROUNDING <= 1 - squares < header.quaternion_threshold:
         for part in quaternion:
