@@ -316,6 +316,7 @@ def test_a_table_stays_where_nothing_could_be_tried(stand_in, run, cohort, tmp_p
     assert (tmp_path / "v.csv").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_several_calls_into_one_table_keep_all_rows(stand_in, run, cohort, tmp_path, capsys):
     """None twice, each in its place; what is no longer so is not kept."""
     table, first, second = tmp_path / "v.csv", tmp_path / "1.nii", tmp_path / "2.nii"

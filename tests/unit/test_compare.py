@@ -324,6 +324,7 @@ def run_script(tmp_path, head, **changed):
     return done.returncode, done.stderr, json.loads(out.read_text()) if out.exists() else None
 
 
+@pytest.mark.slow
 def test_script_writes_the_comparison(tmp_path, head):
     status, stderr, result = run_script(tmp_path, head)
     assert (status, stderr) == (0, "")

@@ -173,7 +173,11 @@ def made(root, tmp_path_factory):
     return world
 
 
-@pytest.mark.parametrize("name", [*REMEMBERED, *OF_THE_SUMMARY, *FOLLOWING, *OF_A_RUN])
+QUICK = ("contents", "told", "record")  # one of each kind
+NAMES = [*REMEMBERED, *OF_THE_SUMMARY, *FOLLOWING, *OF_A_RUN]
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NAMES])
 def test_a_damaged_file_is_made_anew_and_stops_nothing(made, name, monkeypatch):
     """What is to be made is of its scan alone, or the summary; and nothing is, once the file is as it was."""
     monkeypatch.chdir(made.folder)

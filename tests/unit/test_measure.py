@@ -21,6 +21,7 @@ def run(tmp_path, *command, options=(), python=sys.executable):
     return done, json.loads(out.read_text()) if out.exists() else None
 
 
+@pytest.mark.slow
 def test_measures_wall_time_and_the_largest_process(tmp_path):
     # The memory is a grandchild's: the engine may be behind a launcher.
     grandchild = "x = bytearray(200 << 20); x[::4096] = b'1' * len(x[::4096])"

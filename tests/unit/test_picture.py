@@ -128,6 +128,7 @@ def test_the_patients_left_is_on_the_right_and_marked(tmp_path, table, texts, ha
     assert any("radiological" in words for words, _, _ in texts)
 
 
+@pytest.mark.slow
 def test_slices_are_said_in_mm_and_spread_over_the_labels(tmp_path, table, texts, half_size):
     drawn(tmp_path / "a.png", table, *head())
     said = [words for words, _, _ in texts if words.endswith(" mm")]
@@ -161,6 +162,7 @@ def test_the_order_of_the_axes_does_not_matter(tmp_path, table, half_size, axes)
     assert np.abs(drawn(tmp_path / "b.png", table, image, labels, affine @ back) - expected).mean() < 0.05
 
 
+@pytest.mark.slow
 def test_oblique_thick_slices_and_another_grid_show_the_same_head(tmp_path, table, half_size):
     image, labels, affine = head()
     expected = drawn(tmp_path / "a.png", table, image, labels, affine)
@@ -191,6 +193,7 @@ def test_outlines_enclose_the_label_in_its_colour(tmp_path, table, texts, half_s
     assert where[1].mean() > 77  # on the patient's left
 
 
+@pytest.mark.slow
 def test_only_labels_that_are_there_have_an_outline_and_moving_one_moves_it(tmp_path, table, half_size):
     image, labels, affine = head()
     page = drawn(tmp_path / "a.png", table, image, labels, affine)
@@ -206,6 +209,7 @@ def test_only_labels_that_are_there_have_an_outline_and_moving_one_moves_it(tmp_
     assert rows[1] < rows[0] - 5  # higher up on coronal and sagittal planes
 
 
+@pytest.mark.slow
 def test_contrast_is_that_of_the_labelled_tissue(tmp_path, table, half_size):
     image, labels, affine = head()
     expected = drawn(tmp_path / "a.png", table, image, labels, affine)

@@ -489,6 +489,7 @@ def test_a_stream_that_goes_on_behind_its_voxels_is_not_read_to_its_end(tmp_path
         read(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
 def test_extensions_are_never_held(tmp_path, monkeypatch, name):
     """However many: of the voxels alone memory is taken, and of no byte of the file where the header is asked for."""
