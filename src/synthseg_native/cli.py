@@ -336,7 +336,8 @@ class Tables:
         number = next((n for n, row in enumerate(rows) if row in self.ours), len(rows))
         before, after = ([row for row in part if row not in self.ours] for part in (rows[:number], rows[number:]))
         whole = all(len(row) == len(header) for row in [*before, *after])
-        if (before or after) and not (whole and header[1:] == tuple(csv_columns(self.labels))):
+        foreign = bool(header) and header[1:] != tuple(csv_columns(self.labels))  # maybe a line alone, of any text
+        if ((before or after) and not whole) or (foreign and (before or after or not rows)):
             what = "has rows of something else than this model's volumes, or cut ones"
             raise SynthSegError("usage", f"{path}: {what}: choose another name, or remove it")
         return before, after

@@ -345,7 +345,7 @@ def test_several_calls_into_one_table_keep_all_rows(stand_in, run, cohort, tmp_p
     assert [row[0] for row in rows(table)] == ["subject", "b", "b"]
 
 
-@pytest.mark.parametrize("content", ["subject,mine\r\nx,1\r\n", "notes\nof mine\n", 'a,"b\nc', "cut"])
+@pytest.mark.parametrize("content", ["subject,mine\r\nx,1\r\n", "notes\nof mine\n", "my notes\n", 'a,"b\nc', "cut"])
 def test_a_table_of_somebody_else_s_is_not_overwritten(stand_in, run, scan, tmp_path, capsys, content):
     table = tmp_path / "v.csv"
     if content == "cut":

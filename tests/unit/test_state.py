@@ -510,3 +510,13 @@ def test_a_run_that_begins_leaves_no_table_that_calls_stale_results_good(world, 
         rows = list(csv.DictReader(file, delimiter="\t"))
     assert [(row["status"], row["state_reason"]) for row in rows] == [("stale", "mode: default to fast")] * 2
     assert state.says_what_is(world.plan(mode="fast"))
+
+
+def test_results_dated_in_the_future_get_todays_date(world, monkeypatch):
+    """Of another machine's clock, or one that was turned back: Snakemake would throw the summary away at every call."""
+    monkeypatch.setattr(environments, "run_snapshot", lambda: None)
+    path = Path(world.plan().path("record", "openvino", SCAN.format("01", "01")))
+    tomorrow = path.stat().st_mtime + 86400
+    os.utime(path, (tomorrow, tomorrow))
+    assert deploy.make_again(world.plan(), runs=False) == set() and path.stat().st_mtime == tomorrow
+    assert deploy.make_again(world.plan(), runs=True) == set() and path.stat().st_mtime < tomorrow - 86000
