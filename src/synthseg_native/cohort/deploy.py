@@ -175,7 +175,8 @@ def _summarise(plan: Plan, *arguments: str, limit_s: float | None = None) -> Non
     command = [sys.executable, "-B", f"{code}/scripts/summarise.py"]
     command += ["--manifest", str(plan.manifest.path(plan.state)), *arguments]
     environment = environments.clean_environment() | {"PYTHONPATH": f"{code}/src"}
-    subprocess.run(command, env=environment, timeout=limit_s)
+    # Of a session of its own: a Ctrl-C while it still imports is for this process to hear, which then ends it.
+    subprocess.run(command, env=environment, timeout=limit_s, start_new_session=True)
 
 
 def verify_here(plan: Plan) -> None:
