@@ -28,6 +28,7 @@ from pathlib import Path
 
 from synthseg_native import shared_disk, streams
 from synthseg_native.cohort import environments, variables
+from synthseg_native.files import decoded
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -155,12 +156,9 @@ def check_encoding(files):
     """Stop where a configuration is no UTF-8: Snakemake would show where it broke, and not what to do."""
     for path in files:
         try:
-            data = path.read_bytes()
-            data.decode("utf-8")
-        except UnicodeDecodeError as error:
-            line = data.count(b"\n", 0, error.start) + 1
-            kind = "UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "maybe Latin-1 or Windows-1252"
-            sys.exit(f"synthseg-native: {path}: not UTF-8 text, {kind} (line {line}): save it as UTF-8")
+            decoded(path.read_bytes())
+        except ValueError as error:
+            sys.exit(f"synthseg-native: {path}: {error}: save it as UTF-8")
         except OSError:  # Snakemake says so
             pass
 
@@ -196,8 +194,7 @@ def need_configuration(directory, arguments):
     folder, path = Path(directory or "."), Path(directory or ".", "config", "config.yaml")
     if not folder.is_dir():
         sys.exit(f"synthseg-native: --directory {directory}: no such folder: correct it, or make it, with {path}")
-    named = any(argument.split("=")[0] in ("--configfile", "--configfiles") for argument in arguments)
-    if not named and not path.is_file():
+    if not configurations(arguments) and not path.is_file():
         sys.exit(f"synthseg-native: {path}: no such configuration: copy {ROOT / 'config' / 'config.yaml'} there")
 
 

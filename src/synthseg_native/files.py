@@ -51,12 +51,23 @@ def read_text(path: str | PathLike) -> str:
         encoding, name = ("utf-16-be" if data[:1] == b"\0" else "utf-16-le"), "UTF-16"
     else:
         encoding, name = "utf-8-sig", "UTF-8"
+    return decoded(data, encoding, name)
+
+
+def decoded(data: bytes, encoding: str = "utf-8", name: str = "UTF-8") -> str:
+    """Text of its bytes. Raises ValueError that says which encoding they are not, from which line on, and maybe are.
+
+    >>> decoded("a\\n\u00e4".encode("latin-1"))
+    Traceback (most recent call last):
+    ValueError: not UTF-8 text, maybe Latin-1 or Windows-1252 (line 2)
+    """
     try:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        maybe = ", maybe Latin-1 or Windows-1252" if name == "UTF-8" else ""
-        raise ValueError(f"not {name} text{maybe} (line {line})") from None
+        line, kind = data.count(b"\n", 0, error.start) + 1, ", maybe Latin-1 or Windows-1252"
+        if name != "UTF-8" or data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            kind = ", UTF-16" if name == "UTF-8" else ""
+        raise ValueError(f"not {name} text{kind} (line {line})") from None
 
 
 def is_there(path: str | PathLike) -> bool:

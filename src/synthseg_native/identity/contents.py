@@ -30,10 +30,9 @@ class Contents:
         self.say = say
         self.known: dict[str, list] = {}
         if self.memory:
-            known = read_json(self.memory)
-            self.known = (
-                {name: entry for name, entry in known.items() if _is_entry(entry)} if isinstance(known, dict) else {}
-            )
+            found = read_json(self.memory)
+            found = found.items() if isinstance(found, dict) else ()
+            self.known = {name: entry for name, entry in found if _is_entry(entry)}
         self._saving = self._changed = False
         self._read_files = self._read_bytes = 0
         self._read_s, self._next_line_s = 0.0, SAY_AFTER_S
