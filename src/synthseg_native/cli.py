@@ -181,7 +181,10 @@ def _segment_all(call, segmenter, tables, arguments, argv):
             bar.say(f"synthseg-native: {failure.message}", sys.stderr)
         for job in todo:
             started += 1
-            failure = job.refused or _segment_one(job, segmenter, tables, bar, argv)
+            failure = job.refused
+            if not failure:
+                with _keeping_others(job, bar, arguments.overwrite_edited):
+                    failure = _segment_one(job, segmenter, tables, bar, argv)
             bar.finished()
             if failure:
                 failures.append(failure)
@@ -224,6 +227,25 @@ def _states(jobs, segmenter):
 def _edited(job, state):
     remedy = "kept, and left out of the tables: --overwrite-edited makes it again"
     return SynthSegError("bad_input", f"{job.outputs['o']}: {', '.join(state.why)}: {remedy}")
+
+
+@contextmanager
+def _keeping_others(job, bar, overwrite):
+    """Keep label maps of which nothing says what made them, where others take their places, and say so."""
+    from synthseg_native import jobs as planning
+    from synthseg_native.results import kept
+
+    places = [] if overwrite else planning.unvouched(job)
+    for path in places:
+        with suppress(OSError):  # of a place where nothing can be written: nothing takes it
+            kept.keep(path)
+    try:
+        yield
+    finally:
+        for path in places:
+            for other in kept.settle(path):
+                what = "another label map lay there, and nothing says what made it"
+                bar.say(f"{path}: {what}: kept as {other.name}", sys.stdout)
 
 
 def _segment_one(job, segmenter, tables, bar, argv):

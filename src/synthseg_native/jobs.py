@@ -346,6 +346,12 @@ def _earlier(job, found) -> current.State:
     return result
 
 
+def unvouched(job: Job) -> list[Path]:
+    """The label maps in the places of this job's, of which no note says what made them."""
+    found = _note(job.sidecars["o"])
+    return current.unvouched(job.outputs, found.get("ResultsSHA256") if isinstance(found, dict) else None)
+
+
 def remembered(job: Job) -> tuple[dict, dict]:
     """What the note of a job with current results keeps: its volumes, and of the record what is worth a remark."""
     found = _note(job.sidecars["o"])

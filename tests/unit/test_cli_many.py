@@ -154,6 +154,48 @@ def test_a_label_map_that_was_edited_is_kept_and_said(stand_in, run, cohort, tmp
     assert [row[0] for row in rows(tmp_path / "v.csv")] == ["subject", "a", "b"]
 
 
+@pytest.mark.parametrize("note", [None, "", "[]", "{}"])
+def test_a_label_map_of_which_nothing_says_what_made_it_is_kept(stand_in, run, scan, tmp_path, capsys, note):
+    """Its note is gone or damaged: it may be somebody's work, or upstream's. What says the same is not kept twice."""
+    label_map, sidecar, kept = (tmp_path / name for name in ("o.nii.gz", "o.json", "o.nii.gz.kept"))
+    call = ("--i", scan, "--o", label_map)
+    assert run(*call) == 0
+    made = nib.load(label_map)
+    there = sorted(tmp_path.iterdir())
+
+    def lose_the_note():
+        sidecar.unlink() if note is None else sidecar.write_text(note)
+        capsys.readouterr()
+
+    lose_the_note()
+    nib.save(nib.Nifti1Image(np.asanyarray(made.dataobj), made.affine), label_map)  # other bytes, the same labels
+    if note != "{}":  # that is somebody else's metadata, and refused
+        assert run(*call) == 0
+        assert sorted(tmp_path.iterdir()) == there and "another label map" not in capsys.readouterr().out
+
+    lose_the_note()
+    nib.save(nib.Nifti1Image(np.zeros(made.shape, np.int32), made.affine), label_map)
+    edited = label_map.read_bytes()
+    if note == "{}":
+        assert run(*call) == 2 and label_map.read_bytes() == edited
+        return
+    assert run("--i", scan, "--o", label_map, "--weights", tmp_path / "none.h5") == 2
+    assert label_map.read_bytes() == edited and not kept.exists(), "where no scan was segmented nothing was replaced"
+    assert run(*call) == 0
+    what = "another label map lay there, and nothing says what made it: kept as o.nii.gz.kept\n"
+    assert f"{label_map}: {what}" in capsys.readouterr().out
+    assert kept.read_bytes() == edited and label_map.read_bytes() != edited
+    assert run(*call) == 0 and "kept" not in capsys.readouterr().out
+
+    lose_the_note()
+    label_map.write_bytes(edited)
+    assert run(*call) == 0 and (tmp_path / "o.nii.gz.kept-2").read_bytes() == edited
+    lose_the_note()
+    label_map.write_bytes(edited)
+    assert run(*call, "--overwrite-edited") == 0
+    assert sorted({*tmp_path.iterdir()} - {*there}) == [kept, tmp_path / "o.nii.gz.kept-2"]
+
+
 def test_results_of_an_earlier_version_are_made_again_once(stand_in, run, scan, tmp_path, capsys):
     call = ("--i", scan, "--o", tmp_path / "o.nii")
     assert run(*call) == 0

@@ -413,6 +413,18 @@ def test_a_record_that_was_changed_makes_its_run_again_but_spares_a_label_map_th
     assert state.lines(world.plan())[0].startswith("1 native run again: sub-01_T1w")
 
 
+@pytest.mark.parametrize("record", ["", "[]", '{"status": "ok", "files": 3}'])
+def test_a_label_map_of_which_no_record_says_what_made_it_is_found_before_it_goes(world, record):
+    plan = world.plan()
+    first, second = ({n: plan.path(n, "openvino", SCAN.format(*[s] * 2)) for n in plan.patterns.native} for s in ("01", "02"))
+    by_hand(first["dseg"])
+    Path(first["dseg_native"]).write_bytes(b"cut")
+    Path(first["record"]).write_text(record)
+    Path(second["volumes"]).write_text("cut")  # made again, and its record says what made its label maps
+    assert world.plan().identities.unvouched() == [Path(first["dseg"])]
+    assert world.plan(edited="overwrite").identities.unvouched() == []
+
+
 @pytest.mark.parametrize("grid", ["dseg", "dseg_native"])
 @pytest.mark.parametrize("share", [0, 0.5, 0.95])
 def test_a_label_map_that_was_cut_is_nobodys_work(world, grid, share):

@@ -117,6 +117,11 @@ def test_rows_one_by_one(project):
     write_image(project.image("01"), seed=3)
     os.utime(project.image("01"), (0, 0))  # older than what was made of it, as cp -p and rsync -t leave it
     project.native_label_map("02").unlink()
+    # Nothing says any more what made the label map of 02, which somebody has corrected.
+    unvouched = project.label_map("02")
+    shutil.copy(project.label_map("01"), unvouched)
+    unvouched_labels = unvouched.read_bytes()
+    project.record("02").write_text("[]")
     by_hand = project.label_map("03")
     made, picture = by_hand.read_bytes(), project.picture("03").read_bytes()
     shutil.copy(project.label_map("01"), by_hand)
@@ -130,6 +135,8 @@ def test_rows_one_by_one(project):
     )
     assert "1 native run again: the image changed (sub-01_T1w)" in call.output
     assert "1 native label map changed by hand: kept" in call.output
+    kept = unvouched.with_name(f"{unvouched.name}.kept")
+    assert kept.read_bytes() == unvouched_labels and f"kept as {kept.name}" in call.output
     assert by_hand.read_bytes() == edited and project.picture("03").read_bytes() == picture
     rows = project.summary()
     assert [row["status"] for row in rows] == ["ok", "ok", "edited", "ok"]

@@ -16,6 +16,7 @@ from synthseg_native.cohort.plan import Plan
 from synthseg_native.errors import SynthSegError
 from synthseg_native.files import write_text
 from synthseg_native.networks import weights
+from synthseg_native.results import kept
 
 
 @functools.cache
@@ -104,8 +105,19 @@ def make_again(plan: Plan, runs: bool) -> set[str]:
         environments.say(line)
     if runs:
         prepare(plan)
+        _keep_others(plan)
         environments.run_snapshot()
     return found
+
+
+def _keep_others(plan: Plan) -> None:
+    """Keep the label maps of which nothing says what made them, before Snakemake removes what it makes again; the step
+    of the run says what becomes of them. Raises SynthSegError where the disk is full or cannot be written to."""
+    try:
+        for path in plan.identities.unvouched():
+            kept.keep(path)
+    except OSError as error:
+        raise unwritable(error, plan.results) from error
 
 
 def _date_back(paths: list[str]) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from synthseg_native.cohort import containers, environments, paths, runs
-from synthseg_native.files import is_there
+from synthseg_native.files import is_there, read_json
 from synthseg_native.identity import current, keys, stages
 
 if TYPE_CHECKING:
@@ -132,6 +133,16 @@ class Identities:
         files = self.plan.files(engine, scan)
         failure = paths.failure_of(f"{self.plan.state}/failed", engine, scan, files["record"])
         return current.run_state(files, self.of(engine, scan), self.plan.contents, failure)
+
+    def unvouched(self) -> list[Path]:
+        """The label maps in the places of runs that are made again, of which no record says what made them."""
+        if self.plan.config["edited"] != "keep":
+            return []
+        again = [pair for pair, state in self.states.items() if state.word not in (current.CURRENT, current.EDITED)]
+        runs_files = [self.plan.files(*pair) for pair in again if not self.is_lasting(*pair)]
+        records = [(files, read_json(files["record"])) for files in runs_files]
+        made = [(files, record.get("files") if isinstance(record, dict) else None) for files, record in records]
+        return [path for files, hashes in made for path in current.unvouched(files, hashes)]
 
     def is_kept(self, engine: str, scan: str) -> bool:
         """Whether a run's label map was changed by hand and is left alone."""

@@ -140,6 +140,16 @@ def state_of(
     return State(STALE, tuple(why)) if why or wanted is None else State(CURRENT)
 
 
+def unvouched(files: dict[str, str | Path], made: object) -> list[Path]:
+    """The label maps among these files of which nothing says what made them: they may be somebody's work.
+
+    files: {name: path}; made: {name: SHA-256}, what a record or a note says, if it says anything.
+    """
+    known = made if isinstance(made, dict) else {}
+    maps = [Path(path) for name, path in files.items() if name in LABEL_MAPS and name not in known]
+    return [path for path in maps if is_there(path) and _is_image(path)]
+
+
 def counts(states: Iterable[State]) -> dict[str, int]:
     """How many are stale for which known reasons, {reasons in one text: number}, the most first."""
     return dict(Counter(", ".join(state.why) for state in states if state.word == STALE and state.why).most_common())

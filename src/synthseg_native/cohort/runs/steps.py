@@ -13,6 +13,8 @@ from synthseg_native.cohort.runs.failures import system_error, unexpected
 from synthseg_native.cohort.runs.files import RECORD, SOURCE
 from synthseg_native.errors import EXIT_CODES, SynthSegError
 from synthseg_native.files import write_sealed
+from synthseg_native.identity import current
+from synthseg_native.results import kept
 from synthseg_native.results import record as record_of
 
 
@@ -82,6 +84,7 @@ def _step(scan, settings, places, failure_path, run):
                 stopping.deafen()  # this is done whole, or not begun
                 work.publish(folder, places)
                 failure_path.unlink(missing_ok=True)
+                _tell_kept(who, places)
         except stopping.Stopped as reason:
             stopped = reason
             record_of.fail(record, SynthSegError("killed", f"{scan}: stopped by {reason}: call again"))
@@ -107,6 +110,13 @@ def _step(scan, settings, places, failure_path, run):
     finally:
         if folder is not None:
             work.close_work(root, folder)
+
+
+def _tell_kept(who: str, places: Mapping[str, Path]) -> None:
+    for name in current.LABEL_MAPS:
+        for other in kept.settle(places[name]) if name in places else []:
+            what = "another label map lay there, and nothing says what made it"
+            print(f"{who}: {places[name]}: {what}: kept as {other.name}", file=sys.stderr, flush=True)
 
 
 def _tell_success(who: str, record: dict) -> None:

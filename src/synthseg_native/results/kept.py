@@ -1,0 +1,68 @@
+"""A label map in the place of a new one, of which nothing says what made it: it may be somebody's work, and is kept."""
+
+import contextlib
+import gzip
+import os
+import shutil
+from pathlib import Path
+
+ENDING = ".kept"  # no image's, so that a folder of scans does not gain one
+
+
+def keep(path: str | Path) -> Path:
+    """Give a label map a second name beside it, so that it outlives its place; `settle` says what becomes of that.
+
+    By a link; where the disk has none, by a copy. Raises OSError.
+    """
+    path = Path(path)
+    kept, number = path.with_name(f"{path.name}{ENDING}"), 1
+    while os.path.lexists(kept):
+        if _is_same_file(path, kept):
+            return kept
+        number += 1
+        kept = path.with_name(f"{path.name}{ENDING}-{number}")
+    try:
+        os.link(path, kept)
+    except OSError:
+        shutil.copy2(path, kept)
+    return kept
+
+
+def settle(path: str | Path) -> list[Path]:
+    """Take away what `keep` has kept of a label map where its place still has it, or a new one that says the same.
+
+    Returns what stays: other labels, or on another grid. What cannot be taken away stays, too.
+    """
+    path = Path(path)
+    found = sorted(other for other in path.parent.glob("*") if other.name.startswith(f"{path.name}{ENDING}"))
+    for kept in found:
+        if _is_same_file(path, kept) or _says_the_same(path, kept):
+            with contextlib.suppress(OSError):
+                kept.unlink()
+    return [kept for kept in found if os.path.lexists(kept)]
+
+
+def _is_same_file(path: Path, other: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return os.path.samefile(path, other)  # noqa: PTH121
+    return False
+
+
+def _says_the_same(path: Path, other: Path) -> bool:
+    """Whether two label maps have the same labels on the same grid."""
+    import nibabel as nib
+    import numpy as np
+
+    with contextlib.suppress(Exception):  # of a damaged or missing file; nibabel's kinds are many
+        first = nib.load(path)
+        second = type(first).from_bytes(_unpacked(other.read_bytes()))  # its name would say nothing to nibabel
+        return (
+            first.shape == second.shape
+            and np.allclose(first.affine, second.affine)
+            and np.array_equal(np.asanyarray(first.dataobj), np.asanyarray(second.dataobj))
+        )
+    return False
+
+
+def _unpacked(data: bytes) -> bytes:
+    return gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
