@@ -27,18 +27,11 @@ import tempfile
 from pathlib import Path
 
 from synthseg_native import shared_disk, streams
+from synthseg_native.cohort import arguments as arguments_of
 from synthseg_native.cohort import environments, variables
-from synthseg_native.files import decoded
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Calls that change nothing: they need no lock, and may look at a run in progress.
-READ_ONLY = {
-    *("--help", "-h", "--version", "-v", "--dry-run", "--dryrun", "-n", "--lint", "--list", "--list-rules", "-l"),
-    *("--list-target-rules", "--lt", "--list-changes", "--lc", "--list-input-changes", "--li", "--list-params-changes"),
-    *("--lp", "--list-untracked", "--lu", "--summary", "-S", "--detailed-summary", "-D", "--dag", "--rulegraph"),
-    *("--filegraph", "--d3dag", "--report", "--print-compilation", "--containerize", "--export-cwl"),
-}
 PROFILES = ("--workflow-profile", "--profile")
 
 
@@ -108,7 +101,8 @@ def snakemake(arguments):
     """Become Snakemake, with the lock of the working directory in hand."""
     from synthseg_native.networks import weights
 
-    place, directory, snakefile = [], value(arguments, "--directory", "-d"), value(arguments, "--snakefile", "-s")
+    place, directory = [], arguments_of.value(arguments, "--directory", "-d")
+    snakefile = arguments_of.value(arguments, "--snakefile", "-s")
     if snakefile is None and not Path.cwd().samefile(ROOT):
         # Called by path from elsewhere: this workflow, whatever lies there, and its results beside it.
         place = ["--snakefile", ROOT / "Snakefile"]
@@ -116,6 +110,10 @@ def snakemake(arguments):
             directory = ROOT
             place += ["--directory", ROOT]
     if not {"--help", "-h", "--version", "-v"} & set(arguments):
+        words = arguments_of.no_settings(arguments)
+        if words:
+            remedy = f"put it before --config, as in: {words[0]} --config KEY=VALUE"
+            sys.exit(f"synthseg-native: --config: {words[0]} is no KEY=VALUE: {remedy}")
         if snakefile is None or Path(snakefile).resolve().is_relative_to(ROOT):
             need_configuration(directory, arguments)
             arguments = with_profiles(arguments)
@@ -132,35 +130,12 @@ def snakemake(arguments):
         env |= {"XDG_CACHE_HOME": str(Path(directory or ".", ".snakemake", "cache").absolute())}
         env |= {"SYNTHSEG_NATIVE_CACHE": str(cache)}
     interpreter = environments.ensure("workflow")
-    check_encoding(configurations(arguments) or [Path(directory or ".", "config/config.yaml")])
-    if not is_read_only(arguments):
+    if arguments_of.is_read_only(arguments):
+        need_folder(Path(directory or "."))
+    else:
         take_lock(Path(directory or "."), unlock="--unlock" in arguments)
     start = ROOT / "scripts" / "start_snakemake.py"
     execute([interpreter, start, *place, *arguments], env)
-
-
-def configurations(arguments):
-    """The files behind --configfile."""
-    found, taking = [], False
-    for word in arguments:
-        name, equals, value = word.partition("=")
-        if word.startswith("-"):
-            taking = name in ("--configfile", "--configfiles") and not equals
-            found += [Path(value)] if equals and name in ("--configfile", "--configfiles") else []
-        elif taking:
-            found.append(Path(word))
-    return found
-
-
-def check_encoding(files):
-    """Stop where a configuration is no UTF-8: Snakemake would show where it broke, and not what to do."""
-    for path in files:
-        try:
-            decoded(path.read_bytes())
-        except ValueError as error:
-            sys.exit(f"synthseg-native: {path}: {error}: save it as UTF-8")
-        except OSError:  # Snakemake says so
-            pass
 
 
 def user():
@@ -171,30 +146,12 @@ def user():
         return str(os.getuid())
 
 
-def value(arguments, long, short=None):
-    """The value of an option of Snakemake's, or None."""
-    for number, argument in enumerate(arguments):
-        if argument == short or means(argument, long):
-            if "=" in argument:
-                return argument.partition("=")[2]
-            return arguments[number + 1] if number + 1 < len(arguments) else None
-        if short and argument.startswith(short):
-            return argument[2:]
-    return None
-
-
-def means(argument, long):
-    """Whether an argument is this option, which may be written short, as argparse takes it: --direc=study."""
-    name = argument.partition("=")[0]
-    return name == long or (len(name) > 5 and long.startswith(name))
-
-
 def need_configuration(directory, arguments):
     """End in one line where the study's folder, or its configuration, is not there: Snakemake makes the folder."""
     folder, path = Path(directory or "."), Path(directory or ".", "config", "config.yaml")
     if not folder.is_dir():
         sys.exit(f"synthseg-native: --directory {directory}: no such folder: correct it, or make it, with {path}")
-    if not configurations(arguments) and not path.is_file():
+    if not arguments_of.named_configurations(arguments) and not path.is_file():
         sys.exit(f"synthseg-native: {path}: no such configuration: copy {ROOT / 'config' / 'config.yaml'} there")
 
 
@@ -203,7 +160,7 @@ def with_profiles(arguments):
     option, found = None, []
     for argument in arguments:
         name, equals, named = argument.partition("=")
-        meant = next((long for long in PROFILES if means(argument, long)), None)
+        meant = next((long for long in PROFILES if arguments_of.means(argument, long)), None)
         if option:
             argument, option = profile(option, argument), None
         elif meant and equals:
@@ -211,7 +168,7 @@ def with_profiles(arguments):
         elif meant:
             option = meant
         found.append(argument)
-    if not any(means(argument, PROFILES[0]) for argument in found):
+    if not any(arguments_of.means(argument, PROFILES[0]) for argument in found):
         found = [PROFILES[0], str(ROOT / "profiles" / "default"), *found]
     return found
 
@@ -248,10 +205,11 @@ def is_profile(path):
     return path.is_file() or any(main.fullmatch(file.name) for file in path.glob("*"))
 
 
-def is_read_only(arguments):
-    words = [argument.split("=")[0] for argument in arguments]
-    # -np and the like: flags without a value, written together.
-    return any(word in READ_ONLY or re.fullmatch("-[npqkF]*n[npqkF]*", word) for word in words)
+def need_folder(directory):
+    """End in one line where Snakemake cannot make the folder that it keeps what it knows in, as it does in any call."""
+    if not (directory / ".snakemake").is_dir() and not os.access(str(directory), os.W_OK | os.X_OK):
+        what = "cannot be written to, and Snakemake makes its folder .snakemake there, even for a look"
+        sys.exit(f"synthseg-native: {directory.resolve()}: {what}: make it writable, or name another by --directory")
 
 
 def take_lock(directory, unlock=False):

@@ -10,6 +10,10 @@ from synthseg_native.cohort import halting
 halting.prepare()
 halting.outlive_the_terminal()
 
+from synthseg_native.cohort import arguments, config_files  # noqa: E402
+
+config_files.check(arguments.configurations(sys.argv[1:]))
+
 from snakemake.cli import main  # noqa: E402
 
 sys.exit(main())

@@ -72,6 +72,7 @@ READERS = {
     "shared_disk.py": "tests/unit/test_shared_disk.py",
     "verification/process.py": FRESH,
     "verification/verify.py": "tests/unit/test_verify.py",
+    "yaml_text.py": USERS,
 }
 READING = ("read_json", "read_sealed", "read_text", "read_bytes", "read_csv")
 PARSING = ("json", "yaml", "nib", "np", "h5py", "gzip", "pickle")  # whose load, loads, open and the like read

@@ -1,6 +1,7 @@
 """The launchers, run as a person runs them: a project of its own, a real Snakemake, real signals."""
 
 import ast
+import codecs
 import os
 import shutil
 import signal
@@ -14,15 +15,16 @@ from pathlib import Path
 import pytest
 
 from synthseg_native import shared_disk
-from synthseg_native.cohort import environments, handover, ranking
+from synthseg_native.cohort import arguments, config_files, environments, handover, ranking
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LAUNCHING = ("scripts/environment.py", "scripts/launch.sh", "scripts/start_snakemake.py")
+LAUNCHING += ("src/synthseg_native/yaml_text.py", "src/synthseg_native/cohort/config_files.py")
 # What the launcher imports before there is an environment.
 STANDARD_LIBRARY_ONLY = ("cli", "cohort/environments", "cohort/installers", "cohort/interpreters", "cohort/paths")
 STANDARD_LIBRARY_ONLY += ("cohort/ranking", "cohort/variables", "engines/__init__", "errors", "networks/weights")
 STANDARD_LIBRARY_ONLY += ("cohort/halting", "files", "options", "owners", "shared_disk", "stopping", "streams")
-STANDARD_LIBRARY_ONLY += ("results/record", "verification/verify")
+STANDARD_LIBRARY_ONLY += ("results/record", "verification/verify", "cohort/arguments")
 MAIN = "import os, sys; print(os.getcwd(), os.environ['ENVIRONMENT'], sys.argv[1:])"
 SNAKEFILE = """
 configfile: "config/config.yaml"
@@ -314,6 +316,9 @@ def test_two_profiles_of_a_name_are_said(profiles, tmp_path, project, capsys):
          "--directory stduy: no such folder: correct it, or make it, with stduy/config/config.yaml"),
         (["--directory", "nothing"],
          "nothing/config/config.yaml: no such configuration: copy ROOT/config/config.yaml there"),
+        (["--directory", "study", "--config", "model=synthseg2", "results/summary.tsv"],
+         "--config: results/summary.tsv is no KEY=VALUE: put it before --config, as in: results/summary.tsv --config "
+         "KEY=VALUE"),
     ],
 )  # fmt: skip
 def test_what_is_not_there_ends_the_call_in_one_line(profiles, project, tmp_path, words, says):
@@ -324,6 +329,18 @@ def test_what_is_not_there_ends_the_call_in_one_line(profiles, project, tmp_path
         says = says.replace(name, str(folder))
     assert ended.value.code == f"synthseg-native: {says}"
     assert sorted(tmp_path.rglob("*")) == before, "no folder was made"
+
+
+def test_a_look_at_a_study_that_may_not_be_written_to_is_one_line(snakemake, tmp_path, monkeypatch):
+    study = tmp_path / "elsewhere/study"
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the tests may run as root
+    with pytest.raises(SystemExit) as ended:
+        snakemake("--directory", "study", "-n")
+    what = "cannot be written to, and Snakemake makes its folder .snakemake there, even for a look"
+    remedy = "make it writable, or name another by --directory"
+    assert ended.value.code == f"synthseg-native: {study}: {what}: {remedy}"
+    (study / ".snakemake").mkdir()
+    snakemake("--directory", "study", "-n")
 
 
 def test_another_runs_variables_and_snakemakes_change_no_run(snakemake, monkeypatch, capsys):
@@ -337,25 +354,44 @@ def test_another_runs_variables_and_snakemakes_change_no_run(snakemake, monkeypa
 
 
 @pytest.mark.parametrize("way", ["default", "--configfile F", "--configfiles other.yaml F --cores 1", "--configfile=F"])
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "utf-16"])
-def test_a_configuration_in_another_encoding_is_one_line(tmp_path, monkeypatch, way, encoding):
-    monkeypatch.syspath_prepend(REPOSITORY / "scripts")
-    import environment
-
-    monkeypatch.setattr(environment.environments, "ensure", lambda name: f"{name} python")
-    monkeypatch.setattr(environment, "execute", lambda command, env: None)
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("samples: a.tsv\nresults: größe\n", None),
+        (codecs.BOM_UTF8 + b"samples: a.tsv", None),
+        (b'{"samples": "a.tsv"}', None),
+        ("samples: &a {b: 1}\nmodel: &c {<<: *a, b: 2}\nother: {<<: *a, <<: *c}", None),
+        ("results: größe\n".encode("latin-1"),
+         "not UTF-8 text, maybe Latin-1 or Windows-1252 (line 1): save it as UTF-8"),
+        ("results: größe\n".encode("utf-16"), "not UTF-8 text, UTF-16 (line 1): save it as UTF-8"),
+        ("model: synthseg1\n# Comment\n'model': synthseg2\n",
+         "line 3: model stands there twice, first in line 1: leave one out"),
+        ("reference:\n  kind: own\n  image: a\n  kind: existing\n",
+         "line 4: kind stands there twice, first in line 2: leave one out"),
+        ("results: a\n\tmodel: b\n", "line 2: found a tab character that violates indentation: correct the YAML"),
+        ("results: a\n model: b\n", "line 2: mapping values are not allowed in this context: correct the YAML"),
+        ('results: "a\nmodel: b\n', "line 3: found unexpected end of stream: correct the YAML"),
+        ("results: &a b\nmodel: *b\n", "line 2: found undefined alias: correct the YAML"),
+        ("results: \x07\n", "control characters are not allowed: correct the YAML"),
+        ("[" * 5000, ": correct the YAML"),
+        ("# nothing\n", "is empty: write lines of KEY: VALUE, as config/config.yaml has"),
+        ("- samples\n", "has no keys at its top: write lines of KEY: VALUE, as config/config.yaml has"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_the_yaml_of_a_configuration_is_one_line(tmp_path, monkeypatch, way, content, says):
     monkeypatch.chdir(tmp_path)
     file = tmp_path / ("config/config.yaml" if way == "default" else "mine.yaml")
     file.parent.mkdir(exist_ok=True)
-    file.write_bytes("samples: a.tsv\nresults: größe\n".encode(encoding))
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
     words = ["--directory", "."] if way == "default" else way.replace("F", "mine.yaml").split()
-    if encoding.startswith("utf-8"):
-        environment.snakemake([*words, "-n"])
+    paths = arguments.configurations([*words, "-n"])
+    if not says:
+        config_files.check(paths)
         return
-    with pytest.raises(SystemExit, match=r"(config/config|mine)\.yaml: not UTF-8 text, ") as caught:
-        environment.snakemake([*words, "-n"])
-    said = "UTF-16 (line 1)" if encoding == "utf-16" else "maybe Latin-1 or Windows-1252 (line 2)"
-    assert str(caught.value).endswith(f"{said}: save it as UTF-8")
+    with pytest.raises(SystemExit) as ended:
+        config_files.check(paths)
+    assert "\n" not in ended.value.code and ended.value.code.endswith(f": {says}" if says[0] != ":" else says)
+    assert ended.value.code.startswith(f"synthseg-native: {file.relative_to(tmp_path)}: ")
 
 
 def test_engine_runs_in_the_folder_of_the_caller(project, tmp_path):
@@ -566,7 +602,7 @@ def test_old_interpreters_can_read_the_script_that_refuses_them():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "expected"),
+    ("words", "expected"),
     [
         (["-n"], True),
         (["-np", "results/summary.tsv"], True),
@@ -579,11 +615,8 @@ def test_old_interpreters_can_read_the_script_that_refuses_them():
         (["--configfile", "n"], False),
     ],
 )
-def test_read_only_calls_are_known(monkeypatch, arguments, expected):
-    monkeypatch.syspath_prepend(REPOSITORY / "scripts")
-    import environment
-
-    assert environment.is_read_only(arguments) is expected
+def test_read_only_calls_are_known(words, expected):
+    assert arguments.is_read_only(words) is expected
 
 
 def test_unknown_command_shows_the_usage(project):

@@ -416,7 +416,9 @@ def test_a_record_that_was_changed_makes_its_run_again_but_spares_a_label_map_th
 @pytest.mark.parametrize("record", ["", "[]", '{"status": "ok", "files": 3}'])
 def test_a_label_map_of_which_no_record_says_what_made_it_is_found_before_it_goes(world, record):
     plan = world.plan()
-    first, second = ({n: plan.path(n, "openvino", SCAN.format(*[s] * 2)) for n in plan.patterns.native} for s in ("01", "02"))
+    first, second = (
+        {n: plan.path(n, "openvino", SCAN.format(*[s] * 2)) for n in plan.patterns.native} for s in ("01", "02")
+    )
     by_hand(first["dseg"])
     Path(first["dseg_native"]).write_bytes(b"cut")
     Path(first["record"]).write_text(record)

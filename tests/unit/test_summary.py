@@ -79,10 +79,18 @@ class Cohort:
         names = found.reference if engine == "reference" else found.of_engine
         return {name: Path(found.path(name, engine, scan)) for name in names}
 
-    def run(self, number, engine="tensorflow", finished="2026-11-22T10:00:00.000+00:00", labels_sha256="aa", **output):
+    def run(
+        self,
+        number,
+        engine="tensorflow",
+        finished="2026-11-22T10:00:00.000+00:00",
+        labels_sha256="aa",
+        flags=None,
+        **output,
+    ):
         """A good run: label k has the soft volume 10 k and k voxels of 8 mm3; the last label has none.
 
-        output: further entries of the record's output, as qc.
+        flags: of the header; output: further entries of the record's output, as qc.
         """
         files = self.files(number, engine)
         reference = {"kind": "own", "runtime": "docker", "id": "sha256:1f", "emulated": True}
@@ -103,7 +111,7 @@ class Cohort:
                 "voxel_mm": [1.2, 0.9, 1.5],
                 "orientation": "LIA",
                 "obliquity_deg": 6.0,
-                "header_flags": ["qform_sform_differ", "scaled"],
+                "header_flags": ["sform_qform_differ", "oblique"] if flags is None else flags,
             },
             "output": {"labels_sha256": labels_sha256, "shape": [36, 32, 60], "voxel_mm": [2.0, 2.0, 2.0]} | output,
             "machine": {"cpu": "Zen 5", "system": "Linux", "arch": "x86_64", "emulated": False},
@@ -213,7 +221,7 @@ def test_a_good_row(cohort):
         "input_shape": "60x70x80",
         "input_voxel_mm": "1.2x0.9x1.5",
         "output_voxel_mm": "2x2x2",
-        "header_flags": "qform_sform_differ,scaled",
+        "header_flags": "sform_qform_differ,oblique",
         "brain_mm3": "4960.0",  # 10 mm3 x (1 + ... + 31)
         "total_intracranial_mm3": "n/a",
         "n_labels_missing": "1",
@@ -246,6 +254,14 @@ def test_files_that_are_not_there_are_not_named(cohort):
     assert cohort.rows()[0]["picture"] == "tensorflow/sub-01/anat/sub-01_T1w_seg-compact2mm_res-2mm_qc.png"
 
 
+def test_where_nothing_ran_nothing_is_said_of_how(cohort, capsys):
+    cohort.fail(1)
+    cohort.rows()
+    print_summary(cohort.manifest())
+    said = capsys.readouterr().out
+    assert "Homogeneous" not in said and "\n\n\n" not in said and "Odd in" not in said
+
+
 def test_odd_scans_are_named_for_people_but_not_hundreds_of_them(cohort, capsys):
     for number in (1, 2, 3):
         cohort.run(number, qc={"flags": ["low_confidence", "asymmetry"][:number], "labels_at_fov_edge": []})
@@ -259,6 +275,25 @@ def test_odd_scans_are_named_for_people_but_not_hundreds_of_them(cohort, capsys)
     print_summary(cohort.manifest())
     said = capsys.readouterr().out
     assert said.count(": low_confidence") == 10 and "\n  and 2 more\n" in said
+
+
+def test_what_is_odd_about_scans_is_told_by_flag(cohort, capsys):
+    """It may bias volumes, and a whole cohort of one scanner may have it."""
+    cohort.plan["engines"] = ["tensorflow", "openvino"]
+    for number, flags in ((1, ["sheared"]), (2, ["sheared", "sform_zeros"]), (3, [])):
+        for engine in cohort.plan["engines"]:
+            cohort.run(number, engine, flags=flags)
+    cohort.rows()
+    print_summary(cohort.manifest())
+    second = "sub-02_ses-a_run-1_T1w"
+    said = capsys.readouterr().out
+    assert f"volumes):\n  sheared: sub-01_T1w, {second}\n  sform_zeros: {second}\n\n" in said
+    table = read_tsv(cohort.results / "summary.tsv")
+    more = [{**row, "acq": str(n)} for n in range(4) for row in table.to_dict("records")]
+    write_tsv(cohort.results / "summary.tsv", list(table), more)
+    print_summary(cohort.manifest())
+    said = capsys.readouterr().out
+    assert "  sheared: sub-01_acq-0_T1w, sub-02_ses-a_acq-0_run-1_T1w, sub-01_acq-1_T1w and 5 more\n" in said
 
 
 def test_a_scan_that_all_engines_find_odd_is_named_once(cohort, capsys):

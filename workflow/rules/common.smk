@@ -20,7 +20,7 @@ from synthseg_native.cohort import handover
 handover.take_over(workflow.main_snakefile)
 
 from synthseg_native import memory
-from synthseg_native.cohort import demands, deploy, environments, halting, job, report_labels, state, variables
+from synthseg_native.cohort import config_files, demands, deploy, environments, halting, job, report_labels, state, variables
 from synthseg_native.cohort.paths import Patterns
 from synthseg_native.cohort.plan import Plan
 from synthseg_native.errors import SynthSegError
@@ -43,6 +43,7 @@ if workflow.is_main_process:
 if workflow.is_main_process and workflow.modifier.is_main_snakefile():
     halting.prepare(lambda: workflow.persistence.unlock())
     halting.outlive_the_terminal()
+    config_files.check(workflow.configfiles)
     if workflow.output_settings.dryrun:
         deploy.leave_nothing(Path(".snakemake"))
 

@@ -6,20 +6,19 @@ import math
 import os
 from collections.abc import Iterator
 from os import PathLike
-from pathlib import Path
 
 import jsonschema
 import yaml
 
+from synthseg_native import yaml_text
 from synthseg_native.cohort import containers
 from synthseg_native.errors import SynthSegError
 from synthseg_native.files import user_path
-from synthseg_native.networks.cards import LOADER
 
 
 def read_schema(path: str | PathLike) -> dict:
     """The schema of the configuration, JSON schema written in YAML."""
-    return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=LOADER)
+    return yaml_text.read(path)
 
 
 def complete(config: dict, schema: dict, name: str = "config") -> dict:

@@ -100,9 +100,11 @@ UNCHANGING = {
     "__main__.py": "calls cli.main",
     "cli.py": "loops over scans, messages, tables of a call; its options are in the list",
     "cohort/__init__.py": "empty",
+    "cohort/arguments.py": "reads Snakemake's command line",
     "cohort/benchmark/*.py": "make benchmark, which measures a machine and is no part of a cohort",
     "cohort/bids.py": "writes sample sheets; what a row asks for is among the settings",
     "cohort/config.py": "checks the configuration; what it asks for is among the settings",
+    "cohort/config_files.py": "says what is wrong in a configuration's file",
     "cohort/containers.py": "images and leftovers; the command is in the list, the image is told by its key",
     "cohort/demands.py": "memory and time that jobs ask for",
     "cohort/deploy.py": "before and after the jobs",
@@ -150,6 +152,7 @@ UNCHANGING = {
     "stopping.py": "how signals are heard",
     "streams.py": "what is printed where nobody reads on",
     "verification/__init__.py": "empty",
+    "yaml_text.py": "reads YAML; what it says is among the settings",
 }
 
 

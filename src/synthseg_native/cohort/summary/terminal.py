@@ -12,6 +12,7 @@ from synthseg_native.cohort.tables import MISSING, as_text, read_tsv
 from synthseg_native.compare import verdict_text
 
 MOST_SHOWN = 10  # scans that are named as worth a look
+NAMED = 3  # scans of a header flag, which a whole cohort of one scanner may have
 
 
 def print_summary(manifest: Manifest) -> None:
@@ -42,6 +43,11 @@ def lines(manifest: Manifest, rows: list[Row]) -> Iterator[str]:
     if odd:
         yield "\nWorth a look:"
         yield from (f"  {line.replace(',', ', ')}" for line in _at_most(_once(odd, "qc_flags", engines)))
+    if flagged := _by_header_flag(rows):
+        yield "\nOdd in the scan's header or values (docs/input.md says what it means for volumes):"
+        for flag, names in flagged.items():
+            more = [f"and {len(names) - NAMED} more"] if len(names) > NAMED else []
+            yield f"  {flag}: {' '.join([', '.join(names[:NAMED]), *more])}"
     for row in rows:
         if row.verdict == "different":
             yield f"\n{_said_of(row, {row.engine}, engines)} differs: {row.verdict_reason}"
@@ -52,9 +58,10 @@ def lines(manifest: Manifest, rows: list[Row]) -> Iterator[str]:
                 yield benchmark_line(row)
     if any(row.research_grade is False for row in rows):
         yield "\nThe model is for trying the software only, not for research."
-    yield ""
-    for engine, found in json.loads((results / "homogeneity.json").read_text(encoding="utf-8")).items():
-        yield homogeneity.sentence(engine, found)
+    alike = json.loads((results / "homogeneity.json").read_text(encoding="utf-8"))
+    if alike:
+        yield ""
+        yield from (homogeneity.sentence(engine, found) for engine, found in alike.items())
     yield f"\n{results / 'summary.tsv'} has everything and names each picture, {results / 'volumes.tsv'} the volumes."
 
 
@@ -93,6 +100,16 @@ def benchmark_line(row: dict[str, str]) -> str:
     reference = f"the {row['reference_kind']} reference ({row['reference_runtime']}{emulated})"
     ratio = f"{_rounded(row['time_ratio_geomean'], 2)} of the time of {reference}"
     return f"{start}; {ratio} ({counted(row['n_pairs'], 'pair')}, {interval}), {about}"
+
+
+def _by_header_flag(rows: Iterable[Row]) -> dict[str, list[str]]:
+    """{flag: names of the scans that have it}, whichever engine ran them."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        for flag in (row.header_flags or "none").split(","):
+            if flag != "none" and row.name not in (names := found.setdefault(flag, [])):
+                names.append(row.name)
+    return found
 
 
 def _at_most(said: list[str]) -> Iterator[str]:
