@@ -1,5 +1,7 @@
 """Processes that tests start and watch, and how much they do."""
 
+import ctypes
+import functools
 import os
 import signal
 import sys
@@ -8,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+
+import pytest
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 20) -> bool:
@@ -49,3 +53,27 @@ def counted_calls() -> Iterator[SimpleNamespace]:
         yield found
     finally:
         sys.setprofile(None)
+
+
+@contextmanager
+def bound_by_modes() -> Iterator[None]:
+    """As somebody whom file modes bind, also where this is root (without two capabilities of root's, on Linux)."""
+    if os.geteuid() != 0:
+        yield
+        return
+    if sys.platform != "linux":
+        pytest.skip("file modes do not bind root")
+    libc = ctypes.CDLL(None, use_errno=True)
+    head, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert libc.capget(head, data) == 0
+    before = data[0]
+    data[0] = before & ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    assert libc.capset(head, data) == 0
+    access = os.access
+    os.access = functools.partial(access, effective_ids=True)  # by itself it asks about the real user
+    try:
+        yield
+    finally:
+        os.access = access
+        data[0] = before
+        assert libc.capset(head, data) == 0

@@ -5,7 +5,6 @@ and manifest, the runs (the command in this process, with a stand-in for the net
 """
 
 import contextlib
-import ctypes
 import gzip
 import logging
 import os
@@ -20,6 +19,7 @@ import pytest
 from small_scans import patch, save
 from stand_in import affine, head
 
+from processes import bound_by_modes
 from rule_patterns import with_patterns
 from synthseg_native import cli
 from synthseg_native.cohort import demands, deploy, runs, state, summary
@@ -108,27 +108,6 @@ ROWS = {
     "type.nii": (header(datatype=77), "type.nii: not an image that can be read"),
 }  # fmt: skip
 LONG = "l" * 300  # a label that no disk has room for
-
-
-@contextlib.contextmanager
-def bound_by_modes():
-    """As somebody whom file modes bind, also where this is root (without two capabilities of root's, on Linux)."""
-    if os.geteuid() != 0:
-        yield
-        return
-    if sys.platform != "linux":
-        pytest.skip("file modes do not bind root")
-    libc = ctypes.CDLL(None, use_errno=True)
-    head, data = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
-    assert libc.capget(head, data) == 0
-    before = data[0]
-    data[0] = before & ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
-    assert libc.capset(head, data) == 0
-    try:
-        yield
-    finally:
-        data[0] = before
-        assert libc.capset(head, data) == 0
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 import hostile
-from synthseg_native import owners, shared_disk
+from processes import bound_by_modes
+from synthseg_native import errors, files, owners, shared_disk
 from synthseg_native.cohort import environments, installers, interpreters, variables
 
 
@@ -349,6 +350,21 @@ def test_an_environment_that_is_damaged_is_not_removed_under_those_that_run_from
     assert place.is_dir() and folders(root) == [place.name]
 
 
+def test_environments_that_another_user_may_not_read_are_one_line_with_a_remedy(root):
+    (root / "envs" / "demo.txt").write_text("a==1\n")
+    envs = environments.ENVS
+    (environments.env_dir("demo") / "bin").mkdir(parents=True)
+    envs.chmod(0)
+    try:
+        with bound_by_modes(), pytest.raises(environments.SetupError) as caught:
+            environments.ensure("demo", lambda line: None)
+    finally:
+        envs.chmod(0o755)
+    assert str(caught.value).endswith(
+        f"have its owner let you read it (chmod -R a+rX {envs}), or use a copy of the project of your own"
+    )
+
+
 def test_an_environment_is_made_with_pythons_own_venv(root):
     folder = root / "made"
     with (root / "log").open("wb") as log:
@@ -652,7 +668,7 @@ def code(root):
     cohort.mkdir(parents=True)
     for module in (environments, installers, interpreters, variables):
         shutil.copy(module.__file__, cohort)
-    for module in (owners, shared_disk):
+    for module in (errors, files, owners, shared_disk):
         shutil.copy(module.__file__, cohort.parent)
     (root / "scripts").mkdir()
     (root / "scripts" / "step.py").write_text("print(1)\n")

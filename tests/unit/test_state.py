@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from results_world import SCAN, World, by_hand
 
-from processes import counted_calls
+from processes import bound_by_modes, counted_calls
 from synthseg_native.cohort import deploy, environments, paths, state
+from synthseg_native.errors import SynthSegError
 from synthseg_native.files import write_sealed
 
 
@@ -534,3 +535,17 @@ def test_results_dated_in_the_future_get_todays_date(world, monkeypatch):
     os.utime(path, (tomorrow, tomorrow))
     assert deploy.make_again(world.plan(), runs=False) == set() and path.stat().st_mtime == tomorrow
     assert deploy.make_again(world.plan(), runs=True) == set() and path.stat().st_mtime < tomorrow - 86000
+
+
+def test_results_that_may_not_be_written_to_are_one_line_and_stay(world):
+    plan = world.plan()
+    locked = [Path(plan.path(name, "openvino", SCAN.format("01", "01"))) for name in ("margin", "dseg_native")]
+    for path in locked:
+        path.chmod(0o444)
+    with bound_by_modes():
+        assert deploy.make_again(world.plan(), runs=True) == set(), "nothing is to be made again"
+    Path(plan.path("volumes", "openvino", SCAN.format("01", "01"))).write_text("cut")
+    said = "_margin.nii.gz and 1 more: may not be written to, and has to be made again: make it writable"
+    with bound_by_modes(), pytest.raises(SynthSegError, match=said):
+        deploy.make_again(world.plan(), runs=True)
+    assert deploy.make_again(world.plan(), runs=False), "a look says what there is to do"

@@ -14,7 +14,7 @@ from synthseg_native import owners, shared_disk
 from synthseg_native.cohort import containers, demo, environments, halting, job, ranking, samples, state
 from synthseg_native.cohort.plan import Plan
 from synthseg_native.errors import SynthSegError
-from synthseg_native.files import write_text
+from synthseg_native.files import is_there, write_text
 from synthseg_native.networks import weights
 from synthseg_native.results import kept
 
@@ -104,10 +104,25 @@ def make_again(plan: Plan, runs: bool) -> set[str]:
     for line in [*([contradiction] if contradiction else []), *state.lines(plan)]:
         environments.say(line)
     if runs:
+        _need_writable(plan, found)
         prepare(plan)
         _keep_others(plan)
         environments.run_snapshot()
     return found
+
+
+def _need_writable(plan: Plan, found: set[str]) -> None:
+    """Raise SynthSegError where a file that is made again may not be written to, which Snakemake says in many lines."""
+    again = set(found)
+    for pair in plan.identities.states:
+        if plan.path("record", *pair) in found:
+            again |= set(plan.files(*pair).values())
+    locked = [path for path in sorted(again) if is_there(path) and not os.access(path, os.W_OK)]
+    if locked:
+        more = f" and {len(locked) - 1} more" if len(locked) > 1 else ""
+        what = "may not be written to, and has to be made again"
+        text = f"{locked[0]}{more}: {what}: make it writable, or set results in the configuration"
+        raise SynthSegError("disk", text)
 
 
 def _keep_others(plan: Plan) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from synthseg_native import shared_disk
 from synthseg_native.cohort import installers, interpreters, variables
 from synthseg_native.cohort.interpreters import SetupError, machine
+from synthseg_native.files import is_there
 
 ROOT = Path(__file__).resolve().parents[3]
 if ROOT.parent.name == ".envs":  # this file lies in a snapshot
@@ -69,7 +70,7 @@ def env_dir(name: str) -> Path:
     """
     text = f"{lock_hash(name)} {sys.platform} {machine()}"
     place = ENVS / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    if not place.exists() or _at_home(place):
+    if not is_there(place) or _at_home(place):
         return place
     others = sorted(other for other in ENVS.glob(f"{place.name}-py*") if ".tmp-" not in other.name)
     return next(filter(_at_home, others), place)
@@ -81,7 +82,7 @@ def _at_home(place: Path) -> bool:
     Nothing is run: this is asked often. A dangling link is no Python; python3.12 under packages of 3.11 is another.
     """
     interpreter = place / "bin" / "python"
-    if not interpreter.exists():
+    if not is_there(interpreter):
         return False
     version = re.search(r"python\d+\.\d+$", interpreter.resolve().name)
     return version is None or (place / "lib" / version[0]).is_dir()
@@ -156,6 +157,8 @@ def ensure_all(names: Iterable[str], log: Callable[[str], None] = say) -> None:
 
 def _room(error: OSError) -> str:
     """What to do where a file could not be written."""
+    if ENVS.is_dir() and not os.access(ENVS, os.R_OK | os.X_OK):
+        return f"have its owner let you read it (chmod -R a+rX {ENVS}), or use a copy of the project of your own"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "use a copy of the project that you can write to"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -164,7 +167,7 @@ def _room(error: OSError) -> str:
 
 
 def _works(interpreter: Path) -> bool:
-    if not interpreter.exists():  # false for a dangling link too
+    if not is_there(interpreter):  # false for a dangling link too, and where nobody may look
         return False
     # Where Python was upgraded under it, the packages lie in the folder of the version before.
     ask = "import os, sysconfig; os.listdir(sysconfig.get_path('purelib'))"
