@@ -35,7 +35,7 @@ exit status:
   0  all scans are segmented, or were
   1  a fault of the program: please report it
   2  wrong use: nothing was run
-  3  bad input: those scans failed, the others are segmented
+  3  bad input: those scans failed, the others are segmented; or label maps changed by hand were left alone
   4  the machine: memory, disk, time
   130  stopped by Ctrl-C, 128 and more by another signal; call again to go on
 """

@@ -146,7 +146,7 @@ SHEET_AND_CONFIG = {
     "engine that there is not": (config({"engines": ["abacus"]}), "config: engines.0: 'abacus' is not one of"),
     "crop larger than any head": (
         config({"crop": 600}),
-        "config: crop: 600 is not valid under any of the given schemas",
+        "config: crop: 600 does not fit (Only the central part",
     ),
     "crop of which one is": (config({"crop": [64, 600, 64]}), "config: crop.1: 600 is greater than the maximum of 512"),
     "section that is a list": (config({"demonstration": [1]}), "config: demonstration: [1] is not of type 'object'"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from synthseg_native.cohort import demo
-from synthseg_native.cohort.samples import contradictions, openable, read_samples
+from synthseg_native.cohort.samples import contradictions, openable, read_samples, shared_images
 
 
 def sheet(tmp_path, text):
@@ -86,6 +86,14 @@ def test_many_contradictions_are_one_line(tmp_path):
     line = contradictions(read_samples(sheet(tmp_path, f"participant_id\timage\n{rows}")))
     assert line.startswith("9 rows of the sheet are named otherwise than their files (sub-1_T1w: sub-001_T1w.nii, ")
     assert "sub-3_T1w: sub-003_T1w.nii and 6 more)" in line and "\n" not in line
+
+
+def test_rows_with_one_image_are_said(tmp_path):
+    rows = "".join(f"{n}\t{n // 3}.nii\t{n % 2}\n" for n in range(1, 9))
+    line = shared_images(read_samples(sheet(tmp_path, f"participant_id\timage\tct\n{rows}")))
+    found = {number: line.count(f"/{number}.nii: ") for number in range(3)}
+    assert found == {0: 0, 1: 1, 2: 1} and line.startswith("4 rows of the sheet have the image of another (")
+    assert line.endswith(": is that meant?") and "\n" not in line
 
 
 def test_images_below_the_working_directory_are_relative(tmp_path, monkeypatch):

@@ -444,6 +444,10 @@ def test_pictures_and_comparisons_that_were_cut_or_changed_are_made_again(world)
     change(compared, verdict="identical")
     Path(plan.path("compare", "openvino", second)).write_text("[1]")
     assert state.to_make(world.plan()) == {str(drawn), str(compared), plan.path("compare", "openvino", second)}
+    assert state.lines(world.plan()) == [
+        "1 picture again: cut, changed, or drawn by other code or limits (sub-01_T1w)",
+        "2 comparisons again: changed, or made by other code or thresholds (sub-01_T1w, sub-02_T1w)",
+    ]
 
 
 @pytest.mark.parametrize("table", ["summary", "columns", "homogeneity", "failed", "volumes", "volumes_wide",

@@ -122,6 +122,8 @@ def _lines(error: jsonschema.ValidationError) -> list[str]:
         return [f"{where.rstrip('.')}: {error.instance} lies outside of the working directory: set it to {name}, and "
                 f"add --directory {folder} to the call (paths in the configuration then start there)"]  # fmt: skip
     about = error.schema.get("description", "")
+    if error.validator == "anyOf":
+        return [f"{where.rstrip('.')}: {error.instance!r} does not fit" + (f" ({about})" if about else "")]
     return [f"{where.rstrip('.')}: {error.message}" + (f" ({about})" if about else "")]
 
 

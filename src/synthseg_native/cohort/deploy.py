@@ -100,8 +100,8 @@ def make_again(plan: Plan, runs: bool) -> set[str]:
         plan.contents.begin_saving()
         _date_back([*plan.wanted_runs(), *plan.wanted_once(), *plan.aggregates().values()])
     found = state.to_make(plan)
-    contradiction = samples.contradictions(plan.scans.values())
-    for line in [*([contradiction] if contradiction else []), *state.lines(plan)]:
+    remarks = [samples.contradictions(plan.scans.values()), samples.shared_images(plan.scans.values())]
+    for line in [*filter(None, remarks), *state.lines(plan)]:
         environments.say(line)
     if runs:
         _need_writable(plan, found)

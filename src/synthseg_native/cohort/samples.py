@@ -207,6 +207,27 @@ leading zeros, write them again, and save the column as text
     return f"{rows} named otherwise than {files} ({', '.join(found[:NAMED])}{more}): {remedy}"
 
 
+def shared_images(scans: Iterable[Scan]) -> str | None:
+    """One line about rows that have one image, as a copied line of a sheet has it; None where there are none.
+
+    >>> entities = {"participant_id": "1", "session_id": "", "acq": "", "run": "", "suffix": "T1w"}
+    >>> rows = [Scan(entities | {"participant_id": name}, "in/a.nii.gz", ct=False) for name in ("1", "2")]
+    >>> print(shared_images(rows))
+    2 rows of the sheet have the image of another (in/a.nii.gz: sub-1_T1w, sub-2_T1w): is that meant?
+    """
+    rows: dict[tuple[str, bool], list[str]] = {}
+    for scan in scans:
+        if scan.image and not scan.refused:
+            rows.setdefault((scan.image, scan.ct), []).append(scan.name)
+    found = {image: names for (image, _), names in rows.items() if len(names) > 1}
+    if not found:
+        return None
+    said = [f"{printable(image)}: {', '.join(names[:NAMED])}" for image, names in found.items()]
+    more = f" and {len(said) - NAMED} more" if len(said) > NAMED else ""
+    number = sum(map(len, found.values()))
+    return f"{number} rows of the sheet have the image of another ({'; '.join(said[:NAMED])}{more}): is that meant?"
+
+
 def _contradicts(scan: Scan) -> bool:
     """Whether the name of a file says another participant, session, acquisition, run or suffix than its row."""
     name = Path(scan.image).name

@@ -176,7 +176,22 @@ def lines(plan: Plan) -> list[str]:
         tables.append(f"the benchmark again: {why}")
     said = [_line(what, how, scans) for (what, how), scans in alike.items()]
     more = [f"and runs for {len(said) - LINES} other reasons"] if len(said) > LINES else []
-    return said[:LINES] + more + tables
+    return said[:LINES] + more + _redrawn(plan) + tables
+
+
+def _redrawn(plan: Plan) -> list[str]:
+    """Lines about pictures and comparisons that are made again though their run is current."""
+    found: dict[str, list[str]] = {}
+    again = _drawn_or_compared_otherwise(plan)
+    for (engine, scan), run in plan.identities.states.items():
+        if engine != "reference" and run.word == current.CURRENT:
+            for kind in ("picture", "compare"):
+                path = plan.path(kind, engine, scan) if kind == "picture" or scan in plan.compared else None
+                if path in again and is_there(path):
+                    found.setdefault({"compare": "comparison"}.get(kind, kind), []).append(scan)
+    why = {"picture": "cut, changed, or drawn by other code or limits",
+           "comparison": "changed, or made by other code or thresholds"}  # fmt: skip
+    return [_line(what, f"again: {why[what]}", scans) for what, scans in found.items()]
 
 
 EDITED = {
