@@ -39,6 +39,7 @@ SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGKILL")
 # Columns of summary.tsv that tell of the run and not of its result.
 OF_THE_RUN = ("native_wall_s", "reference_wall_s", "native_peak_rss_mib", "reference_peak_rss_mib")
 DISK_MIB = 48
+KEPT = ".nii.gz.kept"
 
 
 class Drill:
@@ -251,7 +252,8 @@ class Drill:
         """What lies below results/, but for logs and what a call leaves for the next one under names of its own."""
         found = {path.relative_to(self.results).as_posix() for path in self.results.rglob("*") if path.is_file()}
         kept = ("logs/", ".state/manifest-", ".state/failed/")
-        return {name for name in found if not name.startswith(kept) and name != ".state/last_run_failed"}
+        names = {name for name in found if not name.startswith(kept) and name != ".state/last_run_failed"}
+        return {name for name in names if KEPT not in name}  # label maps that nothing vouched for, which a line names
 
     def disturb(self) -> str:
         """Make something stale, start a call, do a fault; what was done."""
@@ -320,6 +322,8 @@ class Drill:
 
     def repair(self) -> None:
         """Away with what a person would have to decide about: edited label maps, folders in the place of files."""
+        for path in self.results.rglob(f"*{KEPT}*"):
+            path.unlink()
         for path in self.results.rglob("*"):
             if path.is_dir() and "." in path.name and not path.name.startswith("."):
                 shutil.rmtree(path)
@@ -343,11 +347,15 @@ def main(argv: list[str] | None = None) -> int:
         print(f"seed {arguments.seed}; without a fault: {time.monotonic() - begin:.0f} s, {len(drill.listing)} files")
         for number in range(1, arguments.rounds + 1):
             done = drill.disturb()
+            shutil.copy(drill.folder / "said", folder / f"said-{number}")
             wrong = drill.judge()
-            bad += bool(wrong) or any(word in done for word in ("HUNG", "LEFT BEHIND", "TRACEBACK"))
+            fault = bool(wrong) or any(word in done for word in ("HUNG", "LEFT BEHIND", "TRACEBACK"))
+            bad += fault
             print(f"{number}: {done}: {'; '.join(wrong) or 'as it should be'}", flush=True)
-            if wrong:
-                shutil.copy(drill.folder / "said", folder / f"said-{number}")
+            if fault:
+                shutil.copy(drill.folder / "said", folder / f"said-{number}-after")
+            else:
+                (folder / f"said-{number}").unlink()
             drill.repair()
     finally:
         drill.kill(drill.processes())
