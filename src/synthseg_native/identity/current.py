@@ -13,11 +13,11 @@ from pathlib import Path
 from synthseg_native.files import SEAL, is_sealed, is_there, read_json, read_sealed
 from synthseg_native.identity import stages
 from synthseg_native.identity.contents import Contents
+from synthseg_native.results.kept import LABEL_MAPS
 
 CURRENT, STALE, EDITED, MISSING, FAILED = "current", "stale", "edited", "missing", "failed"
 PUBLISHED_S = 60  # within which results lie in their places when their run has ended
 NOT_RUN = "has not run"
-LABEL_MAPS = ("dseg", "dseg_native", "o", "native_grid")  # results that people correct by hand
 
 WHY = {
     "environment": "its environment changed",

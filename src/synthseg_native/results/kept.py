@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+LABEL_MAPS = ("dseg", "dseg_native", "o", "native_grid")  # results that people correct by hand
 ENDING = ".kept"  # no image's, so that a folder of scans does not gain one
 
 

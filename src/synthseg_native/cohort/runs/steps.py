@@ -13,7 +13,6 @@ from synthseg_native.cohort.runs.failures import system_error, unexpected
 from synthseg_native.cohort.runs.files import RECORD, SOURCE
 from synthseg_native.errors import EXIT_CODES, SynthSegError
 from synthseg_native.files import write_sealed
-from synthseg_native.identity import current
 from synthseg_native.results import kept
 from synthseg_native.results import record as record_of
 
@@ -113,7 +112,7 @@ def _step(scan, settings, places, failure_path, run):
 
 
 def _tell_kept(who: str, places: Mapping[str, Path]) -> None:
-    for name in current.LABEL_MAPS:
+    for name in kept.LABEL_MAPS:
         for other in kept.settle(places[name]) if name in places else []:
             what = "another label map lay there, and nothing says what made it"
             print(f"{who}: {places[name]}: {what}: kept as {other.name}", file=sys.stderr, flush=True)
