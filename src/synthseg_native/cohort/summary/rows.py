@@ -138,7 +138,7 @@ def read_rows(path: Path) -> list[Row]:
     types = {name: _only(kind) for name, kind in get_type_hints(Row).items()}
     return [
         Row(**{name: _value(line.get(name, MISSING), types[name]) for name in COLUMNS})
-        for line in read_tsv(path).to_dict("records")
+        for line in read_tsv(path)
     ]
 
 

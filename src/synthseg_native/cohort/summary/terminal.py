@@ -47,7 +47,7 @@ def lines(manifest: Manifest, rows: list[Row]) -> Iterator[str]:
             yield f"\n{_said_of(row, {row.engine}, engines)} differs: {row.verdict_reason}"
     if manifest.benchmark and (results / "benchmark.tsv").is_file():
         yield ""
-        for row in read_tsv(results / "benchmark.tsv").to_dict("records"):
+        for row in read_tsv(results / "benchmark.tsv"):
             if row["scan"] == "all" and (row["engine"] != REFERENCE or row["n"] == "0"):
                 yield benchmark_line(row)
     if any(row.research_grade is False for row in rows):
