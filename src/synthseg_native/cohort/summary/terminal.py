@@ -9,7 +9,7 @@ from synthseg_native.cohort.summary import homogeneity
 from synthseg_native.cohort.summary.homogeneity import counted
 from synthseg_native.cohort.summary.rows import Row, read_rows
 from synthseg_native.cohort.tables import MISSING, as_text, read_tsv
-from synthseg_native.compare import verdict_text
+from synthseg_native.results.verdicts import verdict_text
 
 MOST_SHOWN = 10  # scans that are named as worth a look
 
