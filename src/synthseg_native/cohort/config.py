@@ -2,6 +2,7 @@
 
 import datetime
 import difflib
+import functools
 import math
 import os
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from synthseg_native.files import user_path
 from synthseg_native.networks.cards import LOADER
 
 
+@functools.cache
 def read_schema(path: str | PathLike) -> dict:
     """The schema of the configuration, JSON schema written in YAML."""
     return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=LOADER)
