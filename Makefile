@@ -4,9 +4,10 @@ RUN = sh scripts/launch.sh run
 DEV = $(RUN) dev --
 LOCKS = workflow tensorflow openvino torch training demo dev docs
 # Two processes, a file at a time each, in the order that tests/conftest.py sets; TESTS= and JOBS= change which tests and
-# how many at once.
+# how many at once. Three for all tests: of those each waits a fifth of its time, for SLURM, the network, a container.
 TESTS = tests
 JOBS = 2
+test: JOBS = 3
 PARALLEL = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 # Compiled files are kept, the tests' too: without them every process of pytest writes its assertions anew, for 8 s.
 PYTEST = env -u PYTHONDONTWRITEBYTECODE $(DEV) -m pytest $(PARALLEL)

@@ -75,7 +75,7 @@ def main(argv=None) -> int:
     if not path.is_file():
         print(f"{path}: no measurements: make them with benchmarks/run.py --memory", file=sys.stderr)
         return 2
-    rows = read_tsv(path).to_dict("records")
+    rows = read_tsv(path)
     table, lines = dict(memory.TABLE), []
     for key in dict.fromkeys((row["engine"], row["precision"], row["device"]) for row in rows):
         mine = [row for row in rows if (row["engine"], row["precision"], row["device"]) == key]

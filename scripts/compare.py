@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 from synthseg_native import stopping
-from synthseg_native.compare import compare_label_maps, verdict_text
+from synthseg_native.compare import compare_label_maps
 from synthseg_native.errors import SynthSegError
 from synthseg_native.files import read_sealed, write_sealed
+from synthseg_native.results.verdicts import verdict_text
 
 
 def main(argv=None) -> int:

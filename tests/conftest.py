@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 # together, and the project that all of tests/workflow shares is made by one while another is busy elsewhere.
 LONG = ("training", "verify", "benchmarks_run", "locks", "cli_many", "state", "fuzzed_headers", "environments")
 ORDER = (
-    *("tests/workflow/test_caching.py", "tests/golden/", "tests/workflow/", "tests/container/"),
+    *("tests/workflow/test_failures.py", "tests/golden/", "tests/workflow/", "tests/container/"),
     *(f"tests/unit/test_{name}.py" for name in LONG),
     "",
 )

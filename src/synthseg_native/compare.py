@@ -8,7 +8,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from nibabel.orientations import aff2axcodes, apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
-from scipy import ndimage
 
 from synthseg_native.errors import SynthSegError
 from synthseg_native.networks.cards import read_labels
@@ -96,19 +95,6 @@ def compare_label_maps(
     return result
 
 
-def verdict_text(verdict: str, reference_kind: str | None) -> str:
-    """The verdict with what it is a verdict on.
-
-    >>> verdict_text("identical", "own"), verdict_text("different", "upstream"), verdict_text("not_compared", None)
-    ('identical (to the own reference)', "different (from upstream's image)", 'not compared')
-    """
-    to = {"own": "the own reference", "upstream": "upstream's image", "existing": "the existing label map"}
-    preposition = "from" if verdict == "different" else "to"
-    if verdict == "not_compared" or reference_kind is None:
-        return verdict.replace("_", " ")
-    return f"{verdict} ({preposition} {to.get(reference_kind, reference_kind)})"
-
-
 def _read_map(path):
     """A label map as an int32 array of three axes, and its affine."""
     path = Path(path)
@@ -189,6 +175,8 @@ def _no_overlap(result):
 
 def _boundary_distance(native, reference, different, affine):
     """Largest distance and histogram of the differing voxels' distances from the label boundary; see above."""
+    from scipy import ndimage  # here: label maps mostly agree, and it takes as long to import as they to compare
+
     where = np.nonzero(different)
     if not where[0].size:
         return {"max": None, "histogram_edges": DISTANCE_EDGES_MM, "histogram": [0] * len(DISTANCE_EDGES_MM)}

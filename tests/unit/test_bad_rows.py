@@ -159,7 +159,7 @@ def one_call(root, folder, monkeypatch):
     return {
         "status": codes,
         "said": said,
-        "summary": {row["participant_id"]: row for row in read_tsv("results/summary.tsv").to_dict("records")},
+        "summary": {row["participant_id"]: row for row in read_tsv("results/summary.tsv")},
         "failed": read_tsv("results/failed.tsv"),
         "to make": {Path(path).name.split("_")[0] for path in state.to_make(again) if path.endswith("_run.json")},
     }
@@ -227,7 +227,7 @@ def test_a_name_that_no_disk_has_room_for_fails_its_row(summed_up):
     assert row["error"].startswith(
         f"sub-{'l' * 36}...: a name of 308 characters, more than files may have: use at most"
     )
-    assert LONG in set(summed_up["failed"]["participant_id"]), "as the sheet has it"
+    assert LONG in {row["participant_id"] for row in summed_up["failed"]}, "as the sheet has it"
 
 
 def test_no_library_speaks_where_nobody_knows_of_which_row(summed_up):

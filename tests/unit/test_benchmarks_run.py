@@ -120,10 +120,10 @@ def bench(tmp_path, monkeypatch):
             return text.splitlines()
 
         def runs(self):
-            return [report.parse(row) for row in read_tsv(self.results / "here_runs.tsv").to_dict("records")]
+            return [report.parse(row) for row in read_tsv(self.results / "here_runs.tsv")]
 
         def table(self):
-            rows = read_tsv(self.results / "here.tsv").to_dict("records")
+            rows = read_tsv(self.results / "here.tsv")
             return {(row["size"], row["threads"], row["contestant"]): row for row in rows}
 
     return Bench()
@@ -337,11 +337,11 @@ def test_memory_guard(bench, monkeypatch):
     monkeypatch.setattr(rounds, "available_mib", lambda: 2000.0)
     bench(*asked)
     assert [call for call in bench.calls() if "192" in call] == ["openvino 192x256x192 2 2"], "compact2mm alone fits"
-    left_out = [row for row in read_tsv(bench.results / "here.tsv").to_dict("records") if row["left_out"] != "n/a"]
+    left_out = [row for row in read_tsv(bench.results / "here.tsv") if row["left_out"] != "n/a"]
     assert [(row["model"], row["contestant"]) for row in left_out] == [("synthseg1size", "openvino float32")]
     assert left_out[0]["left_out"].endswith("GiB, 2 GiB are free")
     bench("--report")
-    again = [row for row in read_tsv(bench.results / "here.tsv").to_dict("records") if row["left_out"] != "n/a"]
+    again = [row for row in read_tsv(bench.results / "here.tsv") if row["left_out"] != "n/a"]
     assert again == left_out, "what was left out is kept like what was run"
 
 
@@ -365,11 +365,11 @@ def test_memory_rows_are_added_once(bench, monkeypatch):
     monkeypatch.setattr(run, "MEMORY_SCANS", scans)
     bench("--memory", "--engines", "openvino", "openvino:bf16")
     rows = read_tsv(bench.results.parent / "memory.tsv")
-    assert tuple(rows.columns) == peaks.MEMORY_COLUMNS and len(rows) == 8 + 2
-    assert rows.iloc[3].tolist()[:-1] == [
+    assert tuple(rows[0]) == peaks.MEMORY_COLUMNS and len(rows) == 8 + 2
+    assert list(rows[3].values())[:-1] == [
         *("openvino", "float32", "cpu", "synthseg1", "40", "40", "40", "0.8", "128", "128", "128", "true")
     ]
-    assert (rows["peak_rss_mib"].astype(float) > 3).all()
+    assert all(float(row["peak_rss_mib"]) > 3 for row in rows)
     assert len(bench.calls()) == 10
     bench("--memory", "--engines", "openvino", "openvino:bf16")
     assert bench.calls() == []
@@ -459,7 +459,7 @@ def test_platforms_say_what_was_not_measured(tmp_path):
     report.write(rows_of("reference", [100]) + rows_of("openvino float32", [30]), {}, tmp_path, "zen")
     assert (tmp_path / "zen.png").read_bytes()[:4] == b"\x89PNG"
     lines = (tmp_path / "README.md").read_text().splitlines()
-    code = read_tsv(tmp_path / "zen.tsv").to_dict("records")[0]["code"]
+    code = read_tsv(tmp_path / "zen.tsv")[0]["code"]
     assert f"| Linux x86-64, CPU | [zen](zen.md) | 2 | openvino float32 | 30.0 | 0.30 | 1.0 | {code} |" in lines
     assert "| macOS arm64, Apple GPU | not measured |  |  |  |  |  |  |" in lines
 
@@ -497,7 +497,7 @@ def test_real_engine_and_reference(tmp_path, tensorflow_python, openvino_python)
     command += ["--image", ROOT / "tests" / "golden" / "t1_image.nii.gz"]  # a phantom takes longer than both
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    reference, engine = (report.parse(row) for row in read_tsv(tmp_path / "r" / "here_runs.tsv").to_dict("records"))
+    reference, engine = (report.parse(row) for row in read_tsv(tmp_path / "r" / "here_runs.tsv"))
     assert (reference["contestant"], engine["contestant"]) == ("reference", "openvino float32")
     assert engine["equal"] and engine["n_foreground"] > 1000 and engine["compared_with"] == "reference"
     assert 200 < engine["peak_rss_mib"] < 4000 and engine["network_s"] > 0

@@ -38,5 +38,5 @@ def test_an_example_that_is_wrong_is_noticed(tmp_path, monkeypatch, capsys):
 
 
 def test_modules_that_have_examples():
-    rooms = ("compare", "errors", "measure", "scan.grid", "scan.own_grid", "cohort.bids", "cohort.containers")
+    rooms = ("results.verdicts", "errors", "measure", "scan.grid", "scan.own_grid", "cohort.bids", "cohort.containers")
     assert {f"synthseg_native.{room}" for room in (*rooms, "cohort.tables", "reference")} <= set(MODULES)

@@ -590,7 +590,7 @@ def test_another_workflow_that_imports_this_one_is_told(take_over, tmp_path):
 
 def test_a_program_that_is_not_the_command_is_told(project, monkeypatch):
     monkeypatch.setattr(handover.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match="lacks nibabel, numpy, pandas, scipy, matplotlib: install"):
+    with pytest.raises(SystemExit, match="lacks nibabel, numpy, scipy, matplotlib: install"):
         handover.take_over(project / "Snakefile", ["my_script.py"])
 
 

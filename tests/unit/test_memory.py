@@ -240,7 +240,7 @@ def test_the_table_fits_every_measurement_that_is_kept(root, monkeypatch):
     monkeypatch.syspath_prepend(root)
     from benchmarks import fit_memory
 
-    rows = read_tsv(fit_memory.MEASURED).to_dict("records")
+    rows = read_tsv(fit_memory.MEASURED)
     assert {(row["engine"], row["precision"], row["device"]) for row in rows} == set(memory.TABLE)
     for row, size in zip(rows, fit_memory.sizes_of(rows), strict=True):
         predicted = memory.predict(size, row["engine"], row["precision"], row["device"])

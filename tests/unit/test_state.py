@@ -16,11 +16,21 @@ from synthseg_native.errors import SynthSegError
 from synthseg_native.files import write_sealed
 
 
+@pytest.fixture(scope="module")
+def made(root, tmp_path_factory):
+    """The folder of a world that each test gets a copy of: to make one takes a fifth of a second."""
+    folder = tmp_path_factory.mktemp("world")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        World(root, folder).make()
+    return folder
+
+
 @pytest.fixture
-def world(root, tmp_path, monkeypatch):
+def world(root, made, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     world = World(root, tmp_path)
-    world.make()
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     return world
 
 

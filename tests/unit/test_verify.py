@@ -488,15 +488,15 @@ def test_torch_on_this_machine(torch_python, tmp_path):
 MISSING_GPU = """
 from synthseg_native.verification import probes, process as verify_process
 runtime = "{}"
-cpu = verify_process.ProcessDevice(runtime, "CPU:0", "cpu")
-seen = cpu.start()[1]
-cpu.close()
-if len(seen) == 1:
-    gpu = verify_process.ProcessDevice(runtime, "GPU:0", "gpu")
-    rows = probes.examine(gpu, {{}})
+gpu = verify_process.ProcessDevice(runtime, "GPU:0", "gpu")
+try:
+    seen = gpu.start()[1]
+    if len(seen) == 1:
+        rows = probes.examine(gpu, {{}})
+        assert len(rows) == len(probes.probes()) - 1 and not any(row["ok"] for row in rows), rows
+        print(rows[0]["error"])
+finally:
     gpu.close()
-    assert len(rows) == len(probes.probes()) - 1 and not any(row["ok"] for row in rows), rows
-    print(rows[0]["error"])
 """
 
 

@@ -9,11 +9,13 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import kept_reference
 import nibabel
 import numpy as np
+import psutil
 import warm_snakemake
 
 from processes import hear_ctrl_c
@@ -196,3 +198,25 @@ class Call:
         wanted = {*made, *(job.replace("native", "picture") for job in made if job.startswith("native"))}
         assert self.made == wanted, f"made {sorted(self.made)}, expected {sorted(wanted)}\n{self.output}"
         return self
+
+
+def add_statement(path: Path) -> None:
+    path.write_text(path.read_text() + "\n_CHANGED = True\n")
+
+
+def processes_in(project: Project) -> list[psutil.Process]:
+    """What works in the project's folder: the workflow and its jobs, also those that SLURM started."""
+    folder = os.path.realpath(project.folder)
+    return [process for process in psutil.process_iter(["cwd", "cmdline"]) if process.info["cwd"] == folder]
+
+
+def engine_of(project: Project, timeout: float = 120) -> psutil.Process:
+    """The engine's process, once it runs."""
+    end = time.time() + timeout
+    while time.time() < end:
+        for process in processes_in(project):
+            command = " ".join(process.info["cmdline"] or [])
+            if "-m synthseg_native " in command and "measure.py" not in command:
+                return process
+        time.sleep(0.1)
+    raise AssertionError("the engine did not start")

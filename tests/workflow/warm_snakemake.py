@@ -1,10 +1,13 @@
 """Calls of Snakemake by a process that has imported it: a third of what a call takes is paid once for all tests.
+On a cluster they look after their jobs every second: of themselves they wait 10 s longer after every look in vain,
+which would be most of the time that those tests take.
 
 python warm_snakemake.py    reads calls, a JSON object a line, and makes each in a process that it forks, one after the
                             other; answers with its number, and at its end with its status. Nothing of this project is
                             imported before the fork: a call meets its own project's code.
 """
 
+import asyncio
 import functools
 import gc
 import importlib
@@ -22,7 +25,9 @@ LATER = ("smart_open", "jsonschema", "nibabel")  # what each call would import, 
 
 def serve() -> None:
     from snakemake.cli import get_argument_parser, main
+    from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 
+    RemoteExecutor.sleep = lambda self: asyncio.sleep(1)
     get_argument_parser()  # imports the plugins
     for name in LATER:
         importlib.import_module(name)

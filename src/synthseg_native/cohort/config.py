@@ -2,6 +2,7 @@
 
 import datetime
 import difflib
+import functools
 import math
 import os
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from synthseg_native.errors import SynthSegError
 from synthseg_native.files import user_path
 
 
+@functools.cache
 def read_schema(path: str | PathLike) -> dict:
     """The schema of the configuration, JSON schema written in YAML."""
     return yaml_text.read(path)

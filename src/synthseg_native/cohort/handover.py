@@ -14,7 +14,7 @@ from synthseg_native.cohort import environments
 
 HANDED = "SYNTHSEG_NATIVE_HANDED"  # set for the one that takes over: it must not hand over again
 # What rules and steps import beyond what Snakemake brings.
-NEEDED = ("nibabel", "numpy", "pandas", "scipy", "matplotlib")
+NEEDED = ("nibabel", "numpy", "scipy", "matplotlib")
 
 
 def take_over(snakefile: str | PathLike, arguments: list[str] | None = None) -> None:

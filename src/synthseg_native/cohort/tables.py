@@ -1,13 +1,16 @@
-"""Tab-separated tables as BIDS wants them: n/a for what is missing, no quoting needed to read them."""
+"""Tab-separated tables as BIDS wants them: n/a for what is missing, no quoting needed to read them.
 
+Without pandas, which takes half a second to import: every call of the workflow writes the tables twice and reads them.
+"""
+
+import csv
+import io
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 
-import pandas as pd
-
-from synthseg_native.files import write_text
+from synthseg_native.files import read_text, write_text
 
 MISSING = "n/a"
 
@@ -29,10 +32,14 @@ def as_text(value: object) -> str:
 
 def write_tsv(path: str | PathLike, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
     """Write dicts as the rows of a table, whole or not at all; a key that a row lacks is n/a."""
-    table = pd.DataFrame([[as_text(row.get(name)) for name in columns] for row in rows], columns=columns, dtype=str)
-    write_text(path, table.to_csv(sep="\t", index=False, lineterminator="\n"))
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter="\t", lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([as_text(row.get(name)) for name in columns] for row in rows)
+    write_text(path, text.getvalue())
 
 
-def read_tsv(path: str | PathLike) -> pd.DataFrame:
-    """A table with every cell as its text: n/a stays n/a, and 01 stays 01."""
-    return pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+def read_tsv(path: str | PathLike) -> list[dict[str, str]]:
+    """The rows of a table, every cell as its text: n/a stays n/a, and 01 stays 01. Of a row that is cut short the rest
+    is empty."""
+    return list(csv.DictReader(io.StringIO(read_text(path)), delimiter="\t", restval=""))

@@ -165,7 +165,7 @@ def platforms(results: Path | str) -> str:
     rows = []
     for path in sorted(Path(results).glob("*.tsv")):
         if not path.stem.endswith("_runs"):
-            rows += [(path.stem, row) for row in read_tsv(path).to_dict("records")]
+            rows += [(path.stem, row) for row in read_tsv(path)]
     lines = ["# Benchmark results", ""]
     lines += [
         "Whole commands, network of SynthSeg 1.0's size, 192×256×192 voxels of 1 mm; the reports say the rest. code: "

@@ -36,7 +36,7 @@ def measure_memory(
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\t".join(MEMORY_COLUMNS) + "\n", encoding="utf-8")
-    have = {tuple(row.values())[:-1] for row in read_tsv(path).to_dict("records")}
+    have = {tuple(row.values())[:-1] for row in read_tsv(path)}
     for task, voxel_mm, own_grid in tasks:
         model = cards.load(task.model)
         name = "synthseg1" if model.name == "synthseg1size" else model.name

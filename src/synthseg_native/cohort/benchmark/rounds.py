@@ -77,10 +77,9 @@ class Runs:
         text = self.path.read_text(encoding="utf-8")
         if not text.endswith("\n"):  # stopped in mid-row
             self.path.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
-        table = read_tsv(self.path)
-        if tuple(table.columns) != report.RUN_COLUMNS:
+        if tuple(text.partition("\n")[0].split("\t")) != report.RUN_COLUMNS:
             raise SynthSegError("usage", f"{self.path}: the table of another version: move it away and call again")
-        self.rows = [report.parse(row) for row in table.to_dict("records")]
+        self.rows = [report.parse(row) for row in read_tsv(self.path)]
 
     def add(self, row: dict) -> dict:
         """Write a run to the table; return it as it is read from there."""

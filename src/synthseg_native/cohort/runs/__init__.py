@@ -11,19 +11,23 @@ failed; only a good one is published, by renaming.
 - `files`: what the files of a run are called
 """
 
-from synthseg_native.cohort.runs.existing import find_existing
-from synthseg_native.cohort.runs.files import NATIVE_FILES, REFERENCE_FILES
-from synthseg_native.cohort.runs.native import run_native
-from synthseg_native.cohort.runs.reference import run_reference
-from synthseg_native.cohort.runs.steps import megabytes, step, step_parser
+import importlib
 
-__all__ = [
-    "NATIVE_FILES",
-    "REFERENCE_FILES",
-    "find_existing",
-    "megabytes",
-    "run_native",
-    "run_reference",
-    "step",
-    "step_parser",
-]
+# What others use, and the part that has it. Imported when it is asked for: the reference's parts bring nibabel, half of
+# what a native step takes to start.
+_PARTS = {
+    "NATIVE_FILES": "files",
+    "REFERENCE_FILES": "files",
+    "find_existing": "existing",
+    "megabytes": "steps",
+    "run_native": "native",
+    "run_reference": "reference",
+    "step": "steps",
+    "step_parser": "steps",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PARTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_PARTS[name]}"), name)

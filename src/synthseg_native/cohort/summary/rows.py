@@ -136,10 +136,7 @@ COLUMNS = {f.name: (f.metadata["unit"], f.metadata["meaning"]) for f in fields(R
 def read_rows(path: Path) -> list[Row]:
     """The rows of a summary.tsv, columns that it lacks None. Raises OSError."""
     types = {name: _only(kind) for name, kind in get_type_hints(Row).items()}
-    return [
-        Row(**{name: _value(line.get(name, MISSING), types[name]) for name in COLUMNS})
-        for line in read_tsv(path).to_dict("records")
-    ]
+    return [Row(**{name: _value(line.get(name, MISSING), types[name]) for name in COLUMNS}) for line in read_tsv(path)]
 
 
 def _only(kind) -> type:

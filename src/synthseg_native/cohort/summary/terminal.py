@@ -9,7 +9,7 @@ from synthseg_native.cohort.summary import homogeneity
 from synthseg_native.cohort.summary.homogeneity import counted
 from synthseg_native.cohort.summary.rows import Row, read_rows
 from synthseg_native.cohort.tables import MISSING, as_text, read_tsv
-from synthseg_native.compare import verdict_text
+from synthseg_native.results.verdicts import verdict_text
 
 MOST_SHOWN = 10  # scans that are named as worth a look
 NAMED = 3  # scans of a header flag, which a whole cohort of one scanner may have
@@ -53,7 +53,7 @@ def lines(manifest: Manifest, rows: list[Row]) -> Iterator[str]:
             yield f"\n{_said_of(row, {row.engine}, engines)} differs: {row.verdict_reason}"
     if manifest.benchmark and (results / "benchmark.tsv").is_file():
         yield ""
-        for row in read_tsv(results / "benchmark.tsv").to_dict("records"):
+        for row in read_tsv(results / "benchmark.tsv"):
             if row["scan"] == "all" and (row["engine"] != REFERENCE or row["n"] == "0"):
                 yield benchmark_line(row)
     if any(row.research_grade is False for row in rows):
