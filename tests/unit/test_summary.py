@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from rule_patterns import patterns
@@ -248,6 +249,19 @@ def test_quality_flags_and_what_is_at_the_edge(cohort):
     assert [row["labels_at_fov_edge"] for row in rows] == ["left cerebral cortex,brain-stem", "none", "n/a"]
 
 
+def test_pandas_reads_the_tables_with_their_types(cohort):
+    """As people do: no quotes, n/a is what is missing, numbers are numbers, ids are text."""
+    cohort.good(1, 2)
+    cohort.fail(3)
+    cohort.rows()
+    table = pd.read_csv(cohort.results / "summary.tsv", sep="\t", quoting=3, dtype={"participant_id": str})
+    assert list(table["participant_id"]) == ["sub-01", "sub-02", "sub-03"]
+    assert list(table["status"]) == ["ok", "ok", "failed"]
+    assert table["brain_mm3"].dtype == "float64" and list(table["brain_mm3"].isna()) == [False, False, True]
+    volumes = pd.read_csv(cohort.results / "volumes.tsv", sep="\t", quoting=3)
+    assert volumes["soft_volume_mm3"].notna().all() and len(volumes) == len(read_tsv(cohort.results / "volumes.tsv"))
+
+
 def test_files_that_are_not_there_are_not_named(cohort):
     cohort.good(1)
     write_text(cohort.files(1)["dseg_native"], "")
@@ -293,8 +307,8 @@ def test_what_is_odd_about_scans_is_told_by_flag(cohort, capsys):
     said = capsys.readouterr().out
     assert f"volumes):\n  sheared: sub-01_T1w, {second}\n  sform_zeros: {second}\n\n" in said
     table = read_tsv(cohort.results / "summary.tsv")
-    more = [{**row, "acq": str(n)} for n in range(4) for row in table.to_dict("records")]
-    write_tsv(cohort.results / "summary.tsv", list(table), more)
+    more = [{**row, "acq": str(n)} for n in range(4) for row in table]
+    write_tsv(cohort.results / "summary.tsv", list(table[0]), more)
     print_summary(cohort.manifest())
     said = capsys.readouterr().out
     assert "  sheared: sub-01_acq-0_T1w, sub-02_ses-a_acq-0_run-1_T1w, sub-01_acq-1_T1w and 5 more\n" in said
