@@ -72,7 +72,7 @@ def test_the_prediction_is_that_of_the_formula():
     assert peak(dataclasses.replace(BARE, network=2), size) == 100 + 4 * 5 + 4 + 4 * 2 * 10
     assert peak(dataclasses.replace(BARE, planes=64), size) == 100 + 4 * 5 + 4 + (64 * 10 + 13 * 5) / 16
     assert peak(dataclasses.replace(BARE, slabs=3), size) == 100 + 4 * 5 + 4 + 3 * 4 * 10
-    assert peak(dataclasses.replace(BARE, slabs=3), size, features=1000) == 100 + 4 * 5 + 4 + 3 * 128
+    assert peak(dataclasses.replace(BARE, slabs=3), size, labels=40) == 100 + 4 * 40 + 4 + 3 * 128
     assert peak(dataclasses.replace(BARE, posterior=7), size) == 100 + 4 * 5 + 4 * 10 + 7 * 4 * 5
     assert peak(dataclasses.replace(BARE, network=90), size, picture=True) == 100 + 4 * 5 + 4 + 4 * 90 * 10 + 2
 
