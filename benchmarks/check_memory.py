@@ -177,7 +177,7 @@ def run(command: list, work: Path) -> float:
 def rows_of(a: argparse.Namespace) -> list[dict]:
     """What is to be measured: rows of the table, without their peaks."""
     cases = [(*SCANS[n], 1) for n in a.scans]
-    cases += [(*SMALL, options, a.folder) for options in (("--picture",), ())] if a.folder else []
+    cases += [(*SMALL, ("--picture",), a.folder)] if a.folder else []
     rows = []
     for contestant in map(Contestant.parse, a.engines):
         for shape, voxel_mm, dtype, slope, options, scans in cases:

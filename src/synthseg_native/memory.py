@@ -18,6 +18,7 @@ Standard library only at import.
 
 import contextlib
 import ctypes
+import gc
 import math
 import resource
 import sys
@@ -35,7 +36,8 @@ MIB = 2**20
 TOLERANCE = 0.2  # a larger miss is told, and a job asks for so much more than the prediction
 REFERENCE = "reference"
 START_MIB = 80  # of the interpreter and the libraries that read a scan, before the engine is there
-PICTURE_MIB = 215  # of the libraries that draw, and of the canvas
+PICTURE_MIB = 240  # of the libraries that draw, and of the canvas
+DRAWN_MIB = 75  # what a picture leaves for the scans after it: its libraries, and gaps
 DRAWING = 8  # bytes per voxel of the network's grid while a picture is drawn: labels, and their copy
 MASKS = 16  # bytes per padded voxel while labels are found: masks, and the parts of two classes at a time
 FOUND, OWN = 8, 6  # bytes per padded voxel of labels and margins; per voxel of the scan on its own grid
@@ -64,11 +66,11 @@ class Coefficients:
 
 # (engine, precision, device). Where a row is missing, the closest one stands in: see `coefficients`.
 TABLE = {
-    ("tensorflow", "float32", "cpu"): Coefficients(545, 2.69, 9.66, posterior=3.5),
-    ("openvino", "float32", "cpu"): Coefficients(234, 5.42, 0.627, planes=53.4),
-    ("openvino", "bf16", "cpu"): Coefficients(219, 4.98, 0.627, planes=53.4),
-    ("torch", "float32", "cpu"): Coefficients(847, 5.31, 1.43, slabs=2.97),
-    (REFERENCE, "float32", "cpu"): Coefficients(534, 2.4, 12.6, posterior=6.81, read=100),
+    ("tensorflow", "float32", "cpu"): Coefficients(560, 2.03, 9.71, posterior=3.35),
+    ("openvino", "float32", "cpu"): Coefficients(210, 4.91, 0.407, planes=107),
+    ("openvino", "bf16", "cpu"): Coefficients(202, 4.71, 0.407, planes=107),
+    ("torch", "float32", "cpu"): Coefficients(856, 2.46, 1.55, slabs=3.22),
+    (REFERENCE, "float32", "cpu"): Coefficients(577, 1.39, 12.5, posterior=4.93, read=100),
 }
 
 
@@ -180,7 +182,7 @@ def peak(c: Coefficients, size: Size) -> float:
         kept + (4 * size.grid * size.labels) * size.post * (size.grid > padded),
         (scan + DRAWING * size.grid + PICTURE_MIB * MIB) * size.picture,
     )
-    engine = c.base + 4 * c.weights * size.parameters / MIB
+    engine = c.base + 4 * c.weights * size.parameters / MIB + DRAWN_MIB * (size.picture and size.loaded)
     # The float64 copy that is resampled is gone when the other one is scaled.
     resampled = size.grid != size.voxels
     within = min(size.grid, padded)
@@ -269,12 +271,15 @@ def _gb(mib):
     return f"{mib * MIB / 1e9:.1f} GB"
 
 
-def give_back() -> None:
+def give_back(rings: bool = False) -> None:
     """Give freed memory back to the system, in 20 ms: glibc keeps up to 64 MiB of it for every thread that took some.
 
     Every scan has threads of its own, so that a folder's peak grew by chance, by up to 180 MiB; and what the smoothing
     in TensorFlow had taken, channel by channel, lay beside the labels.
+    rings : first free what matplotlib leaves in rings, 5 MiB a picture, for which Python looks late; takes 0.1 to 0.5 s
     """
+    if rings:
+        gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -89,6 +89,11 @@ def test_a_scan_is_read_before_the_engine_is_there_or_beside_it():
     assert peak(weighty, size, parameters=MIB) + 20 + 4 == peak(weighty, size, parameters=MIB, loaded=True)
 
 
+def test_a_picture_leaves_something_for_the_scans_after_it():
+    size = memory.Size((64, 128, 128), MIB, features=1, labels=5, grid=MIB, own_grid=False, picture=True)
+    assert peak(BARE, size, loaded=True) == peak(BARE, size) + memory.DRAWN_MIB
+
+
 def test_a_slab_is_as_large_as_the_torch_engine_makes_it():
     from synthseg_native.engines import torch
 
@@ -196,6 +201,18 @@ def test_a_miss_above_a_fifth_is_told():
     assert memory.remark(1000, 500) == "the peak of 500 MiB is 50 % below the predicted 1000 MiB"
     # A job asks for as much as the prediction may be off untold; in MB, not MiB.
     assert memory.declared_mb(1000) == 1259
+
+
+@pytest.mark.parametrize("library", [object(), OSError("no such library")])
+def test_freed_memory_is_given_back_where_the_library_can(monkeypatch, library):
+    def open_library(name):
+        if isinstance(library, Exception):
+            raise library
+        return library
+
+    memory.give_back(rings=True)
+    monkeypatch.setattr(memory.ctypes, "CDLL", open_library)
+    memory.give_back()
 
 
 @pytest.mark.slow

@@ -140,7 +140,8 @@ class Segmenter:
         """
         with _Course(clock, progress) as course:
             course.at("read")
-            memory.give_back()  # what an earlier scan left
+            if self.engine is not None:  # a scan was before this one
+                memory.give_back(rings="picture" in job.outputs)
             scan = self._read(job, notes)
             places = {option: staged.path(path) for option, path in job.outputs.items() if option != "record"}
 
