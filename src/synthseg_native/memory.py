@@ -274,8 +274,8 @@ def _gb(mib):
 def give_back(rings: bool = False) -> None:
     """Give freed memory back to the system, in 20 ms: glibc keeps up to 64 MiB of it for every thread that took some.
 
-    Every scan has threads of its own, so that a folder's peak grew by chance, by up to 180 MiB; and what the smoothing
-    in TensorFlow had taken, channel by channel, lay beside the labels.
+    Every scan has threads of its own: the peak of three small scans with pictures was between 559 and 762 MiB without
+    this, between 531 and 553 with it.
     rings : first free what matplotlib leaves in rings, 5 MiB a picture, for which Python looks late; takes 0.1 to 0.5 s
     """
     if rings:
