@@ -1,18 +1,19 @@
-"""Is memory what was predicted? The command on scans of ten shapes, one by one, and on a folder of small ones, with
-networks of several sizes; each peak beside its prediction.
+"""Is memory what was predicted? Whole commands on scans of ten shapes, one by one, and on a folder of small ones, by
+every engine and by reference.py, with networks of several sizes; each peak beside its prediction.
 
-    .envs/openvino-HASH/bin/python benchmarks/check_memory.py [--engine openvino] [--networks compact2mm narrow wide]
-        [--folder 50] [--out memory_check.tsv]
+    sh scripts/launch.sh run dev -- benchmarks/check_memory.py              # what memory.tsv lacks is measured
+        [--engines openvino openvino:bf16] [--networks compact2mm] [--scans 0 3] [--folder 50]
+    sh scripts/launch.sh run dev -- benchmarks/check_memory.py --report     # of what was measured, nothing is run
 
-Runs in the interpreter of an engine's environment. A prediction that is more than a fifth off ends it with status 1.
+Each run is a row of memory.tsv at once; a row that is there is not measured again. fit_memory.py fits to the same
+table. A prediction that is more than a fifth off ends it with status 1.
 """
 
 import argparse
-import json
-import os
-import subprocess
+import shlex
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,9 +24,18 @@ import numpy as np  # noqa: E402
 import yaml  # noqa: E402
 
 from synthseg_native import memory  # noqa: E402
+from synthseg_native.cohort import environments  # noqa: E402
+from synthseg_native.cohort.benchmark.contestants import Contestant, available_mib  # noqa: E402
 from synthseg_native.cohort.benchmark.weights import write_h5  # noqa: E402
+from synthseg_native.cohort.runs import child  # noqa: E402
+from synthseg_native.cohort.tables import read_tsv  # noqa: E402
+from synthseg_native.files import read_json  # noqa: E402
 from synthseg_native.networks import cards  # noqa: E402
 
+MEASURED = Path(__file__).parent / "memory.tsv"
+COLUMNS = ("engine", "precision", "device", "network", "shape", "voxel_mm", "type", "slope", "options", "scans",
+           "peak_rss_mib")  # fmt: skip
+ENGINES = ("openvino", "openvino:bf16", "tensorflow", "torch", memory.REFERENCE)
 # Shape, voxel size in mm, type of the voxels, slope, further results and options.
 SCANS = (
     ((64, 72, 60), (3, 3, 3), "int16", 1, ()),
@@ -39,10 +49,18 @@ SCANS = (
     ((448, 448, 256), (0.5, 0.5, 0.8), "uint8", 1, ("--resample", "--margin")),
     ((512, 512, 512), (0.5, 0.5, 0.5), "int16", 1, ()),
 )
-NETWORKS = {"narrow": {"levels": 3, "features": 8}, "wide": {"levels": 5, "features": 32}}  # of random weights
-SMALL = (46, 56, 46), (4, 4, 4), "uint8", 1
+SMALL = (46, 56, 46), (4, 4, 4), "uint8", 1  # of the folder
+# Networks of random weights, as what differs from the card of this model: layers, channels.
+NETWORKS = {
+    "synthseg1": ("synthseg1", {}, 32),
+    "narrow": ("compact2mm", {"levels": 3, "features": 8}, 12),
+    "wide": ("compact2mm", {"levels": 5, "features": 32}, 32),
+    "many": ("compact2mm", {"features": 12}, 60),
+}
 FILES = {"--native-grid": "own.nii", "--picture": "picture.png", "--post": "posteriors.nii",
          "--resample": "resampled.nii", "--margin": "margin.nii.gz"}  # fmt: skip
+ALONE = {*FILES}  # what reference.py does not make, or the workflow does not ask it for
+THREADS = 2
 
 
 def save_scan(path: Path, shape, voxel_mm, dtype: str, slope: float, seed: int = 0) -> Path:
@@ -59,22 +77,47 @@ def save_scan(path: Path, shape, voxel_mm, dtype: str, slope: float, seed: int =
     return path
 
 
-def model_of(name: str, folder: Path) -> Path:
-    """The folder of a model: one of models/, or made here, with random weights."""
-    shipped = ROOT / "models" / name
+def network_of(name: str) -> cards.Network:
+    """A network of NETWORKS, or of a shipped model."""
     if name not in NETWORKS:
-        return shipped if shipped.is_dir() else Path(name)
-    base, made = cards.load(ROOT / "models" / "compact2mm"), folder / name
+        return cards.load(ROOT / "models" / name).network
+    model, layers, channels = NETWORKS[name]
+    base = cards.load(ROOT / "models" / model).network
+    layers = base.layers | layers
+    grid = replace(base.grid, pad_multiple=2 ** layers["levels"])
+    return replace(base, layers=layers, grid=grid, outputs=replace(base.outputs, channels=channels))
+
+
+def model_of(name: str, folder: Path) -> tuple[Path, Path]:
+    """The folder and the weights of a model: one of models/, or made here, with random weights."""
+    network = network_of(name)
+    if name not in NETWORKS:
+        shipped = ROOT / "models" / name
+        return shipped, shipped / network.weights.file
+    made, weights = folder / name, folder / name / "weights.h5"
     made.mkdir()
-    network = base.card["networks"][0] | {"weights": {"file": "weights.h5"}}
-    network["layers"] = network["layers"] | NETWORKS[name]
-    network["grid"] = network["grid"] | {"pad_multiple": 2 ** NETWORKS[name]["levels"]}
-    (made / "labels.tsv").write_bytes(base.labels_file.read_bytes())
-    card = {"name": name, "title": "Random weights.", "research_grade": False, "networks": [network]}
-    (made / "card.yaml").write_text(yaml.safe_dump({**base.card, **card}), encoding="utf-8")
-    rng, table = np.random.default_rng(0), cards.load(made).network.table()
-    write_h5(made / "weights.h5", table, {layer.name: _random(rng, layer.weights) for layer in table})
-    return made
+    card = cards.load(ROOT / "models" / NETWORKS[name][0]).card
+    about = card["networks"][0] | network.computed_from() | {"weights": {"file": weights.name}}
+    card = card | {"name": f"{name}size", "title": "Random weights.", "research_grade": False, "networks": [about]}
+    (made / "card.yaml").write_text(yaml.safe_dump(card), encoding="utf-8")
+    (made / network.outputs.table).write_text(_labels(network.outputs.channels), encoding="utf-8")
+    rng, table = np.random.default_rng(0), network.table()
+    write_h5(weights, table, {layer.name: _random(rng, layer.weights) for layer in table})
+    return made, weights
+
+
+def _labels(channels):
+    """A table of labels: background, and structures each of a topology class of its own, the last ones in pairs."""
+    lines = ["channel\tindex\tname\themisphere\tflip_channel\ttopology_class\tqc_group\tfreesurfer_name\tcolor"]
+    pairs = (channels - 1) // 3
+    for n in range(channels):
+        other, side = n, "none"
+        if n >= channels - 2 * pairs:
+            left = n < channels - pairs
+            other, side = (n + pairs, "left") if left else (n - pairs, "right")
+        name = "background" if n == 0 else f"structure {n}"
+        lines.append(f"{n}\t{n}\t{name}\t{side}\t{other}\t{n}\t0\t{name.title().replace(' ', '-')}\t#{n:06x}")
+    return "\n".join(lines) + "\n"
 
 
 def _random(rng, shapes):
@@ -86,61 +129,131 @@ def _random(rng, shapes):
     return made
 
 
-def run(scan: Path, model: Path, engine: str, options: list, work: Path) -> dict:
-    """The last run record of the command on a scan or a folder of them."""
-    folder, out = scan.is_dir(), work / "out"
-    more = [str(out / FILES[word]) if word in FILES and not folder else str(out) for word in options if word in FILES]
-    words = [part for word in options for part in ((word, more.pop(0)) if word in FILES else (word,))]
-    command = [sys.executable, "-m", "synthseg_native", "--i", scan, "--o", out if folder else out / "labels.nii"]
-    command += ["--record", out if folder else out / "run.json", "--model", model, "--engine", engine, *words]
-    done = subprocess.run(
-        list(map(str, command)), env={**os.environ, "PYTHONPATH": str(ROOT / "src")}, capture_output=True, text=True
+def size_of(row: dict) -> memory.Size:
+    """The `memory.Size` of a measurement, a row of the table."""
+    shape = [int(n) for n in row["shape"].split("x")]
+    voxel_mm = [float(np.float32(size)) for size in row["voxel_mm"].split("x")]  # as a header has them: 0.6 is more
+    options = row["options"].split()
+    crop = (int(options[options.index("--crop") + 1]),) * 3 if "--crop" in options else None
+    kept = 8 if float(row["slope"]) != 1 else np.dtype(row["type"]).itemsize
+    return memory.size_of(
+        network_of(row["network"]), shape, voxel_mm, crop, "--native-grid" in options,
+        bytes=kept, picture="--picture" in options, post="--post" in options, loaded=row["scans"] != "1",
+    )  # fmt: skip
+
+
+def told(row: dict) -> tuple[str, float]:
+    """A line about a measurement, and how far off its prediction is."""
+    size, peak = size_of(row), float(row["peak_rss_mib"])
+    predicted = memory.predict(size, row["engine"], row["precision"], row["device"])
+    off = peak / predicted - 1
+    what = [row["engine"], row["precision"], row["network"], row["shape"], row["type"] + "*" * (row["slope"] != "1")]
+    what += [f"{row['scans']} scans"] * (row["scans"] != "1") + [row["options"]] * (row["options"] != "n/a")
+    return f"{off:+7.1%}  {' '.join(what)}: {peak:.0f} MiB, predicted {predicted}", off
+
+
+def command_of(
+    python: Path, contestant: Contestant, scan: Path, model: tuple[Path, Path], options: list, out: Path
+) -> list:
+    """The words of the command on a scan or a folder of them."""
+    folder = scan.is_dir()
+    words = [(word, out if folder else out / FILES[word]) if word in FILES else (word,) for word in options]
+    given = ["--i", scan, "--o", out if folder else out / "labels.nii", "--model", model[0], "--weights", model[1]]
+    given += ["--threads", THREADS, *(part for word in words for part in word)]
+    if contestant.engine == memory.REFERENCE:
+        return [python, ROOT / "src" / "synthseg_native" / "reference.py", *given]
+    given += ["--engine", contestant.engine, "--precision", contestant.precision, "--device", contestant.device]
+    return [python, "-m", "synthseg_native", *given]
+
+
+def run(command: list, work: Path) -> float:
+    """The peak of a command, MiB."""
+    status = child.call(child.wrapped(command, work, None), work / "log.txt", child.environment_of(THREADS))
+    if status:
+        raise SystemExit(f"{shlex.join(map(str, command))}: {(work / 'log.txt').read_text()}")
+    return read_json(work / child.MEASURED)["peak_rss_mib"]
+
+
+def rows_of(a: argparse.Namespace) -> list[dict]:
+    """What is to be measured: rows of the table, without their peaks."""
+    cases = [(*SCANS[n], 1) for n in a.scans]
+    cases += [(*SMALL, ("--picture",), a.folder)] if a.folder else []
+    rows = []
+    for contestant in map(Contestant.parse, a.engines):
+        for shape, voxel_mm, dtype, slope, options, scans in cases:
+            if contestant.engine == memory.REFERENCE:
+                if scans > 1:  # it takes one
+                    continue
+                options = [word for word in options if word not in ALONE]
+            for name in a.networks:
+                rows.append(dict(zip(COLUMNS, (
+                    *(contestant.engine, contestant.precision, contestant.device, name),
+                    *("x".join(f"{n:g}" for n in numbers) for numbers in (shape, voxel_mm)),
+                    *(dtype, f"{slope:g}", " ".join(options) or "n/a", str(scans)),
+                ), strict=False)))  # fmt: skip
+    return rows
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engines", nargs="+", default=ENGINES, metavar="ENGINE[:PRECISION[:DEVICE]]")
+    parser.add_argument("--networks", nargs="+", default=["compact2mm", *NETWORKS], help="of NETWORKS, or shipped")
+    parser.add_argument("--scans", nargs="*", type=int, default=range(len(SCANS)), help="numbers of SCANS")
+    parser.add_argument("--folder", type=int, default=50, help="scans of the folder, 0 for none")
+    parser.add_argument("--most", type=int, default=10**6, metavar="MIB", help="leave out what would take more")
+    parser.add_argument(
+        "--python", action="append", default=[], metavar="ENVIRONMENT=PATH", help="an interpreter to use"
     )
-    records = [json.loads(path.read_text()) for path in sorted(out.glob("*run.json"))]
-    if done.returncode or not records:
-        raise SystemExit(f"{scan}: {done.stderr}")
-    last = max(records, key=lambda record: record["peak_rss_mib"])
-    for path in out.iterdir():
-        path.unlink()
-    return last | {"predicted_peak_mib": max(record["predicted_peak_mib"] for record in records)}
+    parser.add_argument("--table", type=Path, default=MEASURED, metavar="TSV", help="default: memory.tsv beside this")
+    parser.add_argument("--report", action="store_true", help="only what is in the table")
+    return parser
 
 
 def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", default="openvino")
-    parser.add_argument("--networks", nargs="+", default=["compact2mm", *NETWORKS], help="names, or model folders")
-    parser.add_argument("--scans", nargs="+", type=int, default=range(len(SCANS)), help="numbers of the table")
-    parser.add_argument("--folder", type=int, default=50, help="scans of the folder, 0 for none")
-    parser.add_argument("--out", type=Path, help="a table of what was found")
-    a = parser.parse_args(argv)
-    lines = ["\t".join(("network", "scan", "options", "predicted_mib", "peak_mib", "off"))]
-    off = []
+    a = parser().parse_args(argv)
+    if not a.table.is_file():
+        a.table.write_text("\t".join(COLUMNS) + "\n", encoding="utf-8")
+    known = read_tsv(a.table)
+    have = {tuple(row.values())[:-1] for row in known}
+    lines = [told(row) for row in known] if a.report else []
+    pythons, models = dict(text.split("=", 1) for text in a.python), {}
     with tempfile.TemporaryDirectory() as place:
-        work = Path(place)
-        models = {name: model_of(name, work) for name in a.networks}
-        cases = [(SCANS[n][:4], list(SCANS[n][4]), 1) for n in a.scans]
-        cases += [(SMALL, ["--picture"], a.folder), (SMALL, [], a.folder)] if a.folder else []
-        for (shape, voxel_mm, dtype, slope), options, number in cases:
-            scan = work / "scan.nii"
-            if number > 1:
-                scan = work / "folder"
-                scan.mkdir(exist_ok=True)
-                for n in range(number):
-                    save_scan(scan / f"{n:03}.nii", shape, voxel_mm, dtype, slope, n)
-            else:
-                save_scan(scan, shape, voxel_mm, dtype, slope)
-            for name, model in models.items():
-                record = run(scan, model, a.engine, options, work)
-                predicted, peak = record["predicted_peak_mib"], record["peak_rss_mib"]
-                off.append(peak / predicted - 1)
-                what = f"{'x'.join(map(str, shape))} {dtype}{' scaled' * (slope != 1)}"
-                what += f", {number} scans" * (number > 1)
-                cells = (name, what, " ".join(options), f"{predicted}", f"{peak:.0f}", f"{off[-1]:+.1%}")
-                lines.append("\t".join(cells))
-                print(lines[-1], flush=True)
-    if a.out:
-        a.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return int(max(map(abs, off)) > memory.TOLERANCE)
+        for number, row in enumerate(() if a.report else rows_of(a)):
+            wanted = memory.predict(size_of(row), row["engine"], row["precision"], row["device"])
+            if tuple(row.values()) in have or wanted > min(a.most, 0.9 * (available_mib() or np.inf)):
+                continue
+            work = Path(place, f"{number}")
+            (work / "out").mkdir(parents=True)
+            if row["network"] not in models:
+                models[row["network"]] = model_of(row["network"], Path(place))
+            scan = _scans_of(row, work)
+            options = [] if row["options"] == "n/a" else row["options"].split()
+            contestant = Contestant(row["engine"], row["precision"], row["device"])
+            python = pythons.get(contestant.environment) or environments.ensure(contestant.environment)
+            command = command_of(python, contestant, scan, models[row["network"]], options, work / "out")
+            row["peak_rss_mib"] = str(run(command, work))
+            with a.table.open("a", encoding="utf-8") as file:
+                file.write("\t".join(row.values()) + "\n")
+            lines.append(told(row))
+            print(lines[-1][0], flush=True)
+            for path in (*work.glob("out/*"), *work.glob("scan*")):
+                path.unlink() if path.is_file() else [file.unlink() for file in path.iterdir()]
+    if a.report:
+        print("\n".join(line for line, _ in lines))
+    return int(max((abs(off) for _, off in lines), default=0) > memory.TOLERANCE)
+
+
+def _scans_of(row, work):
+    """The scan of a row, or the folder of its scans."""
+    about = [tuple(map(kind, row[name].split("x"))) for name, kind in (("shape", int), ("voxel_mm", float))]
+    about += [row["type"], float(row["slope"])]
+    if row["scans"] == "1":
+        return save_scan(work / "scan.nii", *about)
+    (work / "scans").mkdir()
+    for n in range(int(row["scans"])):
+        save_scan(work / "scans" / f"{n:03}.nii", *about, n)
+    return work / "scans"
 
 
 if __name__ == "__main__":

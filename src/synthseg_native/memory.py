@@ -1,19 +1,24 @@
 """How much memory a run takes, before it starts, and whether this machine has it.
 
-The peak is the largest of these stages, above what the interpreter, the runtime and its copies of the weights take:
+The peak is the largest of these stages. All but the first are above what the interpreter, the runtime and its copies of
+the weights take, and one array of posteriors, which the second pass adds to; where a picture is to be drawn, the scan
+is kept through them.
 
-read     the scan as it is kept, in float64 while it is resampled, and on the network's grid
-network  copies of the finest level's features, and of the posteriors, per voxel of the padded volume
-finish   one array of posteriors and the masks of the padded volume
-own grid posteriors, and bytes per voxel of the scan
-write    posteriors once more, where they are a result and the scan was cropped
-picture  what drawing takes; where one is to be drawn, the scan is kept through all stages
+read      the scan as it is kept, in float64 while it is resampled and scaled, and what the network gets
+features  what the engine has of the finest level's features: whole tensors, some planes of them, or slabs
+smoothing the finest level's features, and posteriors while they are smoothed and handed out
+labels    masks of the padded volume while components are found
+own grid  labels, and bytes per voxel of the scan
+write     posteriors once more, where they are a result and the scan was cropped
+picture   what drawing takes, no posteriors
 
-benchmarks/fit_memory.py fits the numbers to measurements (benchmarks/memory.tsv) and prints the table below.
+benchmarks/fit_memory.py fits the table below to measurements (benchmarks/memory.tsv), and prints it.
 Standard library only at import.
 """
 
 import contextlib
+import ctypes
+import gc
 import math
 import resource
 import sys
@@ -30,8 +35,14 @@ if TYPE_CHECKING:
 MIB = 2**20
 TOLERANCE = 0.2  # a larger miss is told, and a job asks for so much more than the prediction
 REFERENCE = "reference"
-PICTURE_MIB = 290  # of the libraries that draw, and of the canvas
+START_MIB = 80  # of the interpreter and the libraries that read a scan, before the engine is there
+PICTURE_MIB = 240  # of the libraries that draw, and of the canvas
+DRAWN_MIB = 110  # what pictures leave for the scans after them, of 3 to 50: libraries, and gaps
 DRAWING = 8  # bytes per voxel of the network's grid while a picture is drawn: labels, and their copy
+MASKS = 16  # bytes per padded voxel while labels are found: masks, and the parts of two classes at a time
+FOUND, OWN = 8, 6  # bytes per padded voxel of labels and margins; per voxel of the scan on its own grid
+HANDED = 13  # planes of posteriors that the openvino engine has at a time: two blocks, and the slab that it hands out
+SLAB = 2**27  # bytes of a tensor, at most, where the torch engine computes in slabs (engines.torch.SLAB_BYTES)
 STEP_MIB = 70  # of the interpreter and libraries of a step that runs no network
 COMPARISON = 48  # bytes per voxel that two label maps and their differences take, at most
 OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
@@ -39,27 +50,27 @@ OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class Coefficients:
-    """base : MiB · weights, network, posterior : copies, of float32, of the weights, of the features of the finest
-    level and of the posteriors · read, own : bytes per voxel of the scan beside those that are kept, while it is
-    resampled and while labels are brought to its grid · mask : bytes per padded voxel while labels are found"""
+    """base : MiB · weights : copies, in float32, of the weights · network : of the finest level's features, whole
+    planes : of these · slabs : tensors of SLAB · posterior : further copies of posteriors while they are smoothed
+    read : bytes per voxel of the network's grid while the scan is read, beside what is kept
+    """
 
     base: float
     weights: float
-    read: float
     network: float
-    posterior: float
-    mask: float
-    own: float
+    planes: float = 0
+    slabs: float = 0
+    posterior: float = 0
+    read: float = 12
 
 
 # (engine, precision, device). Where a row is missing, the closest one stands in: see `coefficients`.
-# `read` of openvino: between what check_memory.py finds of one scan (read before the engine is built) and of more.
 TABLE = {
-    ("tensorflow", "float32", "cpu"): Coefficients(500, 2.18, 8, 8.07, 2.16, 16.2, 29.9),
-    ("openvino", "float32", "cpu"): Coefficients(245, 7.73, 6.9, 0.804, 0.994, 79.2, 6.21),
-    ("openvino", "bf16", "cpu"): Coefficients(232, 6.68, 6.9, 0.0247, 1.63, 86.4, 6.6),
-    ("torch", "float32", "cpu"): Coefficients(1050, 7.5, 9.93, 1.73, 0.872, 152, 8.26),
-    (REFERENCE, "float32", "cpu"): Coefficients(504, 1.78, 15.1, 7.48, 4.86, 16, 0.001),
+    ("tensorflow", "float32", "cpu"): Coefficients(560, 2.03, 9.71, posterior=3.35),
+    ("openvino", "float32", "cpu"): Coefficients(210, 4.91, 0.407, planes=107),
+    ("openvino", "bf16", "cpu"): Coefficients(202, 4.71, 0.407, planes=107),
+    ("torch", "float32", "cpu"): Coefficients(856, 2.46, 1.55, slabs=3.22),
+    (REFERENCE, "float32", "cpu"): Coefficients(577, 1.39, 12.5, posterior=4.93, read=100),
 }
 
 
@@ -76,7 +87,9 @@ class Size:
     """What a run's memory depends on beside its engine. padded : (3,) voxels of the padded volume · voxels : of the
     scan · features, labels : of the network · own_grid : whether a label map on the scan's own grid is made
     parameters : of the network · bytes : per voxel of the scan, as it is kept · grid : voxels of the whole scan on the
-    network's grid · picture, post : whether one is drawn, whether posteriors are written"""
+    network's grid · picture, post : whether one is drawn, whether posteriors are written · loaded : whether the engine
+    is there already, from a scan before
+    """
 
     padded: tuple
     voxels: int
@@ -88,6 +101,7 @@ class Size:
     grid: int = 0
     picture: bool = False
     post: bool = False
+    loaded: bool = False
 
 
 def size_of(
@@ -100,7 +114,7 @@ def size_of(
 ) -> Size:
     """The size of a run. network : a `cards.Network` · shape, voxel_mm : (3,) of the scan, in the order of its axes
 
-    crop : (3,) voxels, or None · more : bytes, picture and post of `Size`
+    crop : (3,) voxels, or None · more : bytes, picture, post and loaded of `Size`
     """
     from synthseg_native.networks.layers import count_parameters
 
@@ -154,17 +168,26 @@ def predict(size: Size, engine: str, precision: str = "float32", device: str = "
 def peak(c: Coefficients, size: Size) -> float:
     """The prediction in MiB; see the module's text."""
     padded, scan = math.prod(size.padded), size.bytes * size.voxels
-    posteriors = 4 * padded * size.labels
-    kept = scan * size.picture
+    features, posteriors = 4 * padded * size.features, 4 * padded * size.labels
+    # Planes lie across the axis from left to right, the shortest one of a head.
+    plane = 4 * padded / min(size.padded)
+    parts = c.planes * plane * size.features + HANDED * plane * size.labels * (c.planes > 0)
+    parts += c.slabs * min(SLAB, max(features, posteriors))
+    kept = posteriors + scan * size.picture
     stages = (
-        scan + c.read * size.voxels + 8 * size.grid,
-        kept + 4 * padded * (c.network * size.features) + c.posterior * posteriors,
-        kept + posteriors + c.mask * padded,
-        kept + (posteriors + c.own * size.voxels) * size.own_grid,
-        kept + (posteriors + 4 * size.grid * size.labels) * size.post * (size.grid > padded),
-        (kept + DRAWING * size.grid + PICTURE_MIB * MIB) * size.picture,
+        kept + 4 * padded + c.network * features + parts,
+        kept + features + c.posterior * posteriors,
+        kept + MASKS * padded,
+        kept + (FOUND * padded + OWN * size.voxels) * size.own_grid,
+        kept + (4 * size.grid * size.labels) * size.post * (size.grid > padded),
+        (scan + DRAWING * size.grid + PICTURE_MIB * MIB) * size.picture,
     )
-    return c.base + (4 * c.weights * size.parameters + max(stages)) / MIB
+    engine = c.base + 4 * c.weights * size.parameters / MIB + DRAWN_MIB * (size.picture and size.loaded)
+    # The float64 copy that is resampled is gone when the other one is scaled.
+    resampled = size.grid != size.voxels
+    within = min(size.grid, padded)
+    read = scan + 8 * size.grid * resampled + max(8 * size.voxels * resampled, c.read * within + 4 * padded)
+    return max((engine if size.loaded else START_MIB) + read / MIB, engine + max(stages) / MIB)
 
 
 def picture_mib(size: Size) -> int:
@@ -246,6 +269,19 @@ def _fitting(size, engine, precision, device, network, limit):
 
 def _gb(mib):
     return f"{mib * MIB / 1e9:.1f} GB"
+
+
+def give_back(rings: bool = False) -> None:
+    """Give freed memory back to the system, in 20 ms: glibc keeps up to 64 MiB of it for every thread that took some.
+
+    Every scan has threads of its own: the peak of three small scans with pictures was between 559 and 762 MiB without
+    this, between 531 and 553 with it.
+    rings : first free what matplotlib leaves in rings, 5 MiB a picture, for which Python looks late; takes 0.1 to 0.5 s
+    """
+    if rings:
+        gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def own_peak_mib() -> float:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from synthseg_native.cohort.benchmark import command as run
-from synthseg_native.cohort.benchmark import contestants, inputs, pages, peaks, report, rounds
+from synthseg_native.cohort.benchmark import contestants, inputs, pages, report, rounds
 from synthseg_native.cohort.benchmark.contestants import Contestant, Runner, Task
 from synthseg_native.cohort.tables import read_tsv
 from synthseg_native.errors import SynthSegError
@@ -358,22 +358,6 @@ def test_expectation_follows_what_was_measured():
     assert rounds.Expectation(rows)(group, Contestant("openvino")) == (44.0, 900.0)
     rows.append(rows[-1] | {"wall_s": 40.0})
     assert rounds.Expectation(rows)(group, Contestant("openvino")) == (40.0, 900.0)
-
-
-def test_memory_rows_are_added_once(bench, monkeypatch):
-    scans = (((32, 40, 32), 1.0, False), ((40, 40, 40), 0.8, True))
-    monkeypatch.setattr(run, "MEMORY_SCANS", scans)
-    bench("--memory", "--engines", "openvino", "openvino:bf16")
-    rows = read_tsv(bench.results.parent / "memory.tsv")
-    assert tuple(rows[0]) == peaks.MEMORY_COLUMNS and len(rows) == 8 + 2
-    assert list(rows[3].values())[:-1] == [
-        *("openvino", "float32", "cpu", "synthseg1", "40", "40", "40", "0.8", "128", "128", "128", "true")
-    ]
-    assert all(float(row["peak_rss_mib"]) > 3 for row in rows)
-    assert len(bench.calls()) == 10
-    bench("--memory", "--engines", "openvino", "openvino:bf16")
-    assert bench.calls() == []
-    assert not (bench.results / "here_runs.tsv").exists()
 
 
 def test_image_of_the_user_is_cut_and_padded(tmp_path):

@@ -140,6 +140,8 @@ class Segmenter:
         """
         with _Course(clock, progress) as course:
             course.at("read")
+            if self.engine is not None:  # a scan was before this one
+                memory.give_back(rings="picture" in job.outputs)
             scan = self._read(job, notes)
             places = {option: staged.path(path) for option, path in job.outputs.items() if option != "record"}
 
@@ -152,9 +154,14 @@ class Segmenter:
                     course.time("write")
                     images.save_image(places["resample"], gridded.data, gridded.affine, scan.header)
 
+            def stage(name, share):
+                if name == "labels":
+                    memory.give_back()
+                course.at(name, share)
+
             def segment():
                 options = self._core_options(job)
-                hooks = {"on_stage": course.at, "on_grid": resampled}
+                hooks = {"on_stage": stage, "on_grid": resampled}
                 return core.segment(scan, self.model, engine, options, release="picture" not in places, **hooks)
 
             result = in_thread(segment)
@@ -196,7 +203,7 @@ class Segmenter:
             own_grid, post = self._on_own_grid(job), "post" in job.outputs
             size = memory.size_of(
                 self.model.network, extent.shape, extent.voxel_mm, options.crop, own_grid,
-                bytes=extent.bytes, picture="picture" in job.outputs, post=post,
+                bytes=extent.bytes, picture="picture" in job.outputs, post=post, loaded=self.engine is not None,
             )  # fmt: skip
             notes["predicted_peak_mib"] = memory.predict(size, *how)
             memory.check(job.image, size, *how, self.model.network)

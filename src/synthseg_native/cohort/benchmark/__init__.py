@@ -4,7 +4,7 @@
 - `in_turn`: the workflow's own, of the engines and the reference that a cohort asks for (benchmark.tsv)
 - `command`: `make benchmark`, of whole commands on this machine, with networks and images of full size; its rounds are
   in `rounds`, who takes part in `contestants`, what is segmented in `inputs`, `images` and `weights`, the report in
-  `report`, `pages` and `plots`, peak memory at many sizes in `peaks`
+  `report`, `pages` and `plots`
 """
 
 from synthseg_native.cohort.benchmark.in_turn import COLUMNS, RUN_COLUMNS, run_benchmark, statistics_of

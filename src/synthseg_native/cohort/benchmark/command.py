@@ -15,7 +15,6 @@ import numpy as np
 from synthseg_native.cohort import environments
 from synthseg_native.cohort.benchmark import inputs, report, weights
 from synthseg_native.cohort.benchmark.contestants import REFERENCE, UPSTREAM, Contestant, Runner, Task, upstream_tree
-from synthseg_native.cohort.benchmark.peaks import MEMORY_SCANS, measure_memory
 from synthseg_native.cohort.benchmark.rounds import Benchmark, Group, Runs
 from synthseg_native.errors import SynthSegError
 from synthseg_native.networks import cards
@@ -50,7 +49,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--timeout-min", type=float, default=60.0, metavar="MINUTES", help="limit of one run (default 60)")
     p.add_argument("--fresh", action="store_true", help="forget what was measured of this code, and begin again")
     p.add_argument("--quick", action="store_true", help="one round of compact2mm on 64x64x64, to try the machinery")
-    p.add_argument("--memory", action="store_true", help="only measure peak memory at several sizes: memory.tsv")
     p.add_argument("--report", action="store_true", help="only write table and plot again, of what was measured")
     p.add_argument("--name", help="of the machine, for the names of the files (default: its CPU)")
     p.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
@@ -91,7 +89,7 @@ def benchmark(arguments: argparse.Namespace) -> int:
     """Measure what is asked for and not measured yet, and write the report. Raises SynthSegError."""
     machine = report.machine()
     name = arguments.name or report.machine_name(machine)
-    runs = None if arguments.memory else Runs(arguments.results / f"{name}_runs.tsv")
+    runs = Runs(arguments.results / f"{name}_runs.tsv")
     if arguments.report:
         if not runs.rows:
             raise SynthSegError("usage", f"{runs.path}: no runs: measure first")
@@ -106,18 +104,12 @@ def benchmark(arguments: argparse.Namespace) -> int:
     upstream = arguments.upstream and upstream_tree(arguments.upstream, full / "weights.h5", work / "upstream")
     runner = Runner(code, pythons, work / "cache", upstream, 60 * arguments.timeout_min)
 
-    def task(size: inputs.Size, model: str, threads: int, voxel_mm: float = 1.0) -> Task:
+    def task(size: inputs.Size, model: str, threads: int) -> Task:
         file = full / "weights.h5" if model == "full" else compact.folder / compact.weights.file
-        return Task(heads[size, voxel_mm], full if model == "full" else compact.folder, file, size, threads)
+        return Task(heads[size, 1.0], full if model == "full" else compact.folder, file, size, threads)
 
     engines = [c for c in arguments.engines if c.environment in pythons]
     base = [] if arguments.no_reference or "tensorflow" not in pythons else [Contestant(REFERENCE)]
-    if arguments.memory:
-        scans = [(model, *scan) for model in ("full", "compact2mm") for scan in MEMORY_SCANS]
-        tasks = [(task(size, model, arguments.threads[0], mm), mm, own_grid) for model, size, mm, own_grid in scans]
-        measure_memory(runner, [*base, *engines], tasks, arguments.results.parent / "memory.tsv", say)
-        return 0
-
     above = [Contestant(UPSTREAM)] if upstream and base else []
     groups = plan(arguments, task, (*base, *engines), (*base, *above, *engines))
     facts = {
@@ -158,9 +150,7 @@ def code_of(folder: Path | str) -> str:
 def _wanted(arguments: argparse.Namespace) -> set[inputs.Grid]:
     """Size and voxel size in mm of the images that are needed."""
     wanted = {(SMALL, 1.0)}
-    if arguments.memory:
-        wanted |= {(size, voxel_mm) for size, voxel_mm, _ in MEMORY_SCANS}
-    elif not arguments.quick:
+    if not arguments.quick:
         wanted |= {(size, 1.0) for size in arguments.sizes}
     return wanted
 

@@ -128,14 +128,9 @@ class Expectation:
         return start + per_voxel * voxels / threads, predicted_mib(group.task, contestant)
 
 
-def in_header(voxel_mm: float) -> tuple[float, float, float]:
-    """A voxel size as a header holds it, three times: a float32 a little above 0.6 mm makes a plane more."""
-    return (float(np.float32(voxel_mm)),) * 3
-
-
-def predicted_mib(task: Task, contestant: Contestant, voxel_mm: float = 1.0, own_grid: bool = False) -> float:
+def predicted_mib(task: Task, contestant: Contestant) -> float:
     """What the memory model says of a run."""
-    size = memory.size_of(cards.load(task.model).network, task.size, in_header(voxel_mm), own_grid=own_grid)
+    size = memory.size_of(cards.load(task.model).network, task.size, (1.0,) * 3, own_grid=False)
     if contestant.engine == UPSTREAM:
         return UPSTREAM_MEMORY * memory.predict(size, REFERENCE)
     return memory.predict(size, contestant.engine, contestant.precision, contestant.device)
