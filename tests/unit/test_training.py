@@ -74,6 +74,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow  # PyTorch starts: 3 s
 def test_wrong_use_is_one_line(training_python, root, tmp_path):
     (tmp_path / "broken.yaml").write_text("a: [")
     cases = {
