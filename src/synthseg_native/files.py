@@ -115,6 +115,9 @@ def write_bytes(path: str | PathLike, data: bytes) -> None:
     try:
         part.write_bytes(data)
         part.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # writing to a full disk names none, and the other name says nothing to a user
+        raise
     finally:
         part.unlink(missing_ok=True)
 

@@ -5,6 +5,7 @@ was half written stays.
 """
 
 import contextlib
+import errno
 import os
 import signal
 import threading
@@ -16,6 +17,8 @@ NUMBERS = (
     *(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT),
     *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU),
 )
+FULL = (errno.ENOSPC, errno.EDQUOT)
+MACHINE = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 Handler = Callable[[int, FrameType | None], None]
 
 
@@ -100,13 +103,20 @@ def whole() -> Iterator[None]:
 
 
 def run(main: Callable[[], int | str | None]) -> int | str | None:
-    """Call a program's main function; its exit status, or, after one line, that of the signal that ended it."""
+    """Call a program's main function; its exit status, or, after one line, that of the signal that ended it, or 4 where
+    the machine did: a full disk, a folder that is closed. Any other error is raised, with its place: it is ours."""
     try:
         with hearing():
             return main()
     except Stopped as reason:
         tell(reason)
         return reason.exit_code
+    except OSError as error:
+        if error.errno not in MACHINE:
+            raise
+        remedy = "make room" if error.errno in FULL else "mend this"
+        say_at_once(f"synthseg-native: {error.filename or 'a file'}: {error.strerror}: {remedy} and call again")
+        return 4
 
 
 def tell(reason: Stopped, what: str = "call again") -> None:

@@ -54,6 +54,8 @@ if mode == "bad":
     sys.exit("reference.py: " + message)
 if mode == "disk":
     sys.exit("OSError: [Errno 28] No space left on device")
+if mode == "unsaid":
+    sys.exit(120)
 if mode == "memory":
     sys.exit("tensorflow: OOM when allocating tensor")
 if mode == "crash":
@@ -248,6 +250,7 @@ def test_the_reference_gets_the_volumes_and_facts_of_a_native_run(place):
     [
         ("bad", "bad_input", False, "scan.nii.gz: 4 dimensions: give a 3-D image"),
         ("disk", "disk", True, "the disk is full"),
+        ("unsaid", "disk", True, "what it had to say could not be written: make room on the disk"),
         ("memory", "oom", True, "not enough memory"),
         ("kill", "killed", True, "ended by SIGKILL"),
         ("crash", "internal", False, "status 1: Segment fault in layer 3"),

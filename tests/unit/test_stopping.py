@@ -1,5 +1,6 @@
 """Signals: heard in one way, ended by in one line; and the lock of Snakemake's that they wait for no more."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from processes import hear_ctrl_c
-from synthseg_native import stopping, streams
+from synthseg_native import files, stopping, streams
 from synthseg_native.cohort import environments
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,6 +69,23 @@ def test_every_signal_is_one_line_and_its_status(number, capfd):
     out, err = capfd.readouterr()
     assert (out, err) == ("cleared up\n", f"synthseg-native: stopped by {signal.Signals(number).name}: call again\n")
     assert signal.getsignal(number) == signal.SIG_DFL, "as before"
+
+
+@pytest.mark.parametrize("error", ["ENOSPC", "EDQUOT", "EROFS", "EACCES", "EIO", "ESTALE", "ENOENT"])
+def test_what_the_machine_refuses_a_step_is_one_line(tmp_path, monkeypatch, capfd, error):
+    def refuse(path, data):
+        raise OSError(getattr(errno, error), os.strerror(getattr(errno, error)))  # of writing: names no file
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    table = tmp_path / "volumes.tsv"
+    if error == "ENOENT":  # a fault of ours, and told as one
+        with pytest.raises(OSError):
+            stopping.run(lambda: files.write_text(table, "a"))
+        return
+    assert stopping.run(lambda: files.write_text(table, "a")) == 4
+    what, remedy = os.strerror(getattr(errno, error)), "make room" if error in ("ENOSPC", "EDQUOT") else "mend this"
+    assert capfd.readouterr().err == f"synthseg-native: {table}: {what}: {remedy} and call again\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_was_ignored_stays_ignored():

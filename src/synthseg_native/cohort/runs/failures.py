@@ -16,6 +16,7 @@ from synthseg_native.verification import verify
 MEMORY_HINT = "not enough memory: close other programs, run fewer at once, or use a larger machine"
 _DISK = re.compile(r"No space left on device|Disk quota exceeded|\[Errno 28\]|\[Errno 122\]")
 _MEMORY = re.compile(r"MemoryError|ResourceExhausted|OOM when allocating|bad_alloc|Cannot allocate memory")
+UNSAID = 120  # Python's status where its last words could not be written
 LAST_SIGNAL = 31  # a status above 128 + this is no signal's: 255 is what container runtimes end with
 
 
@@ -39,6 +40,9 @@ def failure(status: int, measured: dict, log: str, image: Path | str, timeout: f
         return SynthSegError(
             "timeout", f"{image}: took longer than {timeout:.0f} s: give it more time, or more threads"
         )
+    if status == UNSAID and not lines:
+        what = "what it had to say could not be written: make room on the disk and call again"
+        return SynthSegError("disk", f"{image}: {what}")
     if _DISK.search(log):
         return SynthSegError("disk", f"{image}: the disk is full: make room and call again")
     if _MEMORY.search(log) or (number == signal.SIGKILL and _memory_was_short(measured)):
