@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from small_scans import MGH, patch, ramp, save
 
+from processes import bound_by_modes
 from synthseg_native import cli
 from synthseg_native.cohort import config as configuration
 from synthseg_native.cohort.samples import read_samples
@@ -562,19 +563,6 @@ def world(root):
         yield World(root, folder, at_end)
 
 
-@contextlib.contextmanager
-def without_privileges():
-    """As a user whom file modes bind, where this one is root."""
-    root = os.geteuid() == 0
-    if root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if root:
-            os.seteuid(0)
-
-
 def in_workflow(run, world, capfd, monkeypatch):
     with pytest.raises(SynthSegError) as caught:
         run(world.folder, world.root)
@@ -585,11 +573,11 @@ def in_workflow(run, world, capfd, monkeypatch):
 def by_command(make, world, capfd, monkeypatch):
     path, read = make(world.folder), reading.read
 
-    def read_without_privileges(*arguments, **options):
-        with without_privileges():
+    def read_bound(*arguments, **options):
+        with bound_by_modes():
             return read(*arguments, **options)
 
-    monkeypatch.setattr(reading, "read", read_without_privileges)
+    monkeypatch.setattr(reading, "read", read_bound)
     status = cli.main(world.arguments(path))
     out, err = capfd.readouterr()
     assert out == ""
