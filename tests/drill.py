@@ -30,6 +30,8 @@ sys.path.insert(0, str(Path(__file__).parent / "workflow"))
 sys.path.insert(0, str(Path(__file__).parent))
 from project import ENGINE, Project, write_image
 
+from processes import hear_ctrl_c
+
 SCANS = ("01", "02", "03")
 LONGEST_S = 240  # a call of this cohort takes 10 to 30 s; beyond this it hangs
 ENDS_WITHIN_S = 30  # after a signal to the call
@@ -93,6 +95,7 @@ class Drill:
             stdout=(self.folder / "said").open("w"),
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=hear_ctrl_c,  # in a shell's background SIGINT would be ignored, and these rounds try nothing
         )
 
     def said(self) -> str:
