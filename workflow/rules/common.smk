@@ -20,7 +20,17 @@ from synthseg_native.cohort import handover
 handover.take_over(workflow.main_snakefile)
 
 from synthseg_native import memory
-from synthseg_native.cohort import config_files, demands, deploy, environments, halting, job, report_labels, state, variables
+from synthseg_native.cohort import (
+    config_files,
+    demands,
+    deploy,
+    environments,
+    halting,
+    job,
+    report_labels,
+    state,
+    variables,
+)
 from synthseg_native.cohort.paths import Patterns
 from synthseg_native.cohort.plan import Plan
 from synthseg_native.errors import SynthSegError
