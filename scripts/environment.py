@@ -112,7 +112,9 @@ def snakemake(arguments):
     if not {"--help", "-h", "--version", "-v"} & set(arguments):
         words = arguments_of.no_settings(arguments)
         if words:
-            remedy = f"put it before --config, as in: {words[0]} --config KEY=VALUE"
+            remedy = f"write {words[0]}=VALUE"
+            if "/" in words[0] or "." in words[0]:
+                remedy = f"put it before --config, as in: {words[0]} --config KEY=VALUE"
             sys.exit(f"synthseg-native: --config: {words[0]} is no KEY=VALUE: {remedy}")
         if snakefile is None or Path(snakefile).resolve().is_relative_to(ROOT):
             need_configuration(directory, arguments)
@@ -207,9 +209,15 @@ def is_profile(path):
 
 def need_folder(directory):
     """End in one line where Snakemake cannot make the folder that it keeps what it knows in, as it does in any call."""
+    need_no_file(directory / ".snakemake")
     if not (directory / ".snakemake").is_dir() and not os.access(str(directory), os.W_OK | os.X_OK):
         what = "cannot be written to, and Snakemake makes its folder .snakemake there, even for a look"
         sys.exit(f"synthseg-native: {directory.resolve()}: {what}: make it writable, or name another by --directory")
+
+
+def need_no_file(folder):
+    if folder.exists() and not folder.is_dir():
+        sys.exit(f"synthseg-native: {folder.resolve()}: a file, where Snakemake's folder belongs: remove it")
 
 
 def take_lock(directory, unlock=False):
@@ -220,6 +228,7 @@ def take_lock(directory, unlock=False):
     remove them.
     """
     folder = directory / ".snakemake"
+    need_no_file(folder)
     folder.mkdir(parents=True, exist_ok=True)
     left = [path for path in (folder / "locks").glob("*") if path.is_file()]
     try:

@@ -231,7 +231,7 @@ def _edited(job, state):
 
 @contextmanager
 def _keeping_others(job, bar, overwrite):
-    """Keep label maps of which nothing says what made them, where others take their places, and say so."""
+    """Keep what lies in the places of results and is not of this command's making, and say so."""
     from synthseg_native import jobs as planning
     from synthseg_native.results import kept
 
@@ -244,7 +244,7 @@ def _keeping_others(job, bar, overwrite):
     finally:
         for path in places:
             for other in kept.settle(path):
-                what = "another label map lay there, and nothing says what made it"
+                what = "another file lay there, and nothing says that it is this command's"
                 bar.say(f"{path}: {what}: kept as {other.name}", sys.stdout)
 
 
@@ -334,12 +334,17 @@ class Tables:
 
     def __init__(self, call, labels):
         from synthseg_native import jobs as planning
+        from synthseg_native.results import tables
 
         self.call, self.labels, self.volumes, self.remarks = call, labels, {}, {}
         self.predicted = 0  # MiB, of the largest scan so far
         self.ours = {planning.row_before(job) for job in call.jobs}  # what this call writes in their place
         names = {planning.row_name(job) for job in call.jobs}
         same = sorted({row[0] for part in self._others() for row in part} & names)
+        tsv = call.tables.get("volumes_tsv")
+        if tsv and tsv.is_file() and not tables.is_volumes_tsv(tsv):
+            text = f"{tsv}: is something else than a table of volumes: choose another name, or remove it"
+            raise SynthSegError("usage", text)
         about = "has a row {} already, and nothing says that it is of this scan: it stays"
         self.said = [f"{call.tables['vol']}: {about.format(name)}" for name in same]
 

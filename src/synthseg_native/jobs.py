@@ -12,6 +12,7 @@ from pathlib import Path
 from synthseg_native.errors import SynthSegError
 from synthseg_native.files import SEAL, at_home, is_sealed, read_json, read_text, sealed
 from synthseg_native.identity import current, stages
+from synthseg_native.results.kept import LABEL_MAPS
 from synthseg_native.scan.formats import IMAGE_EXTENSIONS, image_extension
 from synthseg_native.scan.reading import sha256_of
 
@@ -27,6 +28,7 @@ PER_SCAN = {
 }
 TABLES = {"vol": ".csv", "volumes_tsv": ".tsv"}
 NOT_WRITTEN = (".hdr", ".img", ".npz", ".gz", ".dcm", ".mnc", ".png", ".json")  # no folder is meant by these
+OTHER_IMAGES = (".img", ".img.gz", ".mnc", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".nii.bz2", ".nii.xz", ".nii.zst")
 NOTE = "SynthSegNative"
 
 
@@ -153,8 +155,13 @@ def _of_folder(folder, given):
             raise _usage(path, f"a file for {flag(option)}, but --i is a folder", "give a folder")
     images = sorted(path for path in folder.iterdir() if image_extension(path) and not path.name.startswith("."))
     stems = Counter(_stem(image.name) for image in images)
+    others = sorted(path.name for path in folder.iterdir() if path.name.lower().endswith(OTHER_IMAGES))
     jobs = [Job(image, alike=stems[_stem(image.name)] > 1) for image in images]
     remarks = _tell_apart(jobs)
+    if others:
+        number = "1 image" if len(others) == 1 else f"{len(others)} images"
+        what = f"{number} of other formats ({others[0]}) left out: convert to .nii.gz"
+        remarks.append(f"{folder}: {what}")
     for job in jobs:
         job.outputs = {option: Path(path, _derived(job, option)) for option, path in places.items()}
     made = {_place(path) for job in jobs for path in job.outputs.values()}
@@ -347,9 +354,28 @@ def _earlier(job, found) -> current.State:
 
 
 def unvouched(job: Job) -> list[Path]:
-    """The label maps in the places of this job's, of which no note says what made them."""
+    """What lies in the places of this job's results and is, as far as anybody can say, not of this command's making."""
     found = _note(job.sidecars["o"])
-    return current.unvouched(job.outputs, found.get("ResultsSHA256") if isinstance(found, dict) else None)
+    made = found.get("ResultsSHA256") if isinstance(found, dict) else None
+    known = made if isinstance(made, dict) else {}
+    others = {o: path for o, path in job.outputs.items() if o not in LABEL_MAPS and o not in known}
+    return current.unvouched(job.outputs, made) + [path for o, path in others.items() if _is_foreign(o, path)]
+
+
+def _is_foreign(option: str, path: Path) -> bool:
+    """Whether a file that no note knows is none of this command's, by what it says of itself."""
+    from synthseg_native.results import picture
+
+    try:
+        if not path.is_file() or not path.stat().st_size:
+            return False
+        if option == "record":
+            content = read_json(path)
+            return not (isinstance(content, dict) and {"schema", "kind", "status"} <= set(content))
+        with path.open("rb") as file:
+            return option != "picture" or picture.made_by_of(file.read(1024)) is None
+    except OSError:  # it cannot be read, and is somebody's
+        return True
 
 
 def remembered(job: Job) -> tuple[dict, dict]:

@@ -69,13 +69,13 @@ class World:
                 Path(path).write_text(f"{path}\n")
         for engine, scan in plan.identities.states:
             if engine != "reference":
-                made_by = plan.identities.step_key("picture.py")
+                made_by = plan.identities.made_by("picture.py", engine, scan)
                 info = b"tEXtsynthseg-native\0" + made_by.encode()
                 Path(plan.path("picture", engine, scan)).write_bytes(
                     (len(info) - 4).to_bytes(4, "big") + info + b"more" + picture.END
                 )
                 if scan in plan.compared:
-                    compared = {"made_by": plan.identities.step_key("compare.py")}
+                    compared = {"made_by": plan.identities.made_by("compare.py", engine, scan)}
                     write_sealed(plan.path("compare", engine, scan), compared)
         deploy.prepare(plan)
         self.tell(**config)

@@ -62,7 +62,7 @@ def config(change):
 
 SHEET_AND_CONFIG = {
     "no sheet": (no_sheet, "samples.tsv: no such sample sheet: write it, or set `samples:` in the config"),
-    "sheet is a folder": (sheet_is_a_folder, "samples.tsv: cannot be read ([Errno 21] Is a directory"),
+    "sheet is a folder": (sheet_is_a_folder, "samples.tsv: a folder, not a sample sheet: name the sheet in it"),
     "sheet is not UTF-8": (
         sheet("participant_id\timage\n01\tä".encode("latin1")),
         "samples.tsv: cannot be read (not UTF-8 text, maybe Latin-1 or Windows-1252 (line 2)): save it as tab-",

@@ -171,7 +171,7 @@ def test_a_label_map_of_which_nothing_says_what_made_it_is_kept(stand_in, run, s
     nib.save(nib.Nifti1Image(np.asanyarray(made.dataobj), made.affine), label_map)  # other bytes, the same labels
     if note != "{}":  # that is somebody else's metadata, and refused
         assert run(*call) == 0
-        assert sorted(tmp_path.iterdir()) == there and "another label map" not in capsys.readouterr().out
+        assert sorted(tmp_path.iterdir()) == there and "another file" not in capsys.readouterr().out
 
     lose_the_note()
     nib.save(nib.Nifti1Image(np.zeros(made.shape, np.int32), made.affine), label_map)
@@ -182,7 +182,7 @@ def test_a_label_map_of_which_nothing_says_what_made_it_is_kept(stand_in, run, s
     assert run("--i", scan, "--o", label_map, "--weights", tmp_path / "none.h5") == 2
     assert label_map.read_bytes() == edited and not kept.exists(), "where no scan was segmented nothing was replaced"
     assert run(*call) == 0
-    what = "another label map lay there, and nothing says what made it: kept as o.nii.gz.kept\n"
+    what = "another file lay there, and nothing says that it is this command's: kept as o.nii.gz.kept\n"
     assert f"{label_map}: {what}" in capsys.readouterr().out
     assert kept.read_bytes() == edited and label_map.read_bytes() != edited
     assert run(*call) == 0 and "kept" not in capsys.readouterr().out
@@ -194,6 +194,37 @@ def test_a_label_map_of_which_nothing_says_what_made_it_is_kept(stand_in, run, s
     label_map.write_bytes(edited)
     assert run(*call, "--overwrite-edited") == 0
     assert sorted({*tmp_path.iterdir()} - {*there}) == [kept, tmp_path / "o.nii.gz.kept-2"]
+
+
+def test_files_of_others_in_the_places_of_results_are_kept_or_refused(stand_in, run, scan, tmp_path, capsys):
+    places = {"--picture": "p.png", "--record": "r.json", "--margin": "m.nii.gz", "--resample": "s.nii.gz"}
+    places |= {"--post": "post.nii.gz", "--native-grid": "n.nii.gz"}
+    for name in places.values():
+        (tmp_path / name).write_text('{"mine": 1}')
+    shutil.copy(scan, tmp_path / "s.nii.gz")
+    shutil.copy(scan, tmp_path / "n.nii.gz")
+    before = {name: (tmp_path / name).read_bytes() for name in places.values()}
+    call = ["--i", scan, "--o", tmp_path / "o.nii", *(word for o, n in places.items() for word in (o, tmp_path / n))]
+    assert run(*call) == 0
+    said = capsys.readouterr().out
+    for name, content in before.items():
+        assert (tmp_path / f"{name}.kept").read_bytes() == content and (tmp_path / name).read_bytes() != content
+        assert f"{tmp_path / name}: another file lay there, and nothing says that it is this command's: kept as" in said
+    there = sorted(tmp_path.iterdir())
+    assert run(*call, "--fast") == 0
+    assert run("--i", scan, "--o", tmp_path / "o.nii") == 0  # its note forgets the others
+    assert run(*call[:4], "--picture", tmp_path / "p.png", "--record", tmp_path / "r.json") == 0
+    assert sorted(tmp_path.iterdir()) == there and "another file" not in capsys.readouterr().out
+
+    sheet = tmp_path / "my.tsv"
+    sheet.write_text("participant_id\timage\n01\ta.nii\n")
+    assert run("--i", scan, "--o", tmp_path / "o.nii", "--volumes-tsv", sheet) == 2
+    assert capsys.readouterr().err == (
+        f"synthseg-native: {sheet}: is something else than a table of volumes: choose another name, or remove it\n"
+    )
+    assert sheet.read_text().startswith("participant_id")
+    for more in ([], ["--fast"]):
+        assert run("--i", scan, "--o", tmp_path / "o.nii", "--volumes-tsv", tmp_path / "v.tsv", *more) == 0
 
 
 def test_results_of_an_earlier_version_are_made_again_once(stand_in, run, scan, tmp_path, capsys):

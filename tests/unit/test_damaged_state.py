@@ -66,6 +66,7 @@ READERS = {
     "reference.py": USERS,
     "results/kept.py": "tests/unit/test_cli_many.py",
     "results/record.py": SYSTEM,
+    "results/tables.py": "tests/unit/test_cli_many.py",  # whether a table of --volumes-tsv is one
     "results/volumes.py": MADE,
     "scan/disguise.py": USERS,
     "scan/reading.py": USERS,

@@ -91,6 +91,13 @@ def test_results_never_overwrite_what_is_read_or_each_other(tmp_path):
     refused("usage", "end it in .tsv", i=tmp_path / "list.txt", o=tmp_path / "o.txt", volumes_tsv=tmp_path / "o.txt")
 
 
+def test_images_of_other_formats_in_a_folder_are_said(tmp_path):
+    folder = touch(tmp_path / "scans", "a.nii.gz", "b.img", "b.hdr", "c.mnc")
+    assert call(i=folder, o=tmp_path / "out").remarks == [
+        f"{folder}: 2 images of other formats (b.img) left out: convert to .nii.gz"
+    ]
+
+
 def test_tables_have_places_of_their_own(tmp_path):
     scan = touch(tmp_path, "a.nii.gz") / "a.nii.gz"
     found = call(i=scan, o=tmp_path / "b.nii", vol=tmp_path / "v", volumes_tsv=tmp_path / "v.tsv")

@@ -316,6 +316,7 @@ def test_two_profiles_of_a_name_are_said(profiles, tmp_path, project, capsys):
          "--directory stduy: no such folder: correct it, or make it, with stduy/config/config.yaml"),
         (["--directory", "nothing"],
          "nothing/config/config.yaml: no such configuration: copy ROOT/config/config.yaml there"),
+        (["--directory", "study", "--config", "model"], "--config: model is no KEY=VALUE: write model=VALUE"),
         (["--directory", "study", "--config", "model=synthseg2", "results/summary.tsv"],
          "--config: results/summary.tsv is no KEY=VALUE: put it before --config, as in: results/summary.tsv --config "
          "KEY=VALUE"),
@@ -339,6 +340,11 @@ def test_a_look_at_a_study_that_may_not_be_written_to_is_one_line(snakemake, tmp
     what = "cannot be written to, and Snakemake makes its folder .snakemake there, even for a look"
     remedy = "make it writable, or name another by --directory"
     assert ended.value.code == f"synthseg-native: {study}: {what}: {remedy}"
+    (study / ".snakemake").touch()
+    for look in (["-n"], ["--cores", "1"]):
+        with pytest.raises(SystemExit, match=r"\.snakemake: a file, where Snakemake's folder belongs: remove it$"):
+            snakemake("--directory", "study", *look)
+    (study / ".snakemake").unlink()
     (study / ".snakemake").mkdir()
     snakemake("--directory", "study", "-n")
 

@@ -455,9 +455,17 @@ def test_pictures_and_comparisons_that_were_cut_or_changed_are_made_again(world)
     Path(plan.path("compare", "openvino", second)).write_text("[1]")
     assert state.to_make(world.plan()) == {str(drawn), str(compared), plan.path("compare", "openvino", second)}
     assert state.lines(world.plan()) == [
-        "1 picture again: cut, changed, or drawn by other code or limits (sub-01_T1w)",
-        "2 comparisons again: changed, or made by other code or thresholds (sub-01_T1w, sub-02_T1w)",
+        "1 picture again: cut, changed, another's, or drawn by other code or limits (sub-01_T1w)",
+        "2 comparisons again: changed, another's, or made by other code or thresholds (sub-01_T1w, sub-02_T1w)",
     ]
+
+
+def test_another_scan_s_picture_and_comparison_do_not_pass_for_one_s_own(world):
+    plan, first, second = world.plan(), *(SCAN.format(name, name) for name in ("01", "02"))
+    places = [plan.path(name, "openvino", first) for name in ("picture", "compare")]
+    for name, path in zip(("picture", "compare"), places, strict=True):
+        shutil.copy(plan.path(name, "openvino", second), path)
+    assert state.to_make(world.plan()) == set(places)
 
 
 @pytest.mark.parametrize("table", ["summary", "columns", "homogeneity", "failed", "volumes", "volumes_wide",
@@ -563,3 +571,54 @@ def test_results_that_may_not_be_written_to_are_one_line_and_stay(world):
     with bound_by_modes(), pytest.raises(SynthSegError, match=said):
         deploy.make_again(world.plan(), runs=True)
     assert deploy.make_again(world.plan(), runs=False), "a look says what there is to do"
+
+
+def file_for_folder(folder):
+    shutil.rmtree(folder)
+    folder.write_text("mine")
+
+
+def folder_for_table(path):
+    path.unlink()
+    path.mkdir()
+    (path / "notes").write_text("mine")
+
+
+def dead_link(path):
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize("runs", [True, False])
+@pytest.mark.parametrize(
+    ("place", "put", "said"),
+    [
+        ("openvino", file_for_folder, "a file, where a folder of the results belongs"),
+        ("openvino/sub-01", file_for_folder, "a file, where a folder of the results belongs"),
+        ("openvino/sub-01/anat", file_for_folder, "a file, where a folder of the results belongs"),
+        ("logs", lambda path: path.write_text("mine"), "a file, where a folder of the results belongs"),
+        ("failed.tsv", folder_for_table, "a folder, where a table belongs"),
+        ("summary.tsv", folder_for_table, "a folder, where a table belongs"),
+        ("openvino/sub-01/anat/sub-01_T1w_seg-compact2mm_res-2mm_dseg.nii.gz", dead_link, "a link that leads nowhere"),
+        ("summary.tsv", dead_link, "a link that leads nowhere"),
+    ],
+)
+def test_what_lies_where_results_belong_is_one_line(world, place, put, said, runs):
+    path = Path(world.plan().results, place)
+    put(path)
+    with pytest.raises(SynthSegError) as caught:
+        deploy.make_again(world.plan(), runs)
+    assert caught.value.message == f"{path}: {said}: remove it and call again"
+
+
+def test_tables_call_rows_stale_as_soon_as_a_call_says_so(world, monkeypatch):
+    """What ends the call then, even before its first job, leaves no old number that stands for a new one."""
+    marked = []
+    monkeypatch.setattr(deploy, "_summarise", lambda plan: marked.append(plan))
+    deploy.make_again(world.plan(), runs=True)
+    assert not marked
+    Path(world.plan().image_path(SCAN.format("01", "01"))).write_text("another image")
+    deploy.make_again(world.plan(), runs=False)
+    assert not marked
+    deploy.make_again(world.plan(), runs=True)
+    assert len(marked) == 1

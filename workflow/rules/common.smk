@@ -21,6 +21,7 @@ handover.take_over(workflow.main_snakefile)
 
 from synthseg_native import memory
 from synthseg_native.cohort import (
+    arguments,
     config_files,
     demands,
     deploy,
@@ -63,6 +64,9 @@ try:
     if workflow.modifier.is_main_snakefile() and not workflow.is_main_process:
         PLAN = job.plan_of(config, ROOT, sys.argv)
     PLAN = PLAN or Plan(config, ROOT, dry_run=workflow.output_settings.dryrun or "--lint" in sys.argv)
+    if workflow.is_main_process and workflow.modifier.is_main_snakefile():
+        if said := arguments.misdirected(sys.argv, PLAN.results):
+            raise SynthSegError("usage", said)
     # Jobs run a copy of the code, made when the run begins, so that an edit in mid-cohort cannot mix versions.
     SNAPSHOT = environments.snapshot_place()
 except (SynthSegError, environments.SetupError, OSError) as error:
@@ -139,13 +143,13 @@ def wanted_runs(wildcards):
     return there(PLAN.wanted_runs())
 
 
-@cache
-def step_code(script):
-    """The digest of a step's code, once per call. A param, so that other code runs the step again.
+def step_code(script, of=None):
+    """The digest of a step's code. A param, so that other code runs the step again.
 
-    Pictures and comparisons keep it, and are asked themselves (`make_again`): theirs is not for Snakemake to compare.
+    Pictures and comparisons keep it, with whose they are, and are asked themselves (`make_again`): theirs is not for
+    Snakemake to compare. of: their wildcards.
     """
-    return PLAN.identities.step_key(script)
+    return PLAN.identities.made_by(script, of.engine, of.scan) if of else PLAN.identities.step_key(script)
 
 
 def there(paths):

@@ -30,7 +30,7 @@ rule compare:
         code=CODE,
         labels=LABELS,
         thresholds=constant(keys.settings_json(**PLAN.config["equivalence"])),
-        step=lambda wildcards, input: step_code("compare.py"),
+        step=lambda wildcards, input: step_code("compare.py", wildcards),
     message:
         "Compare {wildcards.scan} ({wildcards.engine}) with the reference"
     shell:

@@ -29,7 +29,7 @@ rule picture:
         image=IMAGE,
         labels=LABELS,
         title=lambda wildcards, input: PLAN.title(wildcards.engine, wildcards.scan),
-        step=lambda wildcards, input: step_code("picture.py"),
+        step=lambda wildcards, input: step_code("picture.py", wildcards),
     message:
         "Draw {wildcards.scan} ({wildcards.engine})"
     shell:

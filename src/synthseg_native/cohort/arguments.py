@@ -75,6 +75,20 @@ def no_settings(arguments: Sequence[str]) -> list[str]:
     return [word for word in _words_of(arguments, ("--config", "-C")) if "=" not in word]
 
 
+def misdirected(arguments: Sequence[str], results: str) -> str | None:
+    """A target below results/ where the configuration has the results elsewhere, and what it is called there.
+
+    >>> misdirected(["--cores", "1", "results/summary.tsv"], "out")
+    'results/summary.tsv: results are in out, as the configuration says: ask for out/summary.tsv'
+    >>> misdirected(["results/summary.tsv"], "results")
+    """
+    for word in arguments if results != "results" else ():
+        if word.startswith("results/") and not Path(word).exists():
+            there = word.replace("results", results, 1)
+            return f"{word}: results are in {results}, as the configuration says: ask for {there}"
+    return None
+
+
 def _words_of(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
     """The words that belong to an option of any number of them."""
     found, taking = [], False

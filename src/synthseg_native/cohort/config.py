@@ -119,6 +119,8 @@ def _lines(error: jsonschema.ValidationError) -> list[str]:
         return [_unknown(f"{where}{key}", str(key), known, where) for key in error.instance if key not in known]
     if error.validator == "required":
         return [f"{where}{error.message}: add it"]
+    if error.schema.get("format") == "path" and error.validator == "pattern" and error.instance in ("", "."):
+        return [f"{where.rstrip('.')}: {error.instance!r} names no folder of its own: write results, or another name"]
     if error.schema.get("format") == "path" and error.validator == "pattern":
         folder, name = os.path.split(error.instance)
         return [f"{where.rstrip('.')}: {error.instance} lies outside of the working directory: set it to {name}, and "

@@ -95,10 +95,12 @@ def make_again(plan: Plan, runs: bool) -> set[str]:
     rules. Raises SetupError where the copy of the code that the jobs run cannot be made, SynthSegError where nothing
     can be written to the results, or another run does.
     """
+    wanted = [*plan.wanted_runs(), *plan.wanted_once(), *plan.aggregates().values()]
+    _need_places(plan, wanted)
     if runs:
         hold_results(plan.state)
         plan.contents.begin_saving()
-        _date_back([*plan.wanted_runs(), *plan.wanted_once(), *plan.aggregates().values()])
+        _date_back(wanted)
     found = state.to_make(plan)
     remarks = [samples.contradictions(plan.scans.values()), samples.shared_images(plan.scans.values())]
     for line in [*filter(None, remarks), *state.lines(plan)]:
@@ -108,7 +110,29 @@ def make_again(plan: Plan, runs: bool) -> set[str]:
         prepare(plan)
         _keep_others(plan)
         environments.run_snapshot()
+        _mark_stale(plan)
     return found
+
+
+def _need_places(plan: Plan, wanted: list[str]) -> None:
+    """Raise SynthSegError for what lies where results belong and is not a person's to lose, nor Snakemake's to stumble
+    over: files in the place of folders, folders in that of tables, links whose end is gone."""
+    folders = {f"{plan.results}/logs"}
+    for path in wanted:
+        folder = os.path.dirname(path)  # noqa: PTH120 (a hundred thousand of them in a large cohort)
+        while folder not in folders and len(folder) > len(plan.results):
+            folders.add(folder)
+            folder = os.path.dirname(folder)  # noqa: PTH120
+    faults = [
+        f"{path}: a file, where a folder of the results belongs"
+        for path in folders
+        if os.path.lexists(path) and not os.path.isdir(path)  # noqa: PTH112
+    ]
+    faults += [f"{path}: a folder, where a table belongs" for path in plan.aggregates().values() if Path(path).is_dir()]
+    faults += [f"{path}: a link that leads nowhere" for path in wanted if os.path.islink(path) and not is_there(path)]  # noqa: PTH114
+    if faults:
+        more = f" (and {len(faults) - 1} more of these)" if len(faults) > 1 else ""
+        raise SynthSegError("disk", f"{min(faults)}{more}: remove it and call again")
 
 
 def _need_writable(plan: Plan, found: set[str]) -> None:
@@ -181,7 +205,7 @@ def deploy(plan: Plan, here: bool = True) -> None:
             containers.ensure_image(plan.reference, plan.root)
         except SynthSegError as error:
             environments.say(f"reference: {error}")
-    _mark_stale(plan)
+    _mark_stale(plan)  # where the target asks for no scan; else `make_again` has
 
 
 def _mark_stale(plan: Plan) -> None:

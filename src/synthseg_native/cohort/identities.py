@@ -23,6 +23,12 @@ class Identities:
     def __init__(self, plan: Plan):
         self.plan = plan
 
+    def made_by(self, script: str, engine: str, scan: str) -> str:
+        """What a picture or a comparison keeps of what made it: the step's key, of whom it is, so that one that was
+        put in another's place does not pass for that one's."""
+        return keys.digest(self.step_key(script), engine, scan)
+
+    @functools.cache  # noqa: B019 (there is one in a process)
     def step_key(self, script: str) -> str:
         """What a step that runs no network depends on beside its inputs: its code, what is shown, thresholds."""
         stage = next(stage for stage in stages.STAGES.values() if script in stage.scripts)

@@ -72,6 +72,8 @@ def read_samples(sheet: str | PathLike) -> list[Scan]:
         raise SynthSegError(
             "usage", f"{sheet}: no such sample sheet: write it, or set `samples:` in the config"
         ) from None
+    except IsADirectoryError:
+        raise SynthSegError("usage", f"{sheet}: a folder, not a sample sheet: name the sheet in it") from None
     except (OSError, ValueError) as error:
         raise SynthSegError(
             "usage", f"{sheet}: cannot be read ({error}): save it as tab-separated UTF-8 text"

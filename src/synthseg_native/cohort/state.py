@@ -129,21 +129,17 @@ def _rows(path: Path, columns: Sequence[str]) -> list[dict] | None:
 
 
 def _drawn_or_compared_otherwise(plan: Plan) -> set[str]:
-    """Pictures and comparisons that say of themselves that other code, limits or thresholds made them."""
-    drawing, comparing = plan.identities.step_key("picture.py"), plan.identities.step_key("compare.py")
-    pairs = [pair for pair in plan.identities.states if pair[0] != "reference"]
-    pictures = [
-        plan.path("picture", *pair)
-        for pair in pairs
-        if not (plan.identities.is_kept(*pair) or plan.identities.is_lasting(*pair))
-    ]
-    compared = set(plan.compared)
-    comparisons = [
-        plan.path("compare", *pair) for pair in pairs if pair[1] in compared and plan.identities.is_comparable(*pair)
-    ]
-    return {path for path in pictures if _drawn_by(path) != drawing} | {
-        path for path in comparisons if (read_sealed(path) or {}).get("made_by") != comparing
-    }
+    """Pictures and comparisons that say of themselves that other code, limits or thresholds made them, or of another
+    scan."""
+    found, compared, identities = set(), set(plan.compared), plan.identities
+    for pair in (pair for pair in identities.states if pair[0] != "reference"):
+        if not (identities.is_kept(*pair) or identities.is_lasting(*pair)):
+            path = plan.path("picture", *pair)
+            found |= {path} if _drawn_by(path) != identities.made_by("picture.py", *pair) else set()
+        if pair[1] in compared and identities.is_comparable(*pair):
+            path, made_by = plan.path("compare", *pair), identities.made_by("compare.py", *pair)
+            found |= {path} if (read_sealed(path) or {}).get("made_by") != made_by else set()
+    return found
 
 
 def _drawn_by(path: str) -> str | None:
@@ -189,8 +185,8 @@ def _redrawn(plan: Plan) -> list[str]:
                 path = plan.path(kind, engine, scan) if kind == "picture" or scan in plan.compared else None
                 if path in again and is_there(path):
                     found.setdefault({"compare": "comparison"}.get(kind, kind), []).append(scan)
-    why = {"picture": "cut, changed, or drawn by other code or limits",
-           "comparison": "changed, or made by other code or thresholds"}  # fmt: skip
+    why = {"picture": "cut, changed, another's, or drawn by other code or limits",
+           "comparison": "changed, another's, or made by other code or thresholds"}  # fmt: skip
     return [_line(what, f"again: {why[what]}", scans) for what, scans in found.items()]
 
 

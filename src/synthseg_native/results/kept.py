@@ -1,6 +1,7 @@
-"""A label map in the place of a new one, of which nothing says what made it: it may be somebody's work, and is kept."""
+"""A file in the place of a new result, of which nothing says what made it: it may be somebody's work, and is kept."""
 
 import contextlib
+import filecmp
 import gzip
 import os
 import shutil
@@ -11,7 +12,7 @@ ENDING = ".kept"  # no image's, so that a folder of scans does not gain one
 
 
 def keep(path: str | Path) -> Path:
-    """Give a label map a second name beside it, so that it outlives its place; `settle` says what becomes of that.
+    """Give a file a second name beside it, so that it outlives its place; `settle` says what becomes of that.
 
     By a link; where the disk has none, by a copy. Raises OSError.
     """
@@ -30,9 +31,10 @@ def keep(path: str | Path) -> Path:
 
 
 def settle(path: str | Path) -> list[Path]:
-    """Take away what `keep` has kept of a label map where its place still has it, or a new one that says the same.
+    """Take away what `keep` has kept where its place still has it, or what is new there says the same: the same bytes,
+    or a label map of the same labels on the same grid.
 
-    Returns what stays: other labels, or on another grid. What cannot be taken away stays, too.
+    Returns what stays. What cannot be taken away stays, too.
     """
     path = Path(path)
     found = sorted(other for other in path.parent.glob("*") if other.name.startswith(f"{path.name}{ENDING}"))
@@ -50,12 +52,16 @@ def _is_same_file(path: Path, other: Path) -> bool:
 
 
 def _says_the_same(path: Path, other: Path) -> bool:
-    """Whether two label maps have the same labels on the same grid."""
+    """Whether two files are alike, or two label maps have the same labels on the same grid."""
     import nibabel as nib
     import numpy as np
 
-    with contextlib.suppress(Exception):  # of a damaged or missing file; nibabel's kinds are many
+    with contextlib.suppress(Exception):  # of a damaged or missing file, or no image; nibabel's kinds are many
+        if filecmp.cmp(path, other, shallow=False):
+            return True
         first = nib.load(path)
+        if first.get_data_dtype().kind not in "iu":  # posteriors take gigabytes
+            return False
         second = type(first).from_bytes(_unpacked(other.read_bytes()))  # its name would say nothing to nibabel
         return (
             first.shape == second.shape

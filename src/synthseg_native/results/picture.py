@@ -298,8 +298,7 @@ def _drawn(canvas, panels, title, subtitle, lines, made_by):
     figure.clear()
     del page.renderer
     png, about = BytesIO(), PngInfo()
-    if made_by:
-        about.add_text(MADE_BY, made_by)
+    about.add_text(MADE_BY, made_by or "synthseg-native")
     Image.fromarray(drawn).save(png, format="PNG", pnginfo=about)
     return png.getvalue()
 
@@ -308,7 +307,7 @@ END = b"\x00\x00\x00\x00IEND\xaeB`\x82"  # the last chunk of every PNG
 
 
 def made_by_of(start: bytes) -> str | None:
-    """The word that a picture was drawn with; None without one. start : the file's first kilobyte."""
+    """The word that a picture was drawn with; None where it is none of ours. start : the file's first kilobyte."""
     _, found, rest = start.partition(f"tEXt{MADE_BY}".encode() + b"\0")
     length = int.from_bytes(start[start.find(b"tEXt") - 4 :][:4], "big") - len(MADE_BY) - 1
     return rest[:length].decode("latin-1") if found else None

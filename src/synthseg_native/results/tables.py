@@ -81,6 +81,14 @@ def volume_rows(
     ]
 
 
+def is_volumes_tsv(path: str | Path) -> bool:
+    """Whether a file is what `save_volumes_tsv` writes, by its first line, or empty."""
+    with Path(path).open("rb") as file:
+        start = file.read(1024).decode("utf-8", "replace")
+    columns = start.partition("\n")[0].strip().split("\t")
+    return not start.strip() or columns[columns[0] == "image" :][: len(VOLUME_COLUMNS)] == list(VOLUME_COLUMNS)
+
+
 def save_volumes_tsv(path: str | Path, rows: list | dict) -> None:
     """Write `volume_rows`; with an image's name in front of each where `rows` is {name: rows}."""
     several = isinstance(rows, dict)

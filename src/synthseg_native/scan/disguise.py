@@ -55,6 +55,8 @@ def disguise(path: str | PathLike) -> tuple[str, str] | None:
             return said
     if head[128:132] == b"DICM":
         return "a DICOM file", "convert the series to NIfTI, for example with dcm2niix"
+    if head and name.endswith((".gz", ".mgz")) and head.isascii() and b"\0" not in head:
+        return "text, not an image", "copy or convert the image again"
     if head and name.endswith((".gz", ".mgz")) and not head.startswith(GZIP):
         return "not compressed, though its name says so", f"compress it, or name it {_other_name(path.name)}"
     if head.startswith(GZIP) and name.endswith((".nii", ".mgh")) and _unpacked(path):
