@@ -100,8 +100,9 @@ def test_size_of_the_page_and_the_same_bytes(tmp_path, table):
     assert first.shape == (1100, 1600, 3)
     data = (tmp_path / "a.png").read_bytes()
     assert data == (tmp_path / "b.png").read_bytes()
-    assert len(data) < 1_500_000
-    assert {data[i + 4 : i + 8] for i in chunks(data)} == {b"IHDR", b"IDAT", b"IEND"}  # no date, no software
+    assert len(data) < 1_500_000 and data.count(b"tEXt") == 1
+    assert picture.made_by_of(data[:1024]) == "synthseg-native"  # so that a later call knows it for one of its own
+    assert {data[i + 4 : i + 8] for i in chunks(data)} == {b"IHDR", b"tEXt", b"IDAT", b"IEND"}  # no date
 
 
 def chunks(data):
