@@ -51,7 +51,7 @@ def test_a_mistake_in_the_configuration_runs_nothing(project):
 
 
 def test_official_weights_that_cannot_be_fetched(project):
-    """One line before the first job; the results of the other model stay, and the tables call none of them this one's."""
+    """One line before the first job; the results of the other model stay."""
     shutil.copytree(project.folder / "models/synthseg1", project.folder / "models/far")
     card = project.folder / "models/far/card.yaml"
     lines = [line for line in card.read_text().splitlines() if "https://" not in line]
