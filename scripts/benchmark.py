@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 
 from synthseg_native import shared_disk, stopping
-from synthseg_native.cohort import runs
 from synthseg_native.cohort.benchmark import COLUMNS, RUN_COLUMNS, run_benchmark, statistics_of
 from synthseg_native.cohort.benchmark.in_turn import WORK, never_came_through
+from synthseg_native.cohort.runs import steps
+from synthseg_native.cohort.runs.native import run_native
+from synthseg_native.cohort.runs.reference import run_reference
 from synthseg_native.cohort.tables import write_tsv
 from synthseg_native.errors import SynthSegError
 from synthseg_native.files import read_json
@@ -27,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", required=True, type=Path, metavar="DIR")
     parser.add_argument("--weights", required=True, type=Path, metavar="H5")
     parser.add_argument("--verification", required=True, type=Path, metavar="DIR", help="verified environments")
-    parser.add_argument("--memory-mb", type=runs.megabytes, help="limit of a reference container")
+    parser.add_argument("--memory-mb", type=steps.megabytes, help="limit of a reference container")
     parser.add_argument("--timeout-min", type=float, metavar="MINUTES", help="limit of one run")
     parser.add_argument("--work", required=True, type=Path, metavar="DIR", help="for the runs' work folders")
     parser.add_argument("--runs", required=True, type=Path, metavar="TSV", help="every run")
@@ -38,11 +40,11 @@ def main(argv: list[str] | None = None) -> int:
 
     def native(scan: str, image: Path, settings: dict, work: Path) -> dict:
         python = args.pythons[settings["engine"]]
-        return runs.run_native(scan, image, settings, python, *given, args.verification, work, timeout)
+        return run_native(scan, image, settings, python, *given, args.verification, work, timeout)
 
     def reference(scan: str, image: Path, settings: dict, work: Path) -> dict:
         python = args.pythons["tensorflow"]
-        return runs.run_reference(scan, image, settings, python, *given, work, timeout, args.memory_mb)
+        return run_reference(scan, image, settings, python, *given, work, timeout, args.memory_mb)
 
     shared_disk.collect(args.work, f"{WORK}*")  # what a killed benchmark left
     try:

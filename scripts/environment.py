@@ -27,8 +27,7 @@ import tempfile
 from pathlib import Path
 
 from synthseg_native import shared_disk, streams
-from synthseg_native.cohort import arguments as arguments_of
-from synthseg_native.cohort import environments, variables
+from synthseg_native.cohort import environments, snakemake_arguments, variables
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -101,8 +100,8 @@ def snakemake(arguments):
     """Become Snakemake, with the lock of the working directory in hand."""
     from synthseg_native.networks import weights
 
-    place, directory = [], arguments_of.value(arguments, "--directory", "-d")
-    snakefile = arguments_of.value(arguments, "--snakefile", "-s")
+    place, directory = [], snakemake_arguments.value(arguments, "--directory", "-d")
+    snakefile = snakemake_arguments.value(arguments, "--snakefile", "-s")
     if snakefile is None and not Path.cwd().samefile(ROOT):
         # Called by path from elsewhere: this workflow, whatever lies there, and its results beside it.
         place = ["--snakefile", ROOT / "Snakefile"]
@@ -110,7 +109,7 @@ def snakemake(arguments):
             directory = ROOT
             place += ["--directory", ROOT]
     if not {"--help", "-h", "--version", "-v"} & set(arguments):
-        words = arguments_of.no_settings(arguments)
+        words = snakemake_arguments.no_settings(arguments)
         if words:
             remedy = f"write {words[0]}=VALUE"
             if "/" in words[0] or "." in words[0]:
@@ -132,7 +131,7 @@ def snakemake(arguments):
         env |= {"XDG_CACHE_HOME": str(Path(directory or ".", ".snakemake", "cache").absolute())}
         env |= {"SYNTHSEG_NATIVE_CACHE": str(cache)}
     interpreter = environments.ensure("workflow")
-    if arguments_of.is_read_only(arguments):
+    if snakemake_arguments.is_read_only(arguments):
         need_folder(Path(directory or "."))
     else:
         take_lock(Path(directory or "."), unlock="--unlock" in arguments)
@@ -153,7 +152,7 @@ def need_configuration(directory, arguments):
     folder, path = Path(directory or "."), Path(directory or ".", "config", "config.yaml")
     if not folder.is_dir():
         sys.exit(f"synthseg-native: --directory {directory}: no such folder: correct it, or make it, with {path}")
-    if not arguments_of.named_configurations(arguments) and not path.is_file():
+    if not snakemake_arguments.named_configurations(arguments) and not path.is_file():
         sys.exit(f"synthseg-native: {path}: no such configuration: copy {ROOT / 'config' / 'config.yaml'} there")
 
 
@@ -162,7 +161,7 @@ def with_profiles(arguments):
     option, found = None, []
     for argument in arguments:
         name, equals, named = argument.partition("=")
-        meant = next((long for long in PROFILES if arguments_of.means(argument, long)), None)
+        meant = next((long for long in PROFILES if snakemake_arguments.means(argument, long)), None)
         if option:
             argument, option = profile(option, argument), None
         elif meant and equals:
@@ -170,7 +169,7 @@ def with_profiles(arguments):
         elif meant:
             option = meant
         found.append(argument)
-    if not any(arguments_of.means(argument, PROFILES[0]) for argument in found):
+    if not any(snakemake_arguments.means(argument, PROFILES[0]) for argument in found):
         found = [PROFILES[0], str(ROOT / "profiles" / "default"), *found]
     return found
 

@@ -10,9 +10,9 @@ from synthseg_native.cohort import halting
 halting.prepare()
 halting.outlive_the_terminal()
 
-from synthseg_native.cohort import arguments, config_files  # noqa: E402
+from synthseg_native.cohort import config_files, snakemake_arguments  # noqa: E402
 
-config_files.check(arguments.configurations(sys.argv[1:]))
+config_files.check(snakemake_arguments.configurations(sys.argv[1:]))
 
 from snakemake.cli import main  # noqa: E402
 

@@ -5,7 +5,6 @@ Every failure is one line on stderr: ``synthseg-native: FILE: what is wrong: wha
 
 import argparse
 import csv
-import errno
 import os
 import sys
 import traceback
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from synthseg_native import __version__, options, stopping, streams
-from synthseg_native.errors import SynthSegError
+from synthseg_native.errors import SynthSegError, of_system
 from synthseg_native.results import record
 
 if TYPE_CHECKING:
@@ -181,10 +180,7 @@ def _segment_all(call, segmenter, tables, arguments, argv):
             bar.say(f"synthseg-native: {failure.message}", sys.stderr)
         for job in todo:
             started += 1
-            failure = job.refused
-            if not failure:
-                with _keeping_others(job, bar, arguments.overwrite_edited):
-                    failure = _segment_one(job, segmenter, tables, bar, argv)
+            failure = job.refused or _segment_one(job, segmenter, tables, bar, argv, arguments.overwrite_edited)
             bar.finished()
             if failure:
                 failures.append(failure)
@@ -208,8 +204,8 @@ def _segment_all(call, segmenter, tables, arguments, argv):
 def _states(jobs, segmenter):
     """What the results of each job are now, as `identity.current.State`."""
     from synthseg_native import jobs as planning
+    from synthseg_native.files import sha256_of
     from synthseg_native.identity import command
-    from synthseg_native.scan.reading import sha256_of
 
     weights_known = True
     for job in jobs:
@@ -236,19 +232,17 @@ def _keeping_others(job, bar, overwrite):
     from synthseg_native.results import kept
 
     places = [] if overwrite else planning.unvouched(job)
-    for path in places:
-        with suppress(OSError):  # of a place where nothing can be written: nothing takes it
-            kept.keep(path)
     try:
+        for path in places:
+            kept.keep(path)
         yield
     finally:
         for path in places:
-            for other in kept.settle(path):
-                what = "another file lay there, and nothing says that it is this command's"
-                bar.say(f"{path}: {what}: kept as {other.name}", sys.stdout)
+            for line in kept.settle(path):
+                bar.say(line, sys.stdout)
 
 
-def _segment_one(job, segmenter, tables, bar, argv):
+def _segment_one(job, segmenter, tables, bar, argv, overwrite):
     """Segment a scan and publish all its results together; what went wrong as a SynthSegError, or None."""
     from synthseg_native.results.sidecar import save_json
     from synthseg_native.results.staged import Staged
@@ -261,7 +255,7 @@ def _segment_one(job, segmenter, tables, bar, argv):
         bar.show(job.image.name, phase, share)
 
     try:
-        with _as_synthseg_error(job.image), Staged() as staged:
+        with _as_synthseg_error(job.image), _keeping_others(job, bar, overwrite), Staged() as staged:
             places = tables.places(staged)
             volumes = segmenter.run(job, staged, notes, clock, progress, bar.in_thread)
             tables.write(places, {id(job): volumes})
@@ -314,9 +308,7 @@ def _as_synthseg_error(path):
         text = f"{path}: out of memory ({error}): run on a machine with more memory"
         raise SynthSegError("oom", text) from error
     except OSError as error:
-        code = "disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "internal"
-        text = f"{error.filename or path}: {error.strerror or error}: mend this and call again"
-        raise SynthSegError(code, text) from error
+        raise of_system(error, path) from error
     except Exception as error:
         traceback.print_exc()
         message = " ".join(str(error).split())[:500]

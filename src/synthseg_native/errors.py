@@ -1,4 +1,11 @@
-"""The one exception that a user sees, with a code that says whether trying again can help."""
+"""The one exception that a user sees, with a code that says whether trying again can help.
+
+Standard library only.
+"""
+
+import errno
+from collections.abc import Sequence
+from os import PathLike
 
 # "disk": nothing can be written any more; "read": a drive, or its server, fails while one scan is read.
 EXIT_CODES = {"usage": 2, "bad_input": 3, "internal": 1}
@@ -35,6 +42,32 @@ class SynthSegError(Exception):
     def transient(self) -> bool:
         """True where the same call may succeed later (memory, disk, time), False where the input must change."""
         return self.code in TRANSIENT
+
+
+# A disk, or a user's part of it, that has no room left.
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def of_system(error: OSError, place: str | PathLike) -> SynthSegError:
+    """What an OSError of this process means. place: what it is about, where the error does not say.
+
+    >>> print(of_system(OSError(errno.ENOSPC, "No space left on device"), "summary.tsv"))
+    summary.tsv: No space left on device: make room and call again
+    """
+    full = error.errno in FULL
+    remedy = "make room" if full else "mend this"
+    text = f"{error.filename or place}: {error.strerror or error}: {remedy} and call again"
+    return SynthSegError("disk" if full else "internal", text)
+
+
+def few(names: Sequence[str], most: int = 3) -> str:
+    """Some names, and how many more there are.
+
+    >>> few(["a", "b"]), few(["a", "b", "c", "d"])
+    ('a, b', 'a, b, c and 1 more')
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def printable(text: str) -> str:

@@ -75,6 +75,12 @@ def is_there(path: str | PathLike) -> bool:
     return os.path.exists(path)  # noqa: PTH110
 
 
+def sha256_of(path: str | PathLike) -> str:
+    """The hash of a file's bytes, in hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 SEAL = "seal"  # the entry of a JSON object that holds the digest of all others
 
 

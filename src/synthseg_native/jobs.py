@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from synthseg_native.errors import SynthSegError
-from synthseg_native.files import SEAL, at_home, is_sealed, read_json, read_text, sealed
+from synthseg_native.files import SEAL, at_home, is_sealed, read_json, read_text, sealed, sha256_of
 from synthseg_native.identity import current, stages
 from synthseg_native.results.kept import LABEL_MAPS
 from synthseg_native.scan.formats import IMAGE_EXTENSIONS, image_extension
-from synthseg_native.scan.reading import sha256_of
 
 # Results of one scan: option -> (what is put behind the image's name, extension where it is not the image's).
 PER_SCAN = {
@@ -153,9 +152,10 @@ def _of_folder(folder, given):
     for option, path in places.items():
         if image_extension(path) or Path(path).is_file():
             raise _usage(path, f"a file for {flag(option)}, but --i is a folder", "give a folder")
-    images = sorted(path for path in folder.iterdir() if image_extension(path) and not path.name.startswith("."))
+    files = sorted(folder.iterdir())
+    images = [path for path in files if image_extension(path) and not path.name.startswith(".")]
     stems = Counter(_stem(image.name) for image in images)
-    others = sorted(path.name for path in folder.iterdir() if path.name.lower().endswith(OTHER_IMAGES))
+    others = [path.name for path in files if path.name.lower().endswith(OTHER_IMAGES)]
     jobs = [Job(image, alike=stems[_stem(image.name)] > 1) for image in images]
     remarks = _tell_apart(jobs)
     if others:

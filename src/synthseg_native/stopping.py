@@ -12,12 +12,13 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from synthseg_native.errors import FULL, of_system
+
 # What terminals and batch systems send before they kill.
 NUMBERS = (
     *(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT),
     *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU),
 )
-FULL = (errno.ENOSPC, errno.EDQUOT)
 MACHINE = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 Handler = Callable[[int, FrameType | None], None]
 
@@ -114,8 +115,7 @@ def run(main: Callable[[], int | str | None]) -> int | str | None:
     except OSError as error:
         if error.errno not in MACHINE:
             raise
-        remedy = "make room" if error.errno in FULL else "mend this"
-        say_at_once(f"synthseg-native: {error.filename or 'a file'}: {error.strerror}: {remedy} and call again")
+        say_at_once(f"synthseg-native: {of_system(error, 'a file').message}")
         return 4
 
 

@@ -14,7 +14,11 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 def read(path: str | PathLike) -> Any:
     """The contents of a YAML file, or a JSON one. Raises OSError, and ValueError that says what is wrong, and where."""
-    return load(decoded(Path(path).read_bytes()).removeprefix("\ufeff"))
+    try:
+        text = decoded(Path(path).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{error}: save it as UTF-8") from None
+    return load(text.removeprefix("\ufeff"))
 
 
 def load(text: str) -> Any:

@@ -15,7 +15,9 @@ import pytest
 
 import hostile
 from processes import hear_ctrl_c, wait_for
-from synthseg_native.cohort import containers, runs
+from synthseg_native.cohort import containers
+from synthseg_native.cohort.runs import files
+from synthseg_native.cohort.runs.reference import run_reference
 from synthseg_native.errors import SynthSegError
 
 from .conftest import PROBE
@@ -52,7 +54,7 @@ def run(place, root, code, timeout=None, memory_mb=None, **changes):
     """Run a program in the container, as if it were the reference; return the run record."""
     (place / "code.py").write_text(code)
     model = root / "models" / "compact2mm"
-    return runs.run_reference(
+    return run_reference(
         SCAN, place / "scan.nii.gz", settings(**changes), sys.executable, model, place / "code.py", place / "work",
         timeout, memory_mb,
     )  # fmt: skip
@@ -64,7 +66,7 @@ def step(place, root, code, env=(), **changes):
     line = [sys.executable, root / "scripts/reference.py", "--scan", SCAN, "--image", place / "scan.nii.gz"]
     line += ["--settings", json.dumps(settings(**changes)), "--python", sys.executable, "--failures", place / "failed"]
     line += ["--model", root / "models/compact2mm", "--weights", place / "code.py"]
-    for name, file in {**runs.REFERENCE_FILES, "record": f"{RUN}_run.json"}.items():
+    for name, file in {**files.REFERENCE_FILES, "record": f"{RUN}_run.json"}.items():
         line += [f"--{name}", place / "out" / file]
     return [str(part) for part in line], {**os.environ, "PYTHONPATH": str(root / "src"), **dict(env)}
 
@@ -90,7 +92,7 @@ def test_the_own_reference_gives_the_same_in_docker_as_locally(
         work.mkdir()
         for name, value in surrounding.items() if runtime == "docker" else ():
             monkeypatch.setenv(name, value)
-        made[runtime] = runs.run_reference(
+        made[runtime] = run_reference(
             SCAN, scan, settings(runtime=runtime, key=own_image), tensorflow_python, model,
             model / "compact2mm.h5", work, timeout=500, memory_mb=6000,
         )  # fmt: skip

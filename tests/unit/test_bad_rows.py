@@ -22,10 +22,10 @@ from stand_in import affine, head
 from processes import bound_by_modes
 from rule_patterns import with_patterns
 from synthseg_native import cli
-from synthseg_native.cohort import demands, deploy, runs, state, summary
+from synthseg_native.cohort import demands, deploy, state, summary
 from synthseg_native.cohort.paths import failure_of
 from synthseg_native.cohort.plan import Plan
-from synthseg_native.cohort.runs import child
+from synthseg_native.cohort.runs import child, native, steps
 from synthseg_native.cohort.tables import read_tsv
 
 pytestmark = pytest.mark.slow  # all of it is one call
@@ -190,7 +190,7 @@ def run(plan, scan):
     Path(files["record"]).parent.mkdir(parents=True, exist_ok=True)
     given = plan.image_path(scan), settings, sys.executable, plan.model.folder, Path(plan.weights), Path("results/env")
     failure = failure_of(f"{plan.state}/failed", "openvino", scan, files["record"])
-    return runs.step(scan, settings, files, failure, lambda work: runs.run_native(scan, *given, work))
+    return steps.step(scan, settings, files, failure, lambda work: native.run_native(scan, *given, work))
 
 
 @pytest.mark.parametrize("name", ["good1", "good2", "future"])

@@ -265,14 +265,14 @@ def test_tables_say_na_for_what_is_missing(tmp_path):
 
 FAKED_RUNS = """
 import runpy, sys, time
-from synthseg_native.cohort import runs
+from synthseg_native.cohort.runs import native, reference
 def run(scan, image, settings, python, model, weights, *rest):
     work = next(part for part in rest if "run-" in str(part))
     (work / "started").write_text("")
     assert python == settings.get("engine", "tensorflow") + " python"
     time.sleep({sleep})
     return {{"status": "ok", "wall_s": 2.0 if "engine" in settings else 3.0, "peak_rss_mib": None}}
-runs.run_native = runs.run_reference = run
+native.run_native = reference.run_reference = run
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

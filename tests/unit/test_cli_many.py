@@ -182,7 +182,7 @@ def test_a_label_map_of_which_nothing_says_what_made_it_is_kept(stand_in, run, s
     assert run("--i", scan, "--o", label_map, "--weights", tmp_path / "none.h5") == 2
     assert label_map.read_bytes() == edited and not kept.exists(), "where no scan was segmented nothing was replaced"
     assert run(*call) == 0
-    what = "another file lay there, and nothing says that it is this command's: kept as o.nii.gz.kept\n"
+    what = "another file lay there, and nothing says what made it: kept as o.nii.gz.kept\n"
     assert f"{label_map}: {what}" in capsys.readouterr().out
     assert kept.read_bytes() == edited and label_map.read_bytes() != edited
     assert run(*call) == 0 and "kept" not in capsys.readouterr().out
@@ -209,7 +209,7 @@ def test_files_of_others_in_the_places_of_results_are_kept_or_refused(stand_in, 
     said = capsys.readouterr().out
     for name, content in before.items():
         assert (tmp_path / f"{name}.kept").read_bytes() == content and (tmp_path / name).read_bytes() != content
-        assert f"{tmp_path / name}: another file lay there, and nothing says that it is this command's: kept as" in said
+        assert f"{tmp_path / name}: another file lay there, and nothing says what made it: kept as" in said
     there = sorted(tmp_path.iterdir())
     assert run(*call, "--fast") == 0
     assert run("--i", scan, "--o", tmp_path / "o.nii") == 0  # its note forgets the others

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from synthseg_native import shared_disk
-from synthseg_native.cohort import arguments, config_files, environments, handover, ranking
+from synthseg_native.cohort import config_files, environments, handover, ranking, snakemake_arguments
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LAUNCHING = ("scripts/environment.py", "scripts/launch.sh", "scripts/start_snakemake.py")
@@ -24,7 +24,7 @@ LAUNCHING += ("src/synthseg_native/yaml_text.py", "src/synthseg_native/cohort/co
 STANDARD_LIBRARY_ONLY = ("cli", "cohort/environments", "cohort/installers", "cohort/interpreters", "cohort/paths")
 STANDARD_LIBRARY_ONLY += ("cohort/ranking", "cohort/variables", "engines/__init__", "errors", "networks/weights")
 STANDARD_LIBRARY_ONLY += ("cohort/halting", "files", "options", "owners", "shared_disk", "stopping", "streams")
-STANDARD_LIBRARY_ONLY += ("results/record", "verification/verify", "cohort/arguments")
+STANDARD_LIBRARY_ONLY += ("results/record", "verification/verify", "cohort/snakemake_arguments")
 MAIN = "import os, sys; print(os.getcwd(), os.environ['ENVIRONMENT'], sys.argv[1:])"
 SNAKEFILE = """
 configfile: "config/config.yaml"
@@ -390,7 +390,7 @@ def test_a_mistake_in_the_yaml_of_a_configuration_is_one_line(tmp_path, monkeypa
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     words = ["--directory", "."] if way == "default" else way.replace("F", "mine.yaml").split()
-    paths = arguments.configurations([*words, "-n"])
+    paths = snakemake_arguments.configurations([*words, "-n"])
     if not says:
         config_files.check(paths)
         return
@@ -622,7 +622,7 @@ def test_old_interpreters_can_read_the_script_that_refuses_them():
     ],
 )
 def test_read_only_calls_are_known(words, expected):
-    assert arguments.is_read_only(words) is expected
+    assert snakemake_arguments.is_read_only(words) is expected
 
 
 def test_unknown_command_shows_the_usage(project):

@@ -1,6 +1,7 @@
 """The prediction of memory, what a machine has, and what is told where it is not enough."""
 
 import dataclasses
+import os
 import sys
 
 import nibabel as nib
@@ -226,7 +227,8 @@ def test_it_needs_no_package_at_import(root):
     import subprocess
 
     code = "import sys; from synthseg_native import memory; print('numpy' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=root / "src", capture_output=True, text=True, check=True)
+    env = os.environ | {"PYTHONPATH": str(root / "src")}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
 

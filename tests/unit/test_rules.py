@@ -6,7 +6,7 @@ import pytest
 
 from rule_patterns import ROOT, directive, patterns, rules
 from synthseg_native.cohort import demo
-from synthseg_native.cohort.runs import NATIVE_FILES, REFERENCE_FILES
+from synthseg_native.cohort.runs.files import NATIVE_FILES, REFERENCE_FILES
 
 COMMON = (ROOT / "workflow/rules/common.smk").read_text()
 WORKING = {name: body for name, (_, body) in rules().items() if directive(body, "shell")}

@@ -20,10 +20,11 @@ import pytest
 from processes import alive, hear_ctrl_c, wait_for
 from rule_patterns import patterns
 from synthseg_native import errors, memory, shared_disk
-from synthseg_native.cohort import paths, runs
-from synthseg_native.cohort.runs import failures, native
+from synthseg_native.cohort import paths
+from synthseg_native.cohort.runs import failures, files, native, reference
+from synthseg_native.cohort.runs.existing import find_existing
 from synthseg_native.cohort.runs.work import close_work, may_publish, open_work, publish
-from synthseg_native.files import is_sealed
+from synthseg_native.files import is_sealed, sha256_of
 from synthseg_native.results import record
 from synthseg_native.scan import reading
 
@@ -112,7 +113,7 @@ def place(made, tmp_path, monkeypatch):
 
 def arguments(place, kind, image="scan.nii.gz", settings=(), options=()):
     """The command line of scripts/native.py or scripts/reference.py, and where its results go."""
-    names = runs.NATIVE_FILES if kind == "native" else runs.REFERENCE_FILES
+    names = files.NATIVE_FILES if kind == "native" else files.REFERENCE_FILES
     places = {name: place / "results" / kind / file for name, file in {**names, "record": f"{RUN}_run.json"}.items()}
     common = {"engine": "tensorflow", "precision": "float32", "threads": 1, "device": "cpu"}
     both = {**(common if kind == "native" else {"kind": "own", "runtime": "local", "threads": 1}), **dict(settings)}
@@ -168,7 +169,7 @@ def test_a_good_run_publishes_everything_and_one_record_schema(place, kind):
     made = json.loads(places["record"].read_text())
     assert list(made) == [*record.new(kind, []), "seal"] and is_sealed(made)
     assert (made["kind"], made["status"], made["error"], made["scan"]) == (kind, "ok", None, SCAN)
-    assert made["files"] == {name: reading.sha256_of(path) for name, path in places.items() if name != "record"}
+    assert made["files"] == {name: sha256_of(path) for name, path in places.items() if name != "record"}
     assert made["wall_s"] > 0 and made["peak_rss_mib"] > 5 and made["started"] < made["finished"]
     assert made["engine"]["version"].endswith("9.9") and made["model"]["name"] == "compact2mm"
     assert made["key"]["threads"] == 1 and made["input"]["name"] == "scan.nii.gz"
@@ -185,7 +186,7 @@ def test_a_reference_that_cannot_fit_is_not_started(place, monkeypatch):
     work.mkdir()
     folder = ROOT / "models/compact2mm"
     weights = folder / "compact2mm.h5"
-    made = runs.run_reference(SCAN, place / "scan.nii.gz", settings, place / "fake", folder, weights, work)
+    made = reference.run_reference(SCAN, place / "scan.nii.gz", settings, place / "fake", folder, weights, work)
     assert (made["status"], made["error"]["code"], made["wall_s"]) == ("failed", "oom", None)
     assert made["error"]["message"].endswith("there are 0.1 GB: what fits: a machine with more memory")
     assert made["predicted_peak_mib"] > 100 and not (place / "pid").exists()
@@ -408,7 +409,7 @@ def test_work_folders_of_other_hosts_are_left_alone(tmp_path, monkeypatch):
 def test_a_disk_that_fills_up_while_publishing_leaves_nothing(tmp_path, monkeypatch):
     work = tmp_path / "work"
     work.mkdir()
-    places = {name: tmp_path / file for name, file in {**runs.REFERENCE_FILES, "record": "run.json"}.items()}
+    places = {name: tmp_path / file for name, file in {**files.REFERENCE_FILES, "record": "run.json"}.items()}
     for path in places.values():
         (work / path.name).write_text("x")
     original, calls = Path.replace, []
@@ -526,5 +527,5 @@ def test_an_image_is_no_label_map(place):
 
 def test_pattern_knows_globs_and_scans(tmp_path):
     shutil.copy(ROOT / "LICENSE", tmp_path / "sub-01_ses-a_acq-fast_run-2_T1w_synthseg.nii.gz")
-    found = runs.find_existing(f"{tmp_path}/{{scan}}*synthseg.nii*", SCAN)
+    found = find_existing(f"{tmp_path}/{{scan}}*synthseg.nii*", SCAN)
     assert [Path(path).name for path in found] == ["sub-01_ses-a_acq-fast_run-2_T1w_synthseg.nii.gz"]

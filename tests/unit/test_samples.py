@@ -91,8 +91,8 @@ def test_many_contradictions_are_one_line(tmp_path):
 def test_rows_with_one_image_are_said(tmp_path):
     rows = "".join(f"{n}\t{n // 3}.nii\t{n % 2}\n" for n in range(1, 9))
     line = shared_images(read_samples(sheet(tmp_path, f"participant_id\timage\tct\n{rows}")))
-    found = {number: line.count(f"/{number}.nii: ") for number in range(3)}
-    assert found == {0: 0, 1: 1, 2: 1} and line.startswith("4 rows of the sheet have the image of another (")
+    found = {number: line.count(f"/{number}.nii (") for number in range(3)}
+    assert found == {0: 0, 1: 1, 2: 1} and line.startswith("4 rows of the sheet have the image of another: ")
     assert line.endswith(": is that meant?") and "\n" not in line
 
 

@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 from small_scans import MGH, patch, ramp, save
 
 from synthseg_native.errors import SynthSegError
+from synthseg_native.files import sha256_of
 from synthseg_native.results import images
 from synthseg_native.scan import grid, reading
 from synthseg_native.scan.reading import ACCEPTABLE, FLAGS, read
@@ -144,7 +145,7 @@ def test_facts_for_the_record(tmp_path):
         "shear_volume_factor": 1,
         "header_flags": [],
     }
-    assert facts["sha256"] == reading.sha256_of(tmp_path / "scan.nii")
+    assert facts["sha256"] == sha256_of(tmp_path / "scan.nii")
 
 
 def two_forms(path, sform, qform):

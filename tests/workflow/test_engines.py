@@ -4,7 +4,7 @@ import json
 from datetime import datetime
 
 import pytest
-from project import AGREE, ENGINE, SUMMARY, Project, write_image
+from project import AGREE, ENGINE, SUMMARY, Project, add_statement, write_image
 
 from synthseg_native import memory
 
@@ -21,11 +21,6 @@ def jobs(*kinds, engine=""):
     return [f"{kind} {scan} {engine}".strip() for kind in kinds for scan in SCANS]
 
 
-def add_statement(project, name):
-    path = project.folder / "src/synthseg_native" / name
-    path.write_text(path.read_text() + "\n_CHANGED = True\n")
-
-
 def test_two_engines_side_by_side(project):
     """Each is compared with the reference, and nothing of one engine makes the other run again."""
     project.sheet(SCANS[:1])  # what reaches all scans alike is seen in one
@@ -39,8 +34,8 @@ def test_two_engines_side_by_side(project):
     said = [line.split(",")[1] for line in call.output.splitlines() if line.startswith("Homogeneous: 1 run")]
     assert [words.split()[0] for words in said] == ["tensorflow", "openvino"]
 
-    add_statement(project, "engines/tensorflow.py")
-    add_statement(project, "memory.py")
+    add_statement(project.folder / "src/synthseg_native" / "engines/tensorflow.py")
+    add_statement(project.folder / "src/synthseg_native" / "memory.py")
     call = project.run("-n", "--quiet", "host", "--", SUMMARY).expect()
     assert "1 native run again: the code changed (network) (sub-01_T1w)" in call.output
     assert "results/tensorflow/" in call.output and "results/openvino/" not in call.output

@@ -21,7 +21,6 @@ handover.take_over(workflow.main_snakefile)
 
 from synthseg_native import memory
 from synthseg_native.cohort import (
-    arguments,
     config_files,
     demands,
     deploy,
@@ -29,6 +28,7 @@ from synthseg_native.cohort import (
     halting,
     job,
     report_labels,
+    snakemake_arguments,
     state,
     variables,
 )
@@ -65,7 +65,7 @@ try:
         PLAN = job.plan_of(config, ROOT, sys.argv)
     PLAN = PLAN or Plan(config, ROOT, dry_run=workflow.output_settings.dryrun or "--lint" in sys.argv)
     if workflow.is_main_process and workflow.modifier.is_main_snakefile():
-        if said := arguments.misdirected(sys.argv, PLAN.results):
+        if said := snakemake_arguments.misdirected(sys.argv, PLAN.results):
             raise SynthSegError("usage", said)
     # Jobs run a copy of the code, made when the run begins, so that an edit in mid-cohort cannot mix versions.
     SNAPSHOT = environments.snapshot_place()

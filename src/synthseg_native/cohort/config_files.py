@@ -1,6 +1,7 @@
 """The files of the configuration, before anybody takes their contents: mistakes in the YAML, each with its line.
 
-Snakemake says of such a file that it is "not valid", and takes the later one of two keys that are the same.
+Snakemake says of such a file that it is "not valid", and takes the later one of two keys that are the same. Apart from
+`config`, whose libraries take longer to import than this takes: it is asked before Snakemake starts.
 """
 
 from collections.abc import Iterable
@@ -20,8 +21,7 @@ def check(paths: Iterable[str | Path]) -> None:
         except OSError as error:
             raise SystemExit(f"synthseg-native: {path}: {error.strerror}: make it readable") from None
         except ValueError as error:
-            remedy = ": save it as UTF-8" if "not UTF-8" in str(error) else ""
-            raise SystemExit(f"synthseg-native: {path}: {error}{remedy}") from None
+            raise SystemExit(f"synthseg-native: {path}: {error}") from None
         if not isinstance(content, dict):
             what = "is empty" if content is None else "has no keys at its top"
             raise SystemExit(f"synthseg-native: {path}: {what}: write lines of KEY: VALUE, as config/config.yaml has")

@@ -2,7 +2,6 @@
 
 import atexit
 import contextlib
-import errno
 import functools
 import os
 import subprocess
@@ -13,7 +12,7 @@ from pathlib import Path
 from synthseg_native import owners, shared_disk
 from synthseg_native.cohort import containers, demo, environments, halting, job, ranking, samples, state
 from synthseg_native.cohort.plan import Plan
-from synthseg_native.errors import SynthSegError
+from synthseg_native.errors import FULL, SynthSegError, few
 from synthseg_native.files import is_there, write_text
 from synthseg_native.networks import weights
 from synthseg_native.results import kept
@@ -28,7 +27,7 @@ def hold_results(state_folder: str) -> None:
     """
     path, held = Path(state_folder, "run.lock"), contextlib.ExitStack()
     for folder in (path.parent.parent, path.parent):
-        if os.path.lexists(folder) and not folder.is_dir():
+        if _is_no_folder(folder):
             what = "a link that leads nowhere" if folder.is_symlink() else "a file"
             text = f"{folder}: {what}, where the results belong: remove it, or set results in the configuration"
             raise SynthSegError("disk", text)
@@ -53,8 +52,9 @@ def hold_results(state_folder: str) -> None:
 
 def unwritable(error: OSError, results: Path | str) -> SynthSegError:
     """What it means that nothing can be written among the results."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    remedy = "make room and call again" if full else "make it writable, or set results in the configuration"
+    remedy = (
+        "make room and call again" if error.errno in FULL else "make it writable, or set results in the configuration"
+    )
     return SynthSegError("disk", f"{error.filename or results}: {error.strerror or error}: {remedy}")
 
 
@@ -95,13 +95,12 @@ def make_again(plan: Plan, runs: bool) -> set[str]:
     rules. Raises SetupError where the copy of the code that the jobs run cannot be made, SynthSegError where nothing
     can be written to the results, or another run does.
     """
-    wanted = [*plan.wanted_runs(), *plan.wanted_once(), *plan.aggregates().values()]
-    _need_places(plan, wanted)
     if runs:
         hold_results(plan.state)
         plan.contents.begin_saving()
-        _date_back(wanted)
+        _date_back([*plan.wanted_runs(), *plan.wanted_once(), *plan.aggregates().values()])
     found = state.to_make(plan)
+    _need_places(plan, found)
     remarks = [samples.contradictions(plan.scans.values()), samples.shared_images(plan.scans.values())]
     for line in [*filter(None, remarks), *state.lines(plan)]:
         environments.say(line)
@@ -114,25 +113,24 @@ def make_again(plan: Plan, runs: bool) -> set[str]:
     return found
 
 
-def _need_places(plan: Plan, wanted: list[str]) -> None:
-    """Raise SynthSegError for what lies where results belong and is not a person's to lose, nor Snakemake's to stumble
-    over: files in the place of folders, folders in that of tables, links whose end is gone."""
+def _need_places(plan: Plan, found: set[str]) -> None:
+    """Raise SynthSegError for what lies where results belong, and what Snakemake ends with a stack for: a file in the
+    place of a folder, a folder in that of a table, a link whose end is gone. Of current results nothing can.
+
+    found: the files that have to be made.
+    """
     folders = {f"{plan.results}/logs"}
-    for path in wanted:
-        folder = os.path.dirname(path)  # noqa: PTH120 (a hundred thousand of them in a large cohort)
-        while folder not in folders and len(folder) > len(plan.results):
-            folders.add(folder)
-            folder = os.path.dirname(folder)  # noqa: PTH120
-    faults = [
-        f"{path}: a file, where a folder of the results belongs"
-        for path in folders
-        if os.path.lexists(path) and not os.path.isdir(path)  # noqa: PTH112
-    ]
+    for path in found:
+        folders.update(str(folder) for folder in Path(path).parents if folder.is_relative_to(plan.results))
+    faults = [f"{path}: a file, where a folder of the results belongs" for path in folders if _is_no_folder(path)]
     faults += [f"{path}: a folder, where a table belongs" for path in plan.aggregates().values() if Path(path).is_dir()]
-    faults += [f"{path}: a link that leads nowhere" for path in wanted if os.path.islink(path) and not is_there(path)]  # noqa: PTH114
+    faults += [f"{path}: a link that leads nowhere" for path in found if Path(path).is_symlink() and not is_there(path)]
     if faults:
-        more = f" (and {len(faults) - 1} more of these)" if len(faults) > 1 else ""
-        raise SynthSegError("disk", f"{min(faults)}{more}: remove it and call again")
+        raise SynthSegError("disk", f"{few(sorted(faults), 1)}: remove it and call again")
+
+
+def _is_no_folder(path: str | Path) -> bool:
+    return os.path.lexists(path) and not Path(path).is_dir()
 
 
 def _need_writable(plan: Plan, found: set[str]) -> None:
@@ -143,10 +141,9 @@ def _need_writable(plan: Plan, found: set[str]) -> None:
             again |= set(plan.files(*pair).values())
     locked = [path for path in sorted(again) if is_there(path) and not os.access(path, os.W_OK)]
     if locked:
-        more = f" and {len(locked) - 1} more" if len(locked) > 1 else ""
         what = "may not be written to, and has to be made again"
-        text = f"{locked[0]}{more}: {what}: make it writable, or set results in the configuration"
-        raise SynthSegError("disk", text)
+        remedy = "make it writable, or set results in the configuration"
+        raise SynthSegError("disk", f"{few(locked, 1)}: {what}: {remedy}")
 
 
 def _keep_others(plan: Plan) -> None:

@@ -23,6 +23,7 @@ from pathlib import Path
 from synthseg_native import shared_disk
 from synthseg_native.cohort import installers, interpreters, variables
 from synthseg_native.cohort.interpreters import SetupError, machine
+from synthseg_native.errors import FULL
 from synthseg_native.files import is_there
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -161,7 +162,7 @@ def _room(error: OSError) -> str:
         return f"have its owner let you read it (chmod -R a+rX {ENVS}), or use a copy of the project of your own"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "use a copy of the project that you can write to"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in FULL:
         return "free some space on its disk"
     return f"mend it, or remove {ENVS.name}/ of the project and try again"
 

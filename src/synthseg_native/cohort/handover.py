@@ -6,11 +6,10 @@ Standard library only.
 import importlib.util
 import os
 import sys
-from itertools import pairwise
 from os import PathLike
 from pathlib import Path
 
-from synthseg_native.cohort import environments
+from synthseg_native.cohort import environments, snakemake_arguments
 
 HANDED = "SYNTHSEG_NATIVE_HANDED"  # set for the one that takes over: it must not hand over again
 # What rules and steps import beyond what Snakemake brings.
@@ -45,8 +44,7 @@ def take_over(snakefile: str | PathLike, arguments: list[str] | None = None) -> 
 
 def _need_profile(snakefile: str | PathLike, arguments: list[str]) -> None:
     """End where the workflow's profile is none: Snakemake passes it over, and a cluster's jobs run where one stands."""
-    name = next((b for a, b in pairwise(arguments) if a == "--workflow-profile"), None)
-    name = name or next((word.partition("=")[2] for word in arguments if word.startswith("--workflow-profile=")), None)
+    name = snakemake_arguments.value(arguments, "--workflow-profile")
     if name in (None, "none") or not _is_snakemake(arguments) or (start := _start(arguments)) is None:
         return
     places = [Path(start, name), Path(start, "profiles", name), Path(snakefile).parent / "profiles" / name]
@@ -63,10 +61,9 @@ def _is_snakemake(arguments: list[str]) -> bool:
 
 def _start(arguments: list[str]) -> str | None:
     """The folder that the command was called in, which Snakemake leaves for a --directory; None where unknown."""
-    place = next((word for word in arguments if word in ("-d", "--directory") or word.startswith("--directory=")), None)
+    directory = snakemake_arguments.value(arguments, "--directory", "-d")
     here = os.getcwd()  # noqa: PTH109 (a string, as the variable)
-    if place is None:
+    if directory is None:
         return here
-    directory = place.partition("=")[2] or arguments[arguments.index(place) + 1]
     start = os.environ.get("PWD", "")
     return start if start and os.path.realpath(Path(start, directory)) == os.path.realpath(here) else None

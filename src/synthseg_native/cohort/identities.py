@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from synthseg_native.cohort import containers, environments, paths, runs
-from synthseg_native.files import is_there, read_json
+from synthseg_native.cohort import containers, environments, paths
+from synthseg_native.files import is_there, read_json, read_sealed
 from synthseg_native.identity import current, keys, stages
+from synthseg_native.results import picture
 
 if TYPE_CHECKING:
     from synthseg_native.cohort.plan import Plan
@@ -112,8 +114,10 @@ class Identities:
         """Reference kind existing: the content of the user's label map; the last one where it vanished."""
         if self.plan.reference["kind"] != "existing":
             return None
+        from synthseg_native.cohort.runs import existing  # here: it brings nibabel, and the other kinds need none
+
         pattern = self.plan.reference["pattern"]
-        found = [self.plan.contents.digest(path) for path in runs.find_existing(pattern, self.plan.scans[scan])]
+        found = [self.plan.contents.digest(path) for path in existing.find_existing(pattern, self.plan.scans[scan])]
         return self.plan.contents.kept(f"{pattern} {scan}", keys.digest(*found) if found else None)
 
     def benchmark_settings(self) -> str:
@@ -140,15 +144,33 @@ class Identities:
         failure = paths.failure_of(f"{self.plan.state}/failed", engine, scan, files["record"])
         return current.run_state(files, self.of(engine, scan), self.plan.contents, failure)
 
+    @functools.cached_property
+    def redone(self) -> dict[str, tuple[str, str, str]]:
+        """Pictures and comparisons that say of themselves that other code, limits or thresholds made them, or of
+        another scan: path -> ("picture" or "comparison", engine, scan). Those that are not there are among them."""
+        found, compared = {}, set(self.plan.compared)
+        for engine, scan in (pair for pair in self.states if pair[0] != "reference"):
+            path = self.plan.path("picture", engine, scan)
+            wanted = not (self.is_kept(engine, scan) or self.is_lasting(engine, scan))
+            if wanted and _drawn_by(path) != self.made_by("picture.py", engine, scan):
+                found[path] = "picture", engine, scan
+            if scan in compared and self.is_comparable(engine, scan):
+                path = self.plan.path("compare", engine, scan)
+                if (read_sealed(path) or {}).get("made_by") != self.made_by("compare.py", engine, scan):
+                    found[path] = "comparison", engine, scan
+        return found
+
     def unvouched(self) -> list[Path]:
         """The label maps in the places of runs that are made again, of which no record says what made them."""
         if self.plan.config["edited"] != "keep":
             return []
-        again = [pair for pair, state in self.states.items() if state.word not in (current.CURRENT, current.EDITED)]
-        runs_files = [self.plan.files(*pair) for pair in again if not self.is_lasting(*pair)]
-        records = [(files, read_json(files["record"])) for files in runs_files]
-        made = [(files, record.get("files") if isinstance(record, dict) else None) for files, record in records]
-        return [path for files, hashes in made for path in current.unvouched(files, hashes)]
+        found = []
+        for pair, state in self.states.items():
+            if state.word not in (current.CURRENT, current.EDITED) and not self.is_lasting(*pair):
+                files = self.plan.files(*pair)
+                record = read_json(files["record"])
+                found += current.unvouched(files, record.get("files") if isinstance(record, dict) else None)
+        return found
 
     def is_kept(self, engine: str, scan: str) -> bool:
         """Whether a run's label map was changed by hand and is left alone."""
@@ -164,3 +186,14 @@ class Identities:
     def is_comparable(self, engine: str, scan: str) -> bool:
         """Whether neither the native label map nor the reference's was changed by hand."""
         return not (self.is_kept(engine, scan) or self.is_kept("reference", scan))
+
+
+def _drawn_by(path: str) -> str | None:
+    """What drew a picture, as the file says; None where it does not, was cut, or there is none."""
+    try:
+        with Path(path).open("rb") as file:
+            made_by = picture.made_by_of(file.read(1024))
+            file.seek(-len(picture.END), os.SEEK_END)
+            return made_by if file.read() == picture.END else None
+    except OSError:
+        return None

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 
-from synthseg_native.errors import SynthSegError, printable
+from synthseg_native.errors import SynthSegError, few, printable
 from synthseg_native.files import at_home, read_text
 from synthseg_native.scan.formats import image_extension
 
@@ -24,7 +24,6 @@ LABEL = "[A-Za-z0-9+]"  # plus signs: BIDS 1.11
 EMPTY = ("", "n/a", "na", "nan", "null", "#n/a", "<na>")  # as BIDS, R, spreadsheets and databases write it, any case
 TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no", "")
 LONGEST = 140  # characters of a composed name: with what names of results, and of files on the way, add, 255 hold it
-NAMED = 3  # rows that a line names before it counts the others
 
 
 @dataclass(frozen=True)
@@ -202,11 +201,10 @@ leading zeros, write them again, and save the column as text
     found = [f"{scan.name}: {printable(Path(scan.image).name)}" for scan in scans if _contradicts(scan)]
     if not found:
         return None
-    more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
     rows = "1 row of the sheet is" if len(found) == 1 else f"{len(found)} rows of the sheet are"
     files = "its file" if len(found) == 1 else "their files"
     remedy = "where a spreadsheet dropped leading zeros, write them again, and save the column as text"
-    return f"{rows} named otherwise than {files} ({', '.join(found[:NAMED])}{more}): {remedy}"
+    return f"{rows} named otherwise than {files} ({few(found)}): {remedy}"
 
 
 def shared_images(scans: Iterable[Scan]) -> str | None:
@@ -215,7 +213,7 @@ def shared_images(scans: Iterable[Scan]) -> str | None:
     >>> entities = {"participant_id": "1", "session_id": "", "acq": "", "run": "", "suffix": "T1w"}
     >>> rows = [Scan(entities | {"participant_id": name}, "in/a.nii.gz", ct=False) for name in ("1", "2")]
     >>> print(shared_images(rows))
-    2 rows of the sheet have the image of another (in/a.nii.gz: sub-1_T1w, sub-2_T1w): is that meant?
+    2 rows of the sheet have the image of another: in/a.nii.gz (sub-1_T1w, sub-2_T1w): is that meant?
     """
     rows: dict[tuple[str, bool], list[str]] = {}
     for scan in scans:
@@ -224,10 +222,8 @@ def shared_images(scans: Iterable[Scan]) -> str | None:
     found = {image: names for (image, _), names in rows.items() if len(names) > 1}
     if not found:
         return None
-    said = [f"{printable(image)}: {', '.join(names[:NAMED])}" for image, names in found.items()]
-    more = f" and {len(said) - NAMED} more" if len(said) > NAMED else ""
-    number = sum(map(len, found.values()))
-    return f"{number} rows of the sheet have the image of another ({'; '.join(said[:NAMED])}{more}): is that meant?"
+    number, said = sum(map(len, found.values())), [f"{printable(image)} ({few(n)})" for image, n in found.items()]
+    return f"{number} rows of the sheet have the image of another: {few(said)}: is that meant?"
 
 
 def _contradicts(scan: Scan) -> bool:

@@ -7,18 +7,15 @@ another folder, or gone.
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from synthseg_native.cohort.benchmark.in_turn import COLUMNS, RUN_COLUMNS, never_came_through
-from synthseg_native.errors import TRANSIENT
-from synthseg_native.files import is_there, read_sealed, write_sealed, write_text
+from synthseg_native.errors import TRANSIENT, few
+from synthseg_native.files import is_there, read_sealed, sha256_of, write_sealed, write_text
 from synthseg_native.identity import current, keys
-from synthseg_native.results import picture
 
 if TYPE_CHECKING:
     from synthseg_native.cohort.manifest import Manifest
@@ -26,7 +23,6 @@ if TYPE_CHECKING:
 
 FOLDER = ".state"
 LINES = 20  # that are said of runs
-NAMED = 3  # scans that a line names before it counts the others
 
 
 def failed_mark(state: Path) -> Path:
@@ -53,7 +49,7 @@ def to_make(plan: Plan) -> set[str]:
         and not plan.identities.is_lasting(*pair)
     }
     wanted = [*plan.wanted_runs(), *plan.wanted_once(), *plan.aggregates().values()]
-    found |= {path for path in wanted if not is_there(path)} | _drawn_or_compared_otherwise(plan)
+    found |= {path for path in wanted if not is_there(path)} | set(plan.identities.redone)
     found |= set(plan.patterns.benchmark.values()) if _benchmark_again(plan) else set()
     summary = plan.aggregates()["summary"]
     return found | ({summary} if failed_mark(plan.state).exists() or not says_what_is(plan) else set())
@@ -80,7 +76,7 @@ def told_file(results: str | Path) -> Path:
 def tell(manifest: Manifest, words: dict[tuple[str, str], str], made: Iterable[Path]) -> None:
     """Leave what a summary told, and in which files, for `says_what_is`. made: its files, the last of which is done."""
     results = Path(manifest.results)
-    hashes = {path.relative_to(results).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in made}
+    hashes = {path.relative_to(results).as_posix(): sha256_of(path) for path in made}
     write_sealed(told_file(results), {"told": told(manifest, words), "files": hashes})
 
 
@@ -128,31 +124,6 @@ def _rows(path: Path, columns: Sequence[str]) -> list[dict] | None:
     return rows if whole and rows and table.fieldnames == list(columns) else None
 
 
-def _drawn_or_compared_otherwise(plan: Plan) -> set[str]:
-    """Pictures and comparisons that say of themselves that other code, limits or thresholds made them, or of another
-    scan."""
-    found, compared, identities = set(), set(plan.compared), plan.identities
-    for pair in (pair for pair in identities.states if pair[0] != "reference"):
-        if not (identities.is_kept(*pair) or identities.is_lasting(*pair)):
-            path = plan.path("picture", *pair)
-            found |= {path} if _drawn_by(path) != identities.made_by("picture.py", *pair) else set()
-        if pair[1] in compared and identities.is_comparable(*pair):
-            path, made_by = plan.path("compare", *pair), identities.made_by("compare.py", *pair)
-            found |= {path} if (read_sealed(path) or {}).get("made_by") != made_by else set()
-    return found
-
-
-def _drawn_by(path: str) -> str | None:
-    """What drew a picture, as the file says; None where it does not, was cut, or there is none."""
-    try:
-        with Path(path).open("rb") as file:
-            made_by = picture.made_by_of(file.read(1024))
-            file.seek(-len(picture.END), os.SEEK_END)
-            return made_by if file.read() == picture.END else None
-    except OSError:
-        return None
-
-
 def lines(plan: Plan) -> list[str]:
     """What a call says before its first job: what is made again and why, what was edited, what cannot be made again."""
     alike: dict[tuple[str, str], list] = {}
@@ -172,22 +143,22 @@ def lines(plan: Plan) -> list[str]:
         tables.append(f"the benchmark again: {why}")
     said = [_line(what, how, scans) for (what, how), scans in alike.items()]
     more = [f"and runs for {len(said) - LINES} other reasons"] if len(said) > LINES else []
-    return said[:LINES] + more + _redrawn(plan) + tables
+    return said[:LINES] + more + _redone(plan) + tables
 
 
-def _redrawn(plan: Plan) -> list[str]:
+REDONE = {
+    "picture": "again: cut, changed, another's, or drawn by other code or limits",
+    "comparison": "again: changed, another's, or made by other code or thresholds",
+}
+
+
+def _redone(plan: Plan) -> list[str]:
     """Lines about pictures and comparisons that are made again though their run is current."""
     found: dict[str, list[str]] = {}
-    again = _drawn_or_compared_otherwise(plan)
-    for (engine, scan), run in plan.identities.states.items():
-        if engine != "reference" and run.word == current.CURRENT:
-            for kind in ("picture", "compare"):
-                path = plan.path(kind, engine, scan) if kind == "picture" or scan in plan.compared else None
-                if path in again and is_there(path):
-                    found.setdefault({"compare": "comparison"}.get(kind, kind), []).append(scan)
-    why = {"picture": "cut, changed, another's, or drawn by other code or limits",
-           "comparison": "changed, another's, or made by other code or thresholds"}  # fmt: skip
-    return [_line(what, f"again: {why[what]}", scans) for what, scans in found.items()]
+    for path, (what, engine, scan) in plan.identities.redone.items():
+        if plan.identities.states[engine, scan].word == current.CURRENT and is_there(path):
+            found.setdefault(what, []).append(scan)
+    return [_line(what, REDONE[what], scans) for what, scans in found.items()]
 
 
 EDITED = {
@@ -199,6 +170,5 @@ EDITED = {
 
 def _line(what: str, how: str, scans: list[str]) -> str:
     names = sorted({Path(scan).name for scan in scans})
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     number = f"{len(scans)} {what}{'' if len(scans) == 1 else 's'}"
-    return f"{number} {EDITED.get(how, how)} ({', '.join(names[:NAMED])}{more})"
+    return f"{number} {EDITED.get(how, how)} ({few(names)})"

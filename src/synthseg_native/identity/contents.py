@@ -1,6 +1,5 @@
 """The contents of files, as hashes that are remembered, so that a cohort is read once."""
 
-import hashlib
 import json
 import os
 import stat
@@ -8,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from synthseg_native.files import read_json, write_text
+from synthseg_native.files import read_json, sha256_of, write_text
 
 SAY_AFTER_S = 5.0  # of reading, before a line says so
 SAVE_EVERY_S = 60.0  # while files are read: what is killed then loses a minute's work
@@ -98,8 +97,7 @@ class Contents:
 
     def _read(self, path: str, size: int) -> str:
         start = time.monotonic()
-        with Path(path).open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = sha256_of(path)
         self._read_files, self._read_bytes = self._read_files + 1, self._read_bytes + size
         self._read_s += time.monotonic() - start
         if self._read_s > self._next_line_s:

@@ -3,7 +3,6 @@
 Standard library only.
 """
 
-import errno
 import hashlib
 import http.client
 import os
@@ -21,7 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from synthseg_native import shared_disk
-from synthseg_native.errors import SynthSegError
+from synthseg_native.errors import FULL, SynthSegError
 
 CHUNK = 1 << 18
 SCHEMES = ("https",)  # of addresses, and of those that they redirect to
@@ -154,7 +153,7 @@ def fetch(
                 log(f"{destination}: damaged ({problem}): fetching it again")
             _fetch_locked(expected, destination, urls or expected.urls, log, attempts, pause, timeout)
     except OSError as error:
-        code = "disk" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "usage"
+        code = "disk" if error.errno in FULL else "usage"
         raise SynthSegError(
             code, f"{destination}: cannot be written ({error.strerror or error}): make room or choose another folder"
         ) from error

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from synthseg_native import engines, jobs, memory
+from synthseg_native.files import sha256_of
 from synthseg_native.identity import command
 from synthseg_native.networks import cards, layers, weights
 from synthseg_native.pipeline import core
@@ -112,7 +113,7 @@ class Segmenter:
     @cached_property
     def weights_sha256(self) -> str:
         """Of the file that is used."""
-        return reading.sha256_of(self.weights_file)
+        return sha256_of(self.weights_file)
 
     def describe(self, notes: dict) -> None:
         """What the run record says before a scan is looked at."""

@@ -3,8 +3,10 @@
 import contextlib
 import filecmp
 import gzip
+import itertools
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 LABEL_MAPS = ("dseg", "dseg_native", "o", "native_grid")  # results that people correct by hand
@@ -17,12 +19,11 @@ def keep(path: str | Path) -> Path:
     By a link; where the disk has none, by a copy. Raises OSError.
     """
     path = Path(path)
-    kept, number = path.with_name(f"{path.name}{ENDING}"), 1
-    while os.path.lexists(kept):
+    for kept in _names(path):
+        if not os.path.lexists(kept):
+            break
         if _is_same_file(path, kept):
             return kept
-        number += 1
-        kept = path.with_name(f"{path.name}{ENDING}-{number}")
     try:
         os.link(path, kept)
     except OSError:
@@ -30,19 +31,26 @@ def keep(path: str | Path) -> Path:
     return kept
 
 
-def settle(path: str | Path) -> list[Path]:
+def settle(path: str | Path) -> list[str]:
     """Take away what `keep` has kept where its place still has it, or what is new there says the same: the same bytes,
     or a label map of the same labels on the same grid.
 
-    Returns what stays. What cannot be taken away stays, too.
+    Returns a line for each that stays. What cannot be taken away stays, too.
     """
     path = Path(path)
-    found = sorted(other for other in path.parent.glob("*") if other.name.startswith(f"{path.name}{ENDING}"))
+    found = list(itertools.takewhile(os.path.lexists, _names(path)))
     for kept in found:
         if _is_same_file(path, kept) or _says_the_same(path, kept):
             with contextlib.suppress(OSError):
                 kept.unlink()
-    return [kept for kept in found if os.path.lexists(kept)]
+    what = "another file lay there, and nothing says what made it"
+    return [f"{path}: {what}: kept as {kept.name}" for kept in found if os.path.lexists(kept)]
+
+
+def _names(path: Path) -> Iterator[Path]:
+    """The names under which a file is kept: the first, and those for what came later."""
+    yield path.with_name(f"{path.name}{ENDING}")
+    yield from (path.with_name(f"{path.name}{ENDING}-{number}") for number in itertools.count(2))
 
 
 def _is_same_file(path: Path, other: Path) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from synthseg_native import stopping
-from synthseg_native.errors import SynthSegError
+from synthseg_native.errors import FULL, SynthSegError
 from synthseg_native.files import beside
 
 
@@ -112,6 +112,6 @@ class _disk_errors:
         if isinstance(error, OSError):
             if error.errno == errno.ENAMETOOLONG:  # of this file alone: the next may be written
                 raise SynthSegError("bad_input", f"{self.path}: {error.strerror}: choose a shorter name") from error
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            full = error.errno in FULL
             remedy = "make room" if full else "choose a place that can be written to"
             raise SynthSegError("disk", f"{self.path}: {error.strerror or error}: {remedy}") from error

@@ -6,7 +6,6 @@ Positions are in mm (RAS+), affines map voxel indices to them. The table of cond
 import difflib
 import errno
 import gzip
-import hashlib
 import stat
 import threading
 import warnings
@@ -21,6 +20,7 @@ import nibabel as nib
 import numpy as np
 
 from synthseg_native.errors import SynthSegError
+from synthseg_native.files import sha256_of
 from synthseg_native.scan import values
 from synthseg_native.scan.disguise import disguise
 from synthseg_native.scan.formats import IMAGE_EXTENSIONS, image_extension
@@ -489,12 +489,6 @@ def _for_results(header, voxel_mm):
     header.set_xyzt_units("mm")  # the values were taken as mm, whatever the scan says
     header["intent_code"], header["intent_name"] = 0, b""
     return nib.Nifti1Header.from_header(header)
-
-
-def sha256_of(path: str | PathLike) -> str:
-    """The hash of a file's bytes, in hexadecimal digits."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # Where it lies -------------------------------------------------------------------------------------------------------

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from synthseg_native.cohort import environments
-from synthseg_native.cohort.benchmark import inputs, report, weights
+from synthseg_native.cohort.benchmark import inputs, report
 from synthseg_native.cohort.benchmark.contestants import REFERENCE, UPSTREAM, Contestant, Runner, Task, upstream_tree
 from synthseg_native.cohort.benchmark.rounds import Benchmark, Group, Runs
 from synthseg_native.errors import SynthSegError
+from synthseg_native.files import sha256_of
 from synthseg_native.networks import cards
 
 ROOT = environments.ROOT
@@ -115,7 +116,7 @@ def benchmark(arguments: argparse.Namespace) -> int:
     facts = {
         **machine,
         "code": code_of(code),
-        "weights": f"{kind} {weights.sha256(full / 'weights.h5')[:12]}",
+        "weights": f"{kind} {sha256_of(full / 'weights.h5')[:12]}",
         "image": f"{arguments.image.name if arguments.image else 'phantom'} {inputs.image_key(arguments.image)}",
         "versions": _versions(pythons),
     }
@@ -143,7 +144,7 @@ def code_of(folder: Path | str) -> str:
     files = {path for path in package.rglob("*.py") if "cohort" not in path.relative_to(package).parts}
     found = hashlib.sha256()
     for path in sorted(files - {package / "memory.py"}):
-        found.update(f"{path.relative_to(package)} {weights.sha256(path)}\n".encode())
+        found.update(f"{path.relative_to(package)} {sha256_of(path)}\n".encode())
     return found.hexdigest()[:12]
 
 

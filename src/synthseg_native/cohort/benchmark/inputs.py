@@ -10,6 +10,7 @@ import numpy as np
 from synthseg_native.cohort import environments
 from synthseg_native.cohort.benchmark import images, weights
 from synthseg_native.errors import SynthSegError
+from synthseg_native.files import sha256_of
 
 Size = tuple[int, int, int]  # voxels
 Grid = tuple[Size, float]  # and the voxels' size in mm
@@ -54,7 +55,7 @@ def image_key(given: Path | None) -> str:
     """12 digits for the image of the user, or for how the phantom is made."""
     if given and not given.is_file():
         raise SynthSegError("usage", f"{given}: no such image: correct the path")
-    return weights.sha256(given or images.__file__)[:12]
+    return sha256_of(given or images.__file__)[:12]
 
 
 def cut(path: Path, sizes: Collection[Size]) -> Iterator[tuple[Size, nib.Nifti1Image]]:

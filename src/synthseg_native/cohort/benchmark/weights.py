@@ -15,7 +15,6 @@ network of models/compact2mm, which works at 2 mm, is put into the full-size one
 The labels are roughly those of compact2mm: no use for research.
 """
 
-import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -183,9 +182,3 @@ def make_model(folder: Path | str, models_folder: Path | str, weights: Path | st
         write_h5(beside, full.network.table(), made)
     beside.replace(place)
     return folder
-
-
-def sha256(path: Path | str) -> str:
-    """Of a file's content, in hexadecimal digits."""
-    with Path(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

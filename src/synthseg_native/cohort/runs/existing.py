@@ -9,8 +9,8 @@ import numpy as np
 
 from synthseg_native.cohort.runs.files import REFERENCE_FILES
 from synthseg_native.errors import SynthSegError
+from synthseg_native.files import sha256_of
 from synthseg_native.results import images
-from synthseg_native.scan import reading
 
 REMEDY = "correct reference.pattern"
 
@@ -55,7 +55,7 @@ def take_existing(record: dict, settings: dict, scan: str, work: Path) -> None:
     images.save_labels(work / REFERENCE_FILES["dseg"], data, image.affine, None)
     record["engine"].update(name="existing label map", version=None, package_version=None)
     record.update(threads=None, device=None, device_reason=None, mode=None, precision=None)
-    record["reference"].update(runtime="none", id=f"sha256:{reading.sha256_of(path)}")
+    record["reference"].update(runtime="none", id=f"sha256:{sha256_of(path)}")
     record["machine"] = dict.fromkeys(record["machine"])
 
 

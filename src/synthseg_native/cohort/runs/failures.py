@@ -1,7 +1,6 @@
 """What a run that went wrong says: one line, with a code."""
 
 import contextlib
-import errno
 import re
 import signal
 import traceback
@@ -9,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from synthseg_native.cohort.runs.files import LOG
-from synthseg_native.errors import SynthSegError
+from synthseg_native.errors import SynthSegError, of_system
 from synthseg_native.results import record as record_of
 from synthseg_native.verification import verify
 
@@ -83,15 +82,6 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def system_error(error: OSError, place: Path | str) -> SynthSegError:
-    """What an OSError of this process means. place: what it is about, where the error does not say."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    text = (
-        f"{error.filename or place}: {error.strerror or error}: {'make room' if full else 'mend this'} and call again"
-    )
-    return SynthSegError("disk" if full else "internal", text)
-
-
 def unexpected(error: Exception, scan: str, work: Path) -> SynthSegError:
     """Any other exception as a SynthSegError; its traceback goes to the log of the run."""
     with contextlib.suppress(OSError), (work / LOG).open("a", encoding="utf-8") as stream:
@@ -113,7 +103,7 @@ def attempt(record: dict, work: Path, run: Callable[[], None], scan: str) -> dic
     except MemoryError:
         record_of.fail(record, SynthSegError("oom", f"{scan}: {MEMORY_HINT}"))
     except OSError as error:
-        record_of.fail(record, system_error(error, scan))
+        record_of.fail(record, of_system(error, scan))
     except Exception as error:
         record_of.fail(record, unexpected(error, scan, work))
     record["finished"] = record["finished"] or record_of.now()

@@ -15,6 +15,7 @@ from synthseg_native.cohort.runs.existing import take_existing
 from synthseg_native.cohort.runs.failures import attempt, failure
 from synthseg_native.cohort.runs.files import LOG, REFERENCE, REFERENCE_FILES, need_image, need_outputs
 from synthseg_native.errors import SynthSegError
+from synthseg_native.files import sha256_of
 from synthseg_native.identity import keys
 from synthseg_native.networks import cards
 from synthseg_native.results import tables
@@ -73,7 +74,7 @@ def run_reference(
             record["model"].update(name=card.name, research_grade=card.research_grade)
             limit_mb = memory_mb or max(card.memory_mb, memory.declared_mb(record["predicted_peak_mib"]))
             if kind == "own":
-                record["model"]["weights_sha256"] = reading.sha256_of(weights)
+                record["model"]["weights_sha256"] = sha256_of(weights)
             job = containers.Job(settings, image, Path(model_dir), Path(weights), work, card.name, timeout, limit_mb)
             if runtime == "local":
                 _run_local(record, job, python)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from synthseg_native import shared_disk, stopping
 from synthseg_native.cohort.runs import child, work
-from synthseg_native.cohort.runs.failures import system_error, unexpected
+from synthseg_native.cohort.runs.failures import unexpected
 from synthseg_native.cohort.runs.files import RECORD, SOURCE
-from synthseg_native.errors import EXIT_CODES, SynthSegError
+from synthseg_native.errors import EXIT_CODES, SynthSegError, of_system
 from synthseg_native.files import write_sealed
 from synthseg_native.results import kept
 from synthseg_native.results import record as record_of
@@ -90,7 +90,7 @@ def _step(scan, settings, places, failure_path, run):
         except SynthSegError as error:
             record_of.fail(record, error)
         except OSError as error:
-            record_of.fail(record, system_error(error, root))
+            record_of.fail(record, of_system(error, root))
         except Exception as error:
             record_of.fail(record, unexpected(error, scan, folder or root))
         stopping.deafen()  # what is left to do is short
@@ -113,9 +113,8 @@ def _step(scan, settings, places, failure_path, run):
 
 def _tell_kept(who: str, places: Mapping[str, Path]) -> None:
     for name in kept.LABEL_MAPS:
-        for other in kept.settle(places[name]) if name in places else []:
-            what = "another label map lay there, and nothing says what made it"
-            print(f"{who}: {places[name]}: {what}: kept as {other.name}", file=sys.stderr, flush=True)
+        for line in kept.settle(places[name]) if name in places else []:
+            print(f"{who}: {line}", file=sys.stderr, flush=True)
 
 
 def _tell_success(who: str, record: dict) -> None:

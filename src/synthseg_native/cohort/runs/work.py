@@ -1,13 +1,12 @@
 """The work folder of a run, who may publish from it, and the publishing: all files of a run or none."""
 
 import contextlib
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
 from synthseg_native import shared_disk
 from synthseg_native.cohort.runs.files import NATIVE_FILES, RECORD
-from synthseg_native.files import write_text
+from synthseg_native.files import sha256_of, write_text
 
 PUBLISHER = "publisher"  # holds the name of the work folder that may publish
 
@@ -49,12 +48,7 @@ def source_of(work: Path, name: str) -> Path:
 
 def hashes(work: Path, places: Mapping[str, Path]) -> dict[str, str]:
     """{name: SHA-256} of what is about to be published, but for the record, which tells them."""
-    return {name: _sha256(source_of(work, name)) for name in places if name != "record"}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {name: sha256_of(source_of(work, name)) for name in places if name != "record"}
 
 
 def publish(work: Path, places: Mapping[str, Path]) -> None:

@@ -9,10 +9,10 @@ from synthseg_native.cohort.summary import homogeneity
 from synthseg_native.cohort.summary.homogeneity import counted
 from synthseg_native.cohort.summary.rows import Row, read_rows
 from synthseg_native.cohort.tables import MISSING, as_text, read_tsv
+from synthseg_native.errors import few
 from synthseg_native.results.verdicts import verdict_text
 
 MOST_SHOWN = 10  # scans that are named as worth a look
-NAMED = 3  # scans of a header flag, which a whole cohort of one scanner may have
 
 
 def print_summary(manifest: Manifest) -> None:
@@ -46,8 +46,7 @@ def lines(manifest: Manifest, rows: list[Row]) -> Iterator[str]:
     if flagged := _by_header_flag(rows):
         yield "\nOdd in the scan's header or values (docs/input.md says what it means for volumes):"
         for flag, names in flagged.items():
-            more = [f"and {len(names) - NAMED} more"] if len(names) > NAMED else []
-            yield f"  {flag}: {' '.join([', '.join(names[:NAMED]), *more])}"
+            yield f"  {flag}: {few(names)}"
     for row in rows:
         if row.verdict == "different":
             yield f"\n{_said_of(row, {row.engine}, engines)} differs: {row.verdict_reason}"
