@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from synthseg_native import files
 from synthseg_native.cohort.benchmark import images, weights
 from synthseg_native.networks import cards, layers
 
@@ -122,7 +123,7 @@ def test_file_has_upstreams_layout(tmp_path):
             assert stored == [f"{layer.name}/{name}:0" for name in layer.weights]
             assert all(file[layer.name][name].dtype == np.float32 for name in stored)
     again = weights.make_model(tmp_path / "again", ROOT / "models")
-    assert weights.sha256(folder / "weights.h5") == weights.sha256(again / "weights.h5")
+    assert files.sha256_of(folder / "weights.h5") == files.sha256_of(again / "weights.h5")
 
 
 def test_weights_of_the_user_are_taken(tmp_path):
