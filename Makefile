@@ -2,7 +2,7 @@
 
 RUN = sh scripts/launch.sh run
 DEV = $(RUN) dev --
-LOCKS = workflow tensorflow openvino torch training demo dev docs
+LOCKS = workflow tensorflow llvm torch training demo dev docs
 # Two processes, a file at a time each, in the order that tests/conftest.py sets; TESTS= and JOBS= change which tests and
 # how many at once. Three for all tests: of those each waits a fifth of its time, for SLURM, the network, a container.
 TESTS = tests
@@ -26,14 +26,14 @@ demo-docker: ## the same with the reference in its Docker container
 	@./snakemake --cores 1 results/summary.tsv --configfile config/demo-docker.yaml
 
 test: ## run all tests
-	@sh scripts/launch.sh ensure dev workflow tensorflow openvino demo
+	@sh scripts/launch.sh ensure dev workflow tensorflow llvm demo
 	@$(PYTEST) $(TESTS) $(ARGS)
 
 test-fast: ## run the tests that take seconds and need no Docker
 	@$(PYTEST) -m "not slow and not docker" $(TESTS) $(ARGS)
 
 benchmark: ## time and memory of engines and reference on this machine (what and how: make benchmark ARGS=--help)
-	@sh scripts/launch.sh ensure dev tensorflow openvino
+	@sh scripts/launch.sh ensure dev tensorflow llvm
 	@$(DEV) benchmarks/run.py $(ARGS)
 
 lint: ## check style, workflow, profiles, configurations

@@ -2,7 +2,7 @@
 every engine and by reference.py, with networks of several sizes; each peak beside its prediction.
 
     sh scripts/launch.sh run dev -- benchmarks/check_memory.py              # what memory.tsv lacks is measured
-        [--engines openvino openvino:bf16] [--networks compact2mm] [--scans 0 3] [--folder 50]
+        [--engines llvm] [--networks compact2mm] [--scans 0 3] [--folder 50]
     sh scripts/launch.sh run dev -- benchmarks/check_memory.py --report     # of what was measured, nothing is run
 
 Each run is a row of memory.tsv at once; a row that is there is not measured again. fit_memory.py fits to the same
@@ -35,7 +35,7 @@ from synthseg_native.networks import cards  # noqa: E402
 MEASURED = Path(__file__).parent / "memory.tsv"
 COLUMNS = ("engine", "precision", "device", "network", "shape", "voxel_mm", "type", "slope", "options", "scans",
            "peak_rss_mib")  # fmt: skip
-ENGINES = ("openvino", "openvino:bf16", "tensorflow", "torch", memory.REFERENCE)
+ENGINES = ("llvm", "tensorflow", "torch", memory.REFERENCE)
 # Shape, voxel size in mm, type of the voxels, slope, further results and options.
 SCANS = (
     ((64, 72, 60), (3, 3, 3), "int16", 1, ()),

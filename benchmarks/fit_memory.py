@@ -68,11 +68,7 @@ def main(argv=None) -> int:
     for key in dict.fromkeys((row["engine"], row["precision"], row["device"]) for row in rows):
         mine = [row for row in rows if (row["engine"], row["precision"], row["device"]) == key]
         sizes, peaks = [size_of(row) for row in mine], [float(row["peak_rss_mib"]) for row in mine]
-        start, held = memory.coefficients(*key), ()
-        if key[:2] == ("openvino", "bf16"):  # its kernels are those of float32
-            alike, held = memory.coefficients("openvino"), ("network", "planes")
-            start = replace(start, **{name: getattr(alike, name) for name in held})
-        memory.TABLE[key] = fit(sizes, peaks, start, held)
+        memory.TABLE[key] = fit(sizes, peaks, memory.coefficients(*key))
     print("TABLE = {")
     for key, c in memory.TABLE.items():
         name = "REFERENCE" if key[0] == memory.REFERENCE else f'"{key[0]}"'

@@ -28,7 +28,7 @@ def snakemake(*arguments) -> subprocess.CompletedProcess:
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(ROOT / "config", Path(folder, "config"))
         command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", folder]
-        command += ["--config", "engines=[openvino]", *arguments]  # named: nothing is chosen, and no environment made
+        command += ["--config", "engines=[llvm]", *arguments]  # named: nothing is chosen, and no environment made
         return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 

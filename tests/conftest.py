@@ -42,9 +42,9 @@ def tensorflow_python() -> str:
 
 
 @pytest.fixture(scope="session")
-def openvino_python() -> str:
-    """The interpreter of the openvino environment (SYNTHSEG_OPENVINO_PYTHON, else made where it is missing)."""
-    return _python("openvino")
+def llvm_python() -> str:
+    """The interpreter of the llvm environment (SYNTHSEG_LLVM_PYTHON, else made where it is missing)."""
+    return _python("llvm")
 
 
 @pytest.fixture(scope="session")

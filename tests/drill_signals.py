@@ -42,7 +42,7 @@ for flag, values in (("--o", labels), ("--native-grid", labels), ("--margin", la
     nib.save(nib.Nifti1Image(values, np.eye(4)), args[flag])
 open(args["--volumes-tsv"], "w").write("index\\n17\\n")
 grid = {"shape": [12, 13, 14], "voxel_mm": [1, 1, 1], "interpolation": "posterior"}
-record = {"engine": {"name": "openvino", "version": "0"}, "model": {"name": "compact2mm"}, "device": "cpu",
+record = {"engine": {"name": "llvm", "version": "0"}, "model": {"name": "compact2mm"}, "device": "cpu",
           "input": {"name": "sub-0000.nii"},
           "output": {"labels_sha256": "0", "voxel_mm": [1, 1, 1], "native_grid": grid}}
 json.dump(record, open(args["--record"], "w"))

@@ -99,9 +99,9 @@ def parser() -> argparse.ArgumentParser:
     add("--cpu", action="store_true", help="the same as --device cpu")
     add("--device", metavar="NAME", help="cpu or gpu (default: what works here; without the launcher cpu)")
     add("--engine", default="auto", metavar="NAME", help="what runs the network: auto (default: the best one that "
-        "works on this machine), tensorflow, openvino, or torch (GPUs)")  # fmt: skip
+        "works on this machine), tensorflow, llvm, or torch (GPUs)")  # fmt: skip
     add("--precision", default="float32", metavar="NAME", help="numbers of the network: float32 (default), or bf16, "
-        "which openvino and torch have: labels nearly the same")  # fmt: skip
+        "which torch has: labels nearly the same")  # fmt: skip
     add("--recompute", action="store_true", help="do all scans again, also those whose results are current")
     add("--overwrite-edited", action="store_true", help="also those whose label maps were changed by hand")
     add("--version", action="version", version=f"synthseg-native {__version__}")

@@ -41,7 +41,7 @@ DRAWN_MIB = 110  # what pictures leave for the scans after them, of 3 to 50: lib
 DRAWING = 8  # bytes per voxel of the network's grid while a picture is drawn: labels, and their copy
 MASKS = 16  # bytes per padded voxel while labels are found: masks, and the parts of two classes at a time
 FOUND, OWN = 8, 6  # bytes per padded voxel of labels and margins; per voxel of the scan on its own grid
-HANDED = 13  # planes of posteriors that the openvino engine has at a time: two blocks, and the slab that it hands out
+HANDED = 13  # planes of posteriors that the llvm engine has at a time: two blocks, and the slab that it hands out
 SLAB = 2**27  # bytes of a tensor, at most, where the torch engine computes in slabs (engines.torch.SLAB_BYTES)
 STEP_MIB = 70  # of the interpreter and libraries of a step that runs no network
 COMPARISON = 48  # bytes per voxel that two label maps and their differences take, at most
@@ -67,8 +67,7 @@ class Coefficients:
 # (engine, precision, device). Where a row is missing, the closest one stands in: see `coefficients`.
 TABLE = {
     ("tensorflow", "float32", "cpu"): Coefficients(560, 2.03, 9.71, posterior=3.35),
-    ("openvino", "float32", "cpu"): Coefficients(210, 4.91, 0.407, planes=107),
-    ("openvino", "bf16", "cpu"): Coefficients(202, 4.71, 0.407, planes=107),
+    ("llvm", "float32", "cpu"): Coefficients(210, 4.91, 0.407, planes=107),
     ("torch", "float32", "cpu"): Coefficients(856, 2.46, 1.55, slabs=3.22),
     (REFERENCE, "float32", "cpu"): Coefficients(577, 1.39, 12.5, posterior=4.93, read=100),
 }

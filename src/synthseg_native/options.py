@@ -90,8 +90,8 @@ def _engine_here() -> str:
     """The engine whose runtime this environment has: the launcher chooses the environment, and names the engine."""
     from importlib.util import find_spec
 
-    for name in ("openvino", "tensorflow", "torch"):
-        if find_spec(name):
+    for name, runtime in (("llvm", "llvmlite"), ("tensorflow", "tensorflow"), ("torch", "torch")):
+        if find_spec(runtime):
             print(f"engine auto: {name}, whose runtime is in this environment", file=sys.stderr)
             return name
     return "tensorflow"  # which then says what to install

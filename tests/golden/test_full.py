@@ -52,7 +52,7 @@ def test_engine_equals_upstream_at_full_size(runs, check, model):
     check(folder, "t1_", margin=margin, golden_folder=Path(FULL), volume_tolerance=VOLUME_TOLERANCE)
 
 
-@pytest.mark.parametrize("engine", ["openvino", "torch"])
+@pytest.mark.parametrize("engine", ["llvm", "torch"])
 def test_other_engines_equal_upstream_at_full_size(request, root, model, tmp_path, engine):
     with Runs(root, request.getfixturevalue(f"{engine}_python"), tmp_path, engine) as runs:
         folder = runs.engine("t1", model, engine)

@@ -81,8 +81,8 @@ sys.exit(cli.main(sys.argv[1:]))
 
 
 @pytest.fixture(scope="module")
-def runs(root, openvino_python, tmp_path_factory):
-    with Runs(root, openvino_python, tmp_path_factory.mktemp("runs"), engine="openvino") as runs:
+def runs(root, llvm_python, tmp_path_factory):
+    with Runs(root, llvm_python, tmp_path_factory.mktemp("runs"), engine="llvm") as runs:
         yield runs
 
 

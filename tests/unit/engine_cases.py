@@ -25,6 +25,16 @@ MORE = {
     "two inputs": ({"levels": 2, "features": 4, "labels": 3, "inputs": ["image", "other"]}, (20, 8, 12)),
 }
 
+# What the networks of SynthSeg 2.0 have besides.
+WIDER = {
+    "kernel 5": ({"levels": 3, "features": 6, "labels": 5, "kernel": 5}, (40, 24, 20)),
+    "kernel 5, six inputs": (
+        {"levels": 2, "features": 4, "labels": 3, "kernel": 5, "inputs": ["image", "a", "b", "c", "d", "e"]},
+        (20, 8, 12),
+    ),
+    "kernel 1": ({"levels": 2, "features": 4, "labels": 3, "kernel": 1}, (20, 8, 12)),
+}
+
 
 def run(program, cases, python, root):
     """What a program prints as JSON, given the cases (name, settings, shape), and what it says on stderr."""

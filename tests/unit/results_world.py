@@ -22,7 +22,7 @@ CONFIG = {
     "samples": "samples.tsv",
     "model": "compact2mm",
     "allow_small_model": True,
-    "engines": ["openvino"],
+    "engines": ["llvm"],
     "reference": {"kind": "own", "runtime": "local"},
 }
 
@@ -109,7 +109,7 @@ class World:
         """{"01": text of the native run's state, "01 reference": ...}, those that are not current."""
         plan = self.plan(**config)
         names = {
-            (engine, scan): scan[4:6] + ("" if engine == "openvino" else f" {engine}")
+            (engine, scan): scan[4:6] + ("" if engine == "llvm" else f" {engine}")
             for engine, scan in plan.identities.states
         }
         return {

@@ -29,7 +29,7 @@ from synthseg_native.cohort.runs import child, native, steps
 from synthseg_native.cohort.tables import read_tsv
 
 pytestmark = pytest.mark.slow  # all of it is one call
-CONFIG = {"samples": "s.tsv", "model": "compact2mm", "allow_small_model": True, "engines": ["openvino"]}
+CONFIG = {"samples": "s.tsv", "model": "compact2mm", "allow_small_model": True, "engines": ["llvm"]}
 CONFIG |= {"device": "cpu", "mode": "fast", "benchmark": {"scans": 99}}
 
 
@@ -123,7 +123,7 @@ def summed_up(root, tmp_path_factory):
         monkeypatch.undo()
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        for name in ("private", "results/openvino/sub-shut/anat"):
+        for name in ("private", "results/llvm/sub-shut/anat"):
             if (folder / name).exists():
                 (folder / name).chmod(0o700)
 
@@ -146,14 +146,14 @@ def one_call(root, folder, monkeypatch):
     plan = with_patterns(Plan(CONFIG, root))
     deploy.make_again(plan, runs=True)
     for scan in plan.scans:
-        asked = demands.memory_mb(plan, "openvino", scan)
+        asked = demands.memory_mb(plan, "llvm", scan)
         assert 0 < asked < 2 * plan.model.memory_mb, f"{scan}: no claim of a header is believed"
     assert demands.benchmark_memory(plan) > 0 and len(plan.benchmark_order[1]) > 1000
     (folder / GONE_MEANWHILE).unlink()
     with stand_in_for_processes(monkeypatch):
         codes = {scan: run(plan, scan) for scan in plan.scans}
-    Path(plan.path("volumes", "openvino", "sub-garbled/anat/sub-garbled_T1w")).write_bytes(bytes(range(256)))
-    Path("results/openvino/sub-shut/anat").chmod(0)
+    Path(plan.path("volumes", "llvm", "sub-garbled/anat/sub-garbled_T1w")).write_bytes(bytes(range(256)))
+    Path("results/llvm/sub-shut/anat").chmod(0)
     summary.summarise(plan.manifest)
     again = with_patterns(Plan(CONFIG, root))
     return {
@@ -186,10 +186,10 @@ def stand_in_for_processes(monkeypatch):
 
 def run(plan, scan):
     """The step of one scan, as scripts/native.py does it."""
-    files, settings = plan.files("openvino", scan), plan.identities.of("openvino", scan)
+    files, settings = plan.files("llvm", scan), plan.identities.of("llvm", scan)
     Path(files["record"]).parent.mkdir(parents=True, exist_ok=True)
     given = plan.image_path(scan), settings, sys.executable, plan.model.folder, Path(plan.weights), Path("results/env")
-    failure = failure_of(f"{plan.state}/failed", "openvino", scan, files["record"])
+    failure = failure_of(f"{plan.state}/failed", "llvm", scan, files["record"])
     return steps.step(scan, settings, files, failure, lambda work: native.run_native(scan, *given, work))
 
 

@@ -238,10 +238,10 @@ def test_two_engines_each_pair_with_the_reference(tmp_path):
             return super().__call__(scan, image, options, work)
 
     scans = {FIRST: "1.nii"}
-    asked = settings(scans, engines=("tensorflow", "openvino"))
+    asked = settings(scans, engines=("tensorflow", "llvm"))
     rows = run_benchmark(scans, asked, PerEngine("native", [0]), Fake("reference", [8.0]), tmp_path, say=lambda line: 0)
     ratios = {row["engine"]: row.get("time_ratio_geomean") for row in statistics_of(rows) if row["scan"] == FIRST}
-    assert ratios == {"tensorflow": pytest.approx(1 / 4), "openvino": pytest.approx(1 / 2), "reference": None}
+    assert ratios == {"tensorflow": pytest.approx(1 / 4), "llvm": pytest.approx(1 / 2), "reference": None}
 
 
 def test_all_images_together_and_memory(tmp_path):
@@ -284,10 +284,10 @@ def start_script(tmp_path):
     children = []
 
     def start(sleep):
-        asked = settings([FIRST], engines=("tensorflow", "openvino"))
+        asked = settings([FIRST], engines=("tensorflow", "llvm"))
         options = {"order": tmp_path / "benchmark-1.json"}
         options["order"].write_text(json.dumps({"settings": asked, "scans": {FIRST: "1.nii"}}))
-        options["pythons"] = json.dumps({"tensorflow": "tensorflow python", "openvino": "openvino python"})
+        options["pythons"] = json.dumps({"tensorflow": "tensorflow python", "llvm": "llvm python"})
         options |= {name: tmp_path / name for name in ("model", "weights", "verification", "work", "runs", "out")}
         before = replace(shared_disk.me(), boot="before the restart")
         shared_disk.new_folder(tmp_path / "work", "run-", before)  # a killed benchmark's
@@ -308,7 +308,7 @@ def start_script(tmp_path):
 def test_script_writes_both_tables_and_goes_on_where_it_was_stopped(tmp_path, start_script):
     here = dict.fromkeys(RUN_COLUMNS) | {"scan": FIRST, "warmup": True, "pair": 1, "status": "ok", "wall_s": 1.0}
     here["cpu"] = record.cpu_model()
-    kept = [here | {"engine": engine} for engine in ("tensorflow", "openvino", "reference")]
+    kept = [here | {"engine": engine} for engine in ("tensorflow", "llvm", "reference")]
     kept.append(here | {"engine": "tensorflow", "warmup": False, "cpu": "of another machine"})
     (tmp_path / "work").mkdir()
     text = "".join(json.dumps(row) + "\n" for row in kept)

@@ -96,7 +96,7 @@ def bench(tmp_path, monkeypatch):
     monkeypatch.delenv("SYNTHSEG_GOLDEN_FULL", raising=False)
     monkeypatch.setattr(run.environments, "snapshot", lambda: tmp_path / "code")
     monkeypatch.setattr(contestants.child.environments, "clean_environment", lambda: dict(os.environ))
-    for name in ("segment.py", "memory.py", "engines/openvino.py", "cohort/summary.py"):
+    for name in ("segment.py", "memory.py", "engines/llvm.py", "cohort/summary.py"):
         path = tmp_path / "code" / "src" / "synthseg_native" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("1")
@@ -107,7 +107,7 @@ def bench(tmp_path, monkeypatch):
 
         def __call__(self, *arguments):
             given = ["--results", self.results, "--work", tmp_path / "work", "--name", "here"]
-            given += ["--python", f"tensorflow={interpreter}", "--python", f"openvino={interpreter}"]
+            given += ["--python", f"tensorflow={interpreter}", "--python", f"llvm={interpreter}"]
             return run.benchmark(run.parser().parse_args(list(map(str, (*given, *arguments)))))
 
         def tell(self, **what):
@@ -131,9 +131,9 @@ def bench(tmp_path, monkeypatch):
 
 def test_quick_measures_compares_and_reports(bench):
     assert bench("--quick") == 0
-    assert bench.calls() == [f"{who} 64x64x64 2 2" for who in ("reference", "tensorflow", "openvino", "openvino bf16")]
+    assert bench.calls() == [f"{who} 64x64x64 2 2" for who in ("reference", "tensorflow", "llvm", "llvm bf16")]
     rows = {row["contestant"]: row for row in bench.runs()}
-    assert list(rows) == ["reference", "tensorflow float32", "openvino float32", "openvino bf16"]
+    assert list(rows) == ["reference", "tensorflow float32", "llvm float32", "llvm bf16"]
     for row in rows.values():
         assert row["status"] == "ok" and 0 < row["wall_s"] < 60 and row["peak_rss_mib"] > 3 and row["cpu_s"] > 0
         assert (
@@ -142,12 +142,12 @@ def test_quick_measures_compares_and_reports(bench):
             and "stand-in 1" in row["versions"]
         )
     assert rows["reference"]["compared_with"] is None and rows["reference"]["read_s"] is None
-    row = rows["openvino float32"]
+    row = rows["llvm float32"]
     assert (row["compared_with"], row["equal"], row["n_different"]) == ("reference", True, 0)
     assert (row["n_foreground"], row["network_s"]) == (8192, 2.0)
     table = bench.table()
-    row = table["64x64x64", "2", "openvino float32"]
-    ratio = rows["openvino float32"]["wall_s"] / rows["reference"]["wall_s"]
+    row = table["64x64x64", "2", "llvm float32"]
+    ratio = rows["llvm float32"]["wall_s"] / rows["reference"]["wall_s"]
     assert float(row["time_ratio_median"]) == pytest.approx(ratio, abs=1e-5)
     assert (float(row["median_around_network_s"]), row["n_pairs"]) == (0.5, "1")
     text = (bench.results / "here.md").read_text()
@@ -164,30 +164,30 @@ def test_rounds_alternate_and_upstream_runs_from_a_copy(bench):
     (checkout / "scripts" / "commands" / "SynthSeg_predict.py").write_text("")
     before = sorted(checkout.rglob("*"))
     sizes = ["--sizes", "48x40x48", "32", "--threads", 2, "--pairs", 2, "--pairs-elsewhere", 2]
-    assert bench(*sizes, "--upstream", checkout, "--engines", "openvino") == 0
+    assert bench(*sizes, "--upstream", checkout, "--engines", "llvm") == 0
     calls = bench.calls()
-    assert calls[:3] == ["reference 64x64x64 2 2", "openvino 64x64x64 2 2", "upstream 64x64x64 2 2"], "the check"
-    assert calls[3:7] == ["reference 48x40x48 2 2", "openvino 48x40x48 2 2"] * 2, "compact2mm"
-    rounds = ("reference", "upstream", "openvino", "reference", "openvino", "upstream")
+    assert calls[:3] == ["reference 64x64x64 2 2", "llvm 64x64x64 2 2", "upstream 64x64x64 2 2"], "the check"
+    assert calls[3:7] == ["reference 48x40x48 2 2", "llvm 48x40x48 2 2"] * 2, "compact2mm"
+    rounds = ("reference", "upstream", "llvm", "reference", "llvm", "upstream")
     assert calls[7:] == [f"{who} {size} 2 2" for size in ("32x32x32", "48x40x48") for who in rounds]
     assert sorted(checkout.rglob("*")) == before
     weights = bench.folder / "work" / "upstream" / "models" / "synthseg_1.0.h5"
     assert weights.resolve() == (bench.folder / "work" / "model" / "weights.h5").resolve()
-    row = bench.table()["32x32x32", "2", "openvino float32"]
+    row = bench.table()["32x32x32", "2", "llvm float32"]
     assert float(row["upstream_time_ratio_median"]) > 0
     assert bench.table()["32x32x32", "2", "upstream"]["equal"] == "true"
     assert "× upstream" in (bench.results / "here.md").read_text()
 
 
 def test_goes_on_where_it_stopped(bench):
-    quick = "--quick", "--engines", "openvino", "openvino:bf16"
+    quick = "--quick", "--engines", "llvm", "llvm:bf16"
     bench(*quick)
     bench.calls()
     path = bench.results / "here_runs.tsv"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:3]) + lines[3][:40])  # killed in mid-row
     bench(*quick)
-    assert bench.calls() == ["openvino bf16 64x64x64 2 2"]
+    assert bench.calls() == ["llvm bf16 64x64x64 2 2"]
     assert bench.runs()[-1]["compared_with"] == "reference" and len(bench.runs()) == 3
     bench(*quick)
     assert bench.calls() == []
@@ -197,10 +197,10 @@ def test_goes_on_where_it_stopped(bench):
 
 @pytest.mark.parametrize(
     ("edited", "again"),
-    [("engines/openvino.py", True), ("segment.py", True), ("memory.py", False), ("cohort/summary.py", False)],
+    [("engines/llvm.py", True), ("segment.py", True), ("memory.py", False), ("cohort/summary.py", False)],
 )
 def test_other_code_is_another_benchmark_where_a_command_runs_it(bench, edited, again):
-    quick = "--quick", "--engines", "openvino"
+    quick = "--quick", "--engines", "llvm"
     bench(*quick)
     (bench.folder / "code" / "src" / "synthseg_native" / edited).write_text("2")
     bench(*quick)
@@ -209,7 +209,7 @@ def test_other_code_is_another_benchmark_where_a_command_runs_it(bench, edited, 
 
 
 def test_without_the_references_label_map_the_reference_runs_again(bench):
-    quick = "--quick", "--engines", "openvino"
+    quick = "--quick", "--engines", "llvm"
     bench(*quick)
     bench.calls()
     path = bench.results / "here_runs.tsv"
@@ -217,7 +217,7 @@ def test_without_the_references_label_map_the_reference_runs_again(bench):
     for file in bench.folder.glob("work/rounds/*/*/reference/dseg.nii.gz"):
         file.unlink()
     bench(*quick)
-    assert bench.calls() == ["reference 64x64x64 2 2", "openvino 64x64x64 2 2"]
+    assert bench.calls() == ["reference 64x64x64 2 2", "llvm 64x64x64 2 2"]
     assert bench.runs()[-1]["compared_with"] == "reference"
 
 
@@ -228,29 +228,29 @@ def test_without_the_reference_tensorflow_is_compared_with(bench):
 
 
 def test_what_fails_is_left_out_and_done_later(bench):
-    bench.tell(openvino={"fails": "no such thing: mend it"})
+    bench.tell(llvm={"fails": "no such thing: mend it"})
     assert bench("--quick") == 0
-    row = bench.table()["64x64x64", "2", "openvino float32"]
+    row = bench.table()["64x64x64", "2", "llvm float32"]
     assert (row["n"], row["median_wall_s"]) == ("0", "n/a") and "no such thing" in row["left_out"]
     assert "not measured: scan.nii: no such thing" in (bench.results / "here.md").read_text()
-    assert bench.table()["64x64x64", "2", "openvino bf16"]["equal"] == "true"
+    assert bench.table()["64x64x64", "2", "llvm bf16"]["equal"] == "true"
     bench.tell()
     bench.calls()
     bench("--quick")
-    assert bench.calls() == ["openvino 64x64x64 2 2"]
-    assert bench.table()["64x64x64", "2", "openvino float32"]["n"] == "1"
+    assert bench.calls() == ["llvm 64x64x64 2 2"]
+    assert bench.table()["64x64x64", "2", "llvm float32"]["n"] == "1"
 
 
 def test_nothing_measured_is_an_error(bench):
-    bench.tell(openvino={"fails": "no such thing: mend it"})
+    bench.tell(llvm={"fails": "no such thing: mend it"})
     with pytest.raises(SynthSegError, match="nothing could be measured"):
-        bench("--quick", "--no-reference", "--engines", "openvino")
+        bench("--quick", "--no-reference", "--engines", "llvm")
 
 
 def test_what_fails_the_check_is_not_measured(bench):
-    bench.tell(openvino={"fails": "no such thing: mend it"})
-    bench("--sizes", 32, "--threads", 1, "--pairs", 1, "--pairs-elsewhere", 1, "--engines", "openvino")
-    assert [call for call in bench.calls() if call.startswith("openvino")] == ["openvino 64x64x64 1 1"]
+    bench.tell(llvm={"fails": "no such thing: mend it"})
+    bench("--sizes", 32, "--threads", 1, "--pairs", 1, "--pairs-elsewhere", 1, "--engines", "llvm")
+    assert [call for call in bench.calls() if call.startswith("llvm")] == ["llvm 64x64x64 1 1"]
 
 
 def labels():
@@ -277,7 +277,7 @@ def compare(tmp_path):
         image = nib.Nifti1Image(np.full((64, 64, 64), margin, np.float32), np.eye(4))
         nib.save(image, tmp_path / "engine" / "margin.nii.gz")
         task = Task(None, COMPACT, None, (64, 64, 64), 1)
-        return contestants.compare(Contestant("openvino", precision), tmp_path / "engine", tmp_path / "reference", task)
+        return contestants.compare(Contestant("llvm", precision), tmp_path / "engine", tmp_path / "reference", task)
 
     return call
 
@@ -315,14 +315,14 @@ def test_no_side_is_swapped_in_float32(compare, monkeypatch):
 
 
 def test_broken_promise_is_in_the_report(bench):
-    bench.tell(openvino={"voxels": [[[8, 8, 8], 0]]})
+    bench.tell(llvm={"voxels": [[[8, 8, 8], 0]]})
     bench("--quick")
     (line,) = (line for line in (bench.results / "here.md").read_text().splitlines() if "not equal" in line)
-    assert "openvino float32" in line and "1 of 8192 differ from the reference, margins up to 0.0001" in line
+    assert "llvm float32" in line and "1 of 8192 differ from the reference, margins up to 0.0001" in line
 
 
 def test_every_label_of_bf16_is_reported(bench):
-    bench.tell(openvino_bf16={"voxels": [[[8, 8, 8], 0]], "volume": 4100.0})
+    bench.tell(llvm_bf16={"voxels": [[[8, 8, 8], 0]], "volume": 4100.0})
     bench("--quick")
     lines = (bench.results / "here.md").read_text().splitlines()
     dice = 2 * 4095 / (4095 + 4096)
@@ -332,13 +332,13 @@ def test_every_label_of_bf16_is_reported(bench):
 
 def test_memory_guard(bench, monkeypatch):
     asked = ["--sizes", "192x256x192", "--threads", 2, "--pairs", 1, "--pairs-elsewhere", 1]
-    asked += ["--engines", "openvino", "--no-reference"]
+    asked += ["--engines", "llvm", "--no-reference"]
     monkeypatch.setattr(run, "HEADLINE", (32, 32, 32))
     monkeypatch.setattr(rounds, "available_mib", lambda: 2000.0)
     bench(*asked)
-    assert [call for call in bench.calls() if "192" in call] == ["openvino 192x256x192 2 2"], "compact2mm alone fits"
+    assert [call for call in bench.calls() if "192" in call] == ["llvm 192x256x192 2 2"], "compact2mm alone fits"
     left_out = [row for row in read_tsv(bench.results / "here.tsv") if row["left_out"] != "n/a"]
-    assert [(row["model"], row["contestant"]) for row in left_out] == [("synthseg1size", "openvino float32")]
+    assert [(row["model"], row["contestant"]) for row in left_out] == [("synthseg1size", "llvm float32")]
     assert left_out[0]["left_out"].endswith("GiB, 2 GiB are free")
     bench("--report")
     again = [row for row in read_tsv(bench.results / "here.tsv") if row["left_out"] != "n/a"]
@@ -348,16 +348,16 @@ def test_memory_guard(bench, monkeypatch):
 def test_expectation_follows_what_was_measured():
     task = Task(None, ROOT / "models" / "synthseg1", None, (128, 128, 128), 2)
     group = rounds.Group("synthseg1size", task, (), 1)
-    guess = rounds.Expectation([])(group, Contestant("openvino"))
-    bf16 = rounds.Expectation([])(group, Contestant("openvino", "bf16"))
+    guess = rounds.Expectation([])(group, Contestant("llvm"))
+    bf16 = rounds.Expectation([])(group, Contestant("llvm", "bf16"))
     assert bf16[0] < guess[0] and bf16[1] < guess[1]
-    row = {"model": "synthseg1size", "contestant": "openvino float32", "status": "ok", "threads": 1}
+    row = {"model": "synthseg1size", "contestant": "llvm float32", "status": "ok", "threads": 1}
     rows = [row | {"padded_voxels": 128**3 // 2, "wall_s": 30.0, "peak_rss_mib": 700.0}]
-    assert rounds.Expectation(rows)(group, Contestant("openvino")) == (30.0, 1400.0)
+    assert rounds.Expectation(rows)(group, Contestant("llvm")) == (30.0, 1400.0)
     rows.append(row | {"padded_voxels": 128**3, "wall_s": 44.0, "peak_rss_mib": 900.0, "threads": 2})
-    assert rounds.Expectation(rows)(group, Contestant("openvino")) == (44.0, 900.0)
+    assert rounds.Expectation(rows)(group, Contestant("llvm")) == (44.0, 900.0)
     rows.append(rows[-1] | {"wall_s": 40.0})
-    assert rounds.Expectation(rows)(group, Contestant("openvino")) == (40.0, 900.0)
+    assert rounds.Expectation(rows)(group, Contestant("llvm")) == (40.0, 900.0)
 
 
 def test_image_of_the_user_is_cut_and_padded(tmp_path):
@@ -381,9 +381,9 @@ def test_access_time_tells_when_the_scan_was_read(tmp_path, bench):
     probe.read_text()
     if probe.stat().st_atime_ns == before:
         pytest.skip("this file system keeps no access times")
-    bench("--quick", "--engines", "openvino")
+    bench("--quick", "--engines", "llvm")
     rows = {row["contestant"]: row for row in bench.runs()}
-    assert 0 <= rows["openvino float32"]["first_read_s"] <= rows["openvino float32"]["wall_s"]
+    assert 0 <= rows["llvm float32"]["first_read_s"] <= rows["llvm float32"]["wall_s"]
     again = contestants._unread(probe)
     assert contestants._first_read_s(probe, again, "2026-01-01T00:00:00+00:00") is None, "not read since"
 
@@ -394,8 +394,8 @@ def test_ends_a_run_that_takes_too_long(tmp_path, bench):
     slow.chmod(0o755)
     image = tmp_path / "scan.nii.gz"
     nib.save(nib.Nifti1Image(np.zeros((4, 4, 4)), np.eye(4)), image)
-    runner = Runner(tmp_path, {"openvino": slow}, tmp_path / "cache", timeout=0.5)
-    row = runner.run(Contestant("openvino"), Task(image, COMPACT, COMPACT / "x.h5", (4, 4, 4), 1), tmp_path / "work")
+    runner = Runner(tmp_path, {"llvm": slow}, tmp_path / "cache", timeout=0.5)
+    row = runner.run(Contestant("llvm"), Task(image, COMPACT, COMPACT / "x.h5", (4, 4, 4), 1), tmp_path / "work")
     assert row["status"] == "timeout" and "longer than" in row["error"]
 
 
@@ -410,9 +410,9 @@ def rows_of(contestant, walls, peak=1000.0, **more):
 
 def test_ratios_are_taken_within_rounds():
     rows = rows_of("reference", [100, 200, 100]) + rows_of("upstream", [80, None, 160])
-    rows += rows_of("openvino float32", [50, 50, 20], first_read_s=0.5)
+    rows += rows_of("llvm float32", [50, 50, 20], first_read_s=0.5)
     found = {row["contestant"]: row for row in report.summarise(rows)}
-    row = found["openvino float32"]
+    row = found["llvm float32"]
     assert (row["n"], row["n_pairs"], row["median_wall_s"]) == (3, 3, 50)
     assert (row["time_ratio_median"], row["time_ratio_min"], row["time_ratio_max"]) == (0.25, 0.2, 0.5)
     assert row["upstream_time_ratio_median"] == pytest.approx((50 / 80 + 20 / 160) / 2)
@@ -420,15 +420,15 @@ def test_ratios_are_taken_within_rounds():
 
 
 def test_the_last_run_of_a_round_counts():
-    rows = rows_of("reference", [100]) + rows_of("openvino float32", [70]) + rows_of("openvino float32", [60])
+    rows = rows_of("reference", [100]) + rows_of("llvm float32", [70]) + rows_of("llvm float32", [60])
     row = report.summarise(rows)[-1]
     assert (row["n"], row["median_wall_s"]) == (1, 60)
 
 
 def test_floors_and_goals():
     gb = 1e9 / 2**20
-    rows = rows_of("upstream", [100]) + rows_of("openvino float32", [30], 3.4 * gb, first_read_s=2.5)
-    rows += rows_of("openvino bf16", [12])
+    rows = rows_of("upstream", [100]) + rows_of("llvm float32", [30], 3.4 * gb, first_read_s=2.5)
+    rows += rows_of("llvm bf16", [12])
     cells = {
         line.split(" | ")[0].strip("| "): line.split(" | ")[3:] for line in pages.floors(report.summarise(rows))[2:]
     }
@@ -440,11 +440,11 @@ def test_floors_and_goals():
 
 
 def test_platforms_say_what_was_not_measured(tmp_path):
-    report.write(rows_of("reference", [100]) + rows_of("openvino float32", [30]), {}, tmp_path, "zen")
+    report.write(rows_of("reference", [100]) + rows_of("llvm float32", [30]), {}, tmp_path, "zen")
     assert (tmp_path / "zen.png").read_bytes()[:4] == b"\x89PNG"
     lines = (tmp_path / "README.md").read_text().splitlines()
     code = read_tsv(tmp_path / "zen.tsv")[0]["code"]
-    assert f"| Linux x86-64, CPU | [zen](zen.md) | 2 | openvino float32 | 30.0 | 0.30 | 1.0 | {code} |" in lines
+    assert f"| Linux x86-64, CPU | [zen](zen.md) | 2 | llvm float32 | 30.0 | 0.30 | 1.0 | {code} |" in lines
     assert "| macOS arm64, Apple GPU | not measured |  |  |  |  |  |  |" in lines
 
 
@@ -452,7 +452,7 @@ def test_platforms_say_what_was_not_measured(tmp_path):
     ("arguments", "what"),
     [
         (["--python", "/bin/sh"], "--python"),
-        (["--python", "openvino=missing/python"], "missing/python: no such interpreter"),
+        (["--python", "llvm=missing/python"], "missing/python: no such interpreter"),
         (["--weights", "missing.h5"], "missing.h5: no such weights file"),
         (["--upstream", "missing"], "give --upstream a checkout"),
         (["--image", "missing.nii.gz"], "missing.nii.gz"),
@@ -473,15 +473,15 @@ def test_table_of_another_version_is_refused(bench):
         bench("--quick")
 
 
-def test_real_engine_and_reference(tmp_path, tensorflow_python, openvino_python):
+def test_real_engine_and_reference(tmp_path, tensorflow_python, llvm_python):
     script = ROOT / "benchmarks" / "run.py"
-    command = [sys.executable, script, "--quick", "--engines", "openvino", "--name", "here", "--threads", "1"]
-    command += ["--python", f"tensorflow={tensorflow_python}", "--python", f"openvino={openvino_python}"]
+    command = [sys.executable, script, "--quick", "--engines", "llvm", "--name", "here", "--threads", "1"]
+    command += ["--python", f"tensorflow={tensorflow_python}", "--python", f"llvm={llvm_python}"]
     command += ["--results", tmp_path / "r", "--work", tmp_path / "w"]
     command += ["--image", ROOT / "tests" / "golden" / "t1_image.nii.gz"]  # a phantom takes longer than both
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     reference, engine = (report.parse(row) for row in read_tsv(tmp_path / "r" / "here_runs.tsv"))
-    assert (reference["contestant"], engine["contestant"]) == ("reference", "openvino float32")
+    assert (reference["contestant"], engine["contestant"]) == ("reference", "llvm float32")
     assert engine["equal"] and engine["n_foreground"] > 1000 and engine["compared_with"] == "reference"
     assert 200 < engine["peak_rss_mib"] < 4000 and engine["network_s"] > 0

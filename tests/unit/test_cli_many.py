@@ -105,7 +105,7 @@ def test_a_second_call_leaves_out_what_is_current(stand_in, run, cohort, tmp_pat
 
 @pytest.mark.slow
 def test_threads_count_where_an_engine_does_not_promise_the_same_bytes(stand_in, run, scan, tmp_path, capsys):
-    for engine, again in (("openvino", 0), ("tensorflow", 2)):
+    for engine, again in (("llvm", 0), ("tensorflow", 2)):
         call = ("--i", scan, "--o", tmp_path / f"{engine}.nii", "--engine", engine)
         assert run(*call) == 0
         before = Brightness.passes

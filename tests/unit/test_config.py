@@ -35,12 +35,12 @@ def test_defaults_fill_nested_keys(schema):
 
 def test_engines_are_a_list_or_auto(schema):
     assert complete(schema)["engines"] == "auto"
-    assert complete(schema, engines=["openvino", "torch"])["engines"] == ["openvino", "torch"]
+    assert complete(schema, engines=["llvm", "torch"])["engines"] == ["llvm", "torch"]
     assert list(engines.NAMES) == schema["properties"]["engines"]["anyOf"][1]["items"]["enum"]
     assert list(engines.PRECISIONS) == schema["properties"]["precision"]["enum"]
-    assert complete(schema, engines="openvino")["engines"] == ["openvino"]
-    assert complete(schema, engines="openvino, torch")["engines"] == ["openvino", "torch"]
-    for wrong in ("abacus", "openvino torch", [], ["auto"], ["openvino", "openvino"]):
+    assert complete(schema, engines="llvm")["engines"] == ["llvm"]
+    assert complete(schema, engines="llvm, torch")["engines"] == ["llvm", "torch"]
+    for wrong in ("abacus", "llvm torch", [], ["auto"], ["llvm", "llvm"]):
         with pytest.raises(SynthSegError, match="config: engines"):
             complete(schema, engines=wrong)
 
@@ -189,7 +189,7 @@ def test_an_edited_sheet_of_the_demonstration_allows_no_small_model(shipped, roo
 
 def test_the_demonstration_says_so_at_both_ends(shipped, root, capfd, monkeypatch):
     monkeypatch.delenv("SYNTHSEG_NATIVE_CODE", raising=False)
-    monkeypatch.setattr(ranking, "of_results", lambda *asked, beside: print(*beside, file=sys.stderr) or "openvino")
+    monkeypatch.setattr(ranking, "of_results", lambda *asked, beside: print(*beside, file=sys.stderr) or "llvm")
     config = yaml.safe_load(Path("config/config.yaml").read_text())
     plan = Plan(config, root)
     first, beside = capfd.readouterr().err.splitlines()
@@ -203,7 +203,7 @@ def test_the_demonstration_says_so_at_both_ends(shipped, root, capfd, monkeypatc
     Plan(config, root)
     assert capfd.readouterr().err == "tensorflow demo\n" * 2
     Path("mine.tsv").write_text("participant_id\timage\n01\tscan.nii\n")
-    plan = Plan({"samples": "mine.tsv", "model": "synthseg1", "engines": ["openvino"]}, root)
+    plan = Plan({"samples": "mine.tsv", "model": "synthseg1", "engines": ["llvm"]}, root)
     deploy.finish(with_patterns(plan), success=True)
     assert capfd.readouterr().err == "" and plan.demo_images == []
 

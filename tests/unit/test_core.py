@@ -254,9 +254,9 @@ print(json.dumps(found))
 
 
 @pytest.mark.slow
-def test_two_scans_at_once_give_the_same_bytes_as_one_after_the_other(root, openvino_python):
+def test_two_scans_at_once_give_the_same_bytes_as_one_after_the_other(root, llvm_python):
     environment = {**os.environ, "PYTHONPATH": str(root / "src")}
-    command = [openvino_python, "-c", THREADS, "openvino", root / "models" / "compact2mm"]
+    command = [llvm_python, "-c", THREADS, "llvm", root / "models" / "compact2mm"]
     done = subprocess.run([str(part) for part in command], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -100,12 +100,12 @@ def test_every_module_that_reads_files_says_what_a_damaged_one_does():
     assert all((root / why).is_file() for why in READERS.values() if why.startswith("tests/"))
 
 
-def of_run(name, engine="openvino"):
+def of_run(name, engine="llvm"):
     return lambda plan: plan.path(name, engine, SCAN.format("01", "01"))
 
 
 def failure(plan):
-    return paths.failure_of(f"{plan.state}/failed", "openvino", SCAN.format("01", "01"), of_run("record")(plan))
+    return paths.failure_of(f"{plan.state}/failed", "llvm", SCAN.format("01", "01"), of_run("record")(plan))
 
 
 # Every file below results/ that a later call reads: what it is -> its path. Of the first nothing has to be made again.

@@ -12,7 +12,7 @@ MODULES = sorted(
     for path in (SOURCE / "synthseg_native").rglob("*.py")
     if ">>> " in path.read_text(encoding="utf-8")
 )
-RUNTIMES = ("tensorflow", "torch", "openvino", "llvmlite", "nilearn")  # each in an environment of its own
+RUNTIMES = ("tensorflow", "torch", "llvm", "llvmlite", "nilearn")  # each in an environment of its own
 
 
 @pytest.mark.parametrize("name", MODULES)

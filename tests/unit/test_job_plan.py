@@ -12,7 +12,7 @@ from synthseg_native.errors import SynthSegError
 from synthseg_native.identity.contents import Contents
 
 SCANS = [f"sub-0{n}/anat/sub-0{n}_T1w" for n in (1, 2, 3)]
-CONFIG = {"samples": "samples.tsv", "model": "compact2mm", "allow_small_model": True, "engines": ["openvino"]}
+CONFIG = {"samples": "samples.tsv", "model": "compact2mm", "allow_small_model": True, "engines": ["llvm"]}
 CONFIG |= {"reference": {"kind": "own", "runtime": "local", "subjects": 2}}
 
 
@@ -32,7 +32,7 @@ def planned(root, tmp_path, monkeypatch):
 def test_a_job_wants_what_was_planned_and_looks_at_nothing_else(planned, root, monkeypatch):
     plan, manifest = planned
     compared = plan.compared[0]
-    wanted = plan.identities.native_settings("openvino", compared), plan.identities.reference_settings(compared)
+    wanted = plan.identities.native_settings("llvm", compared), plan.identities.reference_settings(compared)
 
     def never(*_):
         raise AssertionError("a job must not plan the cohort")
@@ -45,13 +45,13 @@ def test_a_job_wants_what_was_planned_and_looks_at_nothing_else(planned, root, m
     ours = with_patterns(job.JobPlan(CONFIG, root, manifest, [compared]))
     assert list(ours.scans) == ours.compared == [compared]
     assert (
-        ours.identities.native_settings("openvino", compared),
+        ours.identities.native_settings("llvm", compared),
         ours.identities.reference_settings(compared),
     ) == wanted
-    assert ours.files("openvino", compared) == plan.files("openvino", compared)
+    assert ours.files("llvm", compared) == plan.files("llvm", compared)
     assert ours.image_path(compared) == plan.image_path(compared)
-    assert demands.memory_mb(ours, "openvino", compared) == demands.memory_mb(plan, "openvino", compared)
-    assert ours.title("openvino", compared) == plan.title("openvino", compared)
+    assert demands.memory_mb(ours, "llvm", compared) == demands.memory_mb(plan, "llvm", compared)
+    assert ours.title("llvm", compared) == plan.title("llvm", compared)
 
 
 def test_a_scan_without_reference_has_none_in_its_job(planned, root):
@@ -66,7 +66,7 @@ def test_a_process_without_manifest_or_scan_plans_by_itself(planned, root, monke
     command = [
         "snakemake",
         "--target-jobs",
-        f"native:engine=openvino,scan={SCANS[0]}",
+        f"native:engine=llvm,scan={SCANS[0]}",
         f"compare:scan={SCANS[0]}",
         "-f",
     ]

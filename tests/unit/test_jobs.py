@@ -277,7 +277,7 @@ def test_lists_that_do_not_fit(tmp_path):
 
 # What is current -----------------------------------------------------------------------------------------------------
 
-WANTED = {"form": stages.FORM, "engine": "openvino", "mode": "default", "crop": None, "weights": "abc"}
+WANTED = {"form": stages.FORM, "engine": "llvm", "mode": "default", "crop": None, "weights": "abc"}
 WANTED["code"] = {"network": "one", "grid": "two", "labels": "three"}
 NOTES = {"output": {"qc": {"n": 1}}, "input": {"header_flags": ["oblique"]}, "command": []}
 VOLUMES = {"csv": ["a", "1.5"], "tsv": [[2, "x"]]}
@@ -315,7 +315,7 @@ def test_results_of_the_same_call_are_current(done):
     assert jobs.remembered(done) == (VOLUMES, remarks), "what is odd is said by a second call too"
     assert state(done, mode="fast") == ("stale", "mode: default to fast")
     assert state(done, crop=[64, 64, 64]) == ("stale", "crop: none to [64, 64, 64]")
-    assert state(done, threads=3) == ("current", ""), "openvino gives the same bytes for any number"
+    assert state(done, threads=3) == ("current", ""), "llvm gives the same bytes for any number"
     assert state(done, code=WANTED["code"] | {"grid": "other"}) == ("stale", "the code changed (grid)")
     assert jobs.state(done, None) == current.State("stale"), "without weights nothing can be said"
 

@@ -1,4 +1,4 @@
-"""The kernels of the OpenVINO engine by themselves, against NumPy."""
+"""The kernels of the llvm engine by themselves, against NumPy."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from synthseg_native.engines.kernels import layout as layouts
 from synthseg_native.engines.kernels import library
 from synthseg_native.engines.kernels import winograd as winograds
 
-# Runs in the OpenVINO environment. A kernel of its own applies a function to a row of numbers.
+# Runs in the llvm environment. A kernel of its own applies a function to a row of numbers.
 PROGRAM = """
 import json, sys
 from dataclasses import replace
@@ -73,10 +73,10 @@ print(json.dumps(found))
 
 
 @pytest.fixture(scope="module")
-def found(root, openvino_python, tmp_path_factory):
+def found(root, llvm_python, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache") / "kernels"
     environment = {**os.environ, "PYTHONPATH": str(root / "src")}
-    done = subprocess.run([openvino_python, "-c", PROGRAM, folder], env=environment, capture_output=True, text=True)
+    done = subprocess.run([llvm_python, "-c", PROGRAM, folder], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -119,23 +119,26 @@ def test_code_that_was_exchanged_after_it_was_looked_at_is_not_taken(tmp_path, m
     assert library._kept(file) is None
 
 
+@pytest.mark.parametrize("size", winograds.SIZES)
 @pytest.mark.parametrize("sources", [[False], [False, True], [True]])
-def test_winograd_transforms_give_the_convolution(sources):
-    rng, winograd = np.random.default_rng(0), winograds.Winograd(sources)
-    sums, expected = np.zeros((6, 6)), np.zeros((4, 4))
+def test_winograd_transforms_give_the_convolution(size, sources):
+    rng, winograd = np.random.default_rng(0), winograds.Winograd(size, sources)
+    count, repeats = winograd.count, winograds.upsampled_numbers(size, 4)
+    sums, expected = np.zeros((count, count)), np.zeros((4, 4))
     for number, upsampled in enumerate(sources):
-        tile, kernel = rng.standard_normal((4, 4) if upsampled else (6, 6)), rng.standard_normal((3, 3))
+        tile = rng.standard_normal((4, 4) if upsampled else (count, count))
+        kernel = rng.standard_normal((size, size))
         given, points = winograd.inputs[number], winograd.points[number]
         factors = winograd.kernel @ kernel @ winograd.kernel.T
         sums[np.ix_(points, points)] += factors[np.ix_(points, points)] * (given @ tile @ given.T)
         if upsampled:
-            tile = tile.repeat([1, 2, 2, 1], axis=0).repeat([1, 2, 2, 1], axis=1)
-        expected += [[(tile[i : i + 3, j : j + 3] * kernel).sum() for j in range(4)] for i in range(4)]
+            tile = tile.repeat(repeats, axis=0).repeat(repeats, axis=1)
+        expected += [[(tile[i : i + size, j : j + size] * kernel).sum() for j in range(4)] for i in range(4)]
     np.testing.assert_allclose(winograd.results @ sums @ winograd.results.T, expected, atol=1e-12)
 
 
 def test_the_products_of_an_upsampled_image_that_are_always_0_are_left_out():
-    winograd = winograds.Winograd([False, True])
+    winograd = winograds.Winograd(3, [False, True])
     assert [winograd.products(source) for source in (0, 1)] == [36, 25]
     assert winograd.common == 25
     assert sorted(winograd.pairs) == [(i, j) for i in range(6) for j in range(6)]

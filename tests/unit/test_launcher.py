@@ -58,7 +58,7 @@ def project(tmp_path, monkeypatch):
     for folder in ("ROOT", project), ("LOCKS", project / "envs"), ("ENVS", project / ".envs"):
         monkeypatch.setattr(environments, *folder)
     (project / "envs").mkdir()
-    for name in ("workflow", "tensorflow", "openvino"):
+    for name in ("workflow", "tensorflow", "llvm"):
         (project / "envs" / f"{name}.txt").write_text(name)
         python = environments.python(name)
         python.parent.mkdir(parents=True)
@@ -168,11 +168,11 @@ def test_a_link_on_the_path_is_the_launcher(project, tmp_path, how):
     first, second = tmp_path / "bin/first", tmp_path / "bin/seg"
     first.symlink_to(to if how == "absolute" else os.path.relpath(to, first.parent))
     second.symlink_to("first")
-    done = subprocess.run([second, "--i", "a", "--o", "b", "--engine", "openvino"], capture_output=True, text=True)
-    assert done.returncode == 0 and "openvino ['--i', 'a'" in done.stdout, done.stderr
+    done = subprocess.run([second, "--i", "a", "--o", "b", "--engine", "llvm"], capture_output=True, text=True)
+    assert done.returncode == 0 and "llvm ['--i', 'a'" in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("engine", ["openvino", "tensorflow"])
+@pytest.mark.parametrize("engine", ["llvm", "tensorflow"])
 def test_another_pythons_variables_and_files_are_not_ours(project, tmp_path, engine):
     """PYTHONHOME of another Python; modules named like the library's in a foreign path, and where one stands."""
     for name in ("enum.py", "random.py", "yaml.py"):
@@ -401,9 +401,9 @@ def test_a_mistake_in_the_yaml_of_a_configuration_is_one_line(tmp_path, monkeypa
 
 
 def test_engine_runs_in_the_folder_of_the_caller(project, tmp_path):
-    command = [project / "synthseg-native", "--i", "my scan.nii.gz", "--engine", "openvino"]
+    command = [project / "synthseg-native", "--i", "my scan.nii.gz", "--engine", "llvm"]
     out = subprocess.check_output(command, cwd=tmp_path, text=True, env=os.environ | {"PYTHONPATH": "/elsewhere"})
-    assert out == f"{tmp_path} openvino ['--i', 'my scan.nii.gz', '--engine', 'openvino']\n"
+    assert out == f"{tmp_path} llvm ['--i', 'my scan.nii.gz', '--engine', 'llvm']\n"
 
 
 @pytest.fixture
@@ -423,9 +423,9 @@ def segment(project, monkeypatch):
     return call
 
 
-@pytest.mark.parametrize("words", [["--engine", "openvino"], ["--engine", "abacus", "--engine=openvino"]])
+@pytest.mark.parametrize("words", [["--engine", "llvm"], ["--engine", "abacus", "--engine=llvm"]])
 def test_an_engine_runs_in_its_own_environment(segment, words):
-    assert segment("--i", "a.nii", *words) == ("openvino", ["--i", "a.nii", *words])
+    assert segment("--i", "a.nii", *words) == ("llvm", ["--i", "a.nii", *words])
 
 
 def test_without_an_engine_the_machine_s_best_one_runs(segment, monkeypatch):
@@ -445,7 +445,7 @@ def test_without_an_engine_the_machine_s_best_one_runs(segment, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (["--engine", "abacus"], 2, "--engine abacus: no such engine: use auto or one of tensorflow, openvino, torch"),
+        (["--engine", "abacus"], 2, "--engine abacus: no such engine: use auto or one of tensorflow, llvm, torch"),
         (
             ["--engine", "torch"],
             2,
@@ -666,10 +666,10 @@ def test_engines_are_verified_where_nothing_can_be_kept(segment, monkeypatch, tm
     def for_command(arguments, folder):
         assert folder.is_dir()
         kept.append(folder)
-        return "openvino", arguments
+        return "llvm", arguments
 
     monkeypatch.setattr(ranking, "for_command", for_command)
-    assert segment("--i", "a.nii") == ("openvino", ["--i", "a.nii"])
+    assert segment("--i", "a.nii") == ("llvm", ["--i", "a.nii"])
     assert not kept[0].exists(), "it went with the call"
 
 

@@ -20,8 +20,6 @@ PLATFORMS = ["x86_64-manylinux_2_28", "aarch64-manylinux_2_28", "aarch64-apple-d
 # The oldest and the newest Python that environments.py accepts for each.
 PYTHONS = {name: ["{}.{}".format(*version) for version in interpreters.PYTHONS_DEFAULT] for name in NAMES}
 PYTHONS["tensorflow"] = ["3.11"]
-# OpenVINO's wheel for Linux arm64 asks for a younger system: glibc 2.35, as Ubuntu 22.04 has.
-YOUNGER = {("openvino", "aarch64-manylinux_2_28"): "aarch64-manylinux_2_35"}
 MACOS = {"torch": "14.0", "training": "14.0"}  # the oldest macOS with its wheels, where it is younger than uv's choice
 
 
@@ -117,7 +115,7 @@ def resolved(request, tmp_path_factory):
 
     def problem(case):
         name, python, platform = case
-        return problems(ENVS / f"{name}.txt", YOUNGER.get((name, platform), platform), python, folders[case])
+        return problems(ENVS / f"{name}.txt", platform, python, folders[case])
 
     found = [item.callspec.params for item in request.session.items if item.originalname == "test_lock_resolves"]
     cases = [(case["name"], case["python"], case["platform"]) for case in found]

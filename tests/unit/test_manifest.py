@@ -11,7 +11,7 @@ from synthseg_native.errors import SynthSegError
 
 def made(number: int, **changes) -> Scan:
     name = f"sub-{number:02}/anat/sub-{number:02}_T1w"
-    runs = {"openvino": Run({"dseg": f"r/{name}.nii.gz"}, f"r/.state/{name}.json", {"mode": "fast", "content": "ab"})}
+    runs = {"llvm": Run({"dseg": f"r/{name}.nii.gz"}, f"r/.state/{name}.json", {"mode": "fast", "content": "ab"})}
     values = {"entities": {"participant_id": f"{number:02}"}, "sheet": {"age": "30"}, "row": {"image": "x"}}
     return Scan(name, f"/data/{number}.nii", **values, runs=runs | changes)
 
@@ -21,7 +21,7 @@ def cohort() -> Manifest:
     model = {"name": "compact2mm", "dir": "models/compact2mm", "research_grade": False}
     reference = {"reference": Run({"dseg": "y"}, "z", {"kind": "own"})}
     scans = [made(1), made(2, **reference), made(3)]
-    return Manifest("results", ["openvino"], model, {"kind": "own", "runtime": "local"}, True, scans)
+    return Manifest("results", ["llvm"], model, {"kind": "own", "runtime": "local"}, True, scans)
 
 
 def test_what_is_written_is_what_is_read(cohort, tmp_path):
@@ -46,7 +46,7 @@ def test_a_name_that_another_begins_with_is_not_it(cohort, tmp_path):
 
 def test_the_name_follows_the_content(cohort, tmp_path):
     first = cohort.write(tmp_path)
-    cohort.scans[0].runs["openvino"].identity["mode"] = "default"
+    cohort.scans[0].runs["llvm"].identity["mode"] = "default"
     assert cohort.write(tmp_path) != first and len(list(tmp_path.iterdir())) == 2
 
 

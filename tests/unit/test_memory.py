@@ -16,7 +16,7 @@ from synthseg_native.networks import layers
 from synthseg_native.scan import grid, reading
 
 SIZE = memory.Size((192, 256, 192), 192 * 256 * 192, features=24, labels=32)
-CONTESTANTS = [("tensorflow", "float32"), ("openvino", "float32"), ("openvino", "bf16"), ("torch", "float32")]
+CONTESTANTS = [("tensorflow", "float32"), ("llvm", "float32"), ("torch", "float32")]
 
 
 @pytest.fixture(scope="module")
@@ -137,14 +137,14 @@ def test_the_padded_shape_is_the_one_of_the_pipeline(cards, tmp_path):
 
 def test_a_run_that_cannot_fit_names_what_would(cards):
     need = {key: memory.predict(SIZE, *key) for key in CONTESTANTS}
-    limit = max(need[key] for key in need if key[0] == "openvino") + 10
+    limit = max(need[key] for key in need if key[0] == "llvm") + 10
     assert limit < need["tensorflow", "float32"]
     with pytest.raises(SynthSegError) as caught:
         memory.check("scan.nii", SIZE, "tensorflow", network=cards["synthseg1"], limit=limit)
     said = caught.value.message
     assert caught.value.code == "oom" and "\n" not in said
-    assert said.startswith("scan.nii: would take ") and "--engine openvino (" in said
-    assert "--engine openvino --precision bf16 (" in said and "torch" not in said
+    assert said.startswith("scan.nii: would take ") and "--engine llvm (" in said
+    assert "torch" not in said
     crop = int(said.partition("--crop ")[2].split()[0])
     fits, larger = (dataclasses.replace(SIZE, padded=(n,) * 3) for n in (crop, crop + 32))
     assert memory.predict(fits, "tensorflow") <= limit < memory.predict(larger, "tensorflow")
@@ -152,13 +152,13 @@ def test_a_run_that_cannot_fit_names_what_would(cards):
 
 def test_where_nothing_fits_a_larger_machine_is_named(cards):
     with pytest.raises(SynthSegError, match=r"there are 0\.1 GB: what fits: a machine with more memory"):
-        memory.check("scan.nii", SIZE, "openvino", "bf16", network=cards["synthseg1"], limit=100)
+        memory.check("scan.nii", SIZE, "llvm", network=cards["synthseg1"], limit=100)
     with pytest.raises(SynthSegError, match="what fits: --crop"):  # the reference has no other engine
         memory.check("scan.nii", SIZE, memory.REFERENCE, network=cards["synthseg1"], limit=4000)
 
 
 def test_a_run_that_fits_gives_its_prediction():
-    assert memory.check("scan.nii", SIZE, "openvino", limit=10**6) == memory.predict(SIZE, "openvino")
+    assert memory.check("scan.nii", SIZE, "llvm", limit=10**6) == memory.predict(SIZE, "llvm")
 
 
 def test_the_limit_is_the_machines_or_the_smaller_one_of_its_group(monkeypatch, tmp_path):
@@ -245,7 +245,7 @@ def test_the_fit_finds_what_made_the_measurements(root, monkeypatch, tmp_path, c
     from benchmarks import check_memory, fit_memory
 
     made_from = memory.Coefficients(base=310, weights=5, network=0.8, planes=50)
-    arguments = check_memory.parser().parse_args(["--engines", "openvino", "--folder", "0"])
+    arguments = check_memory.parser().parse_args(["--engines", "llvm", "--folder", "0"])
     rows = check_memory.rows_of(arguments)
     assert len(rows) == 10 * 5 and {row["network"] for row in rows} == {"compact2mm", *check_memory.NETWORKS}
     lines = ["\t".join(check_memory.COLUMNS)]
@@ -257,7 +257,7 @@ def test_the_fit_finds_what_made_the_measurements(root, monkeypatch, tmp_path, c
     table = {}
     exec(said.partition("\n}\n")[0] + "\n}", {"Coefficients": memory.Coefficients, "REFERENCE": "reference"}, table)
     assert set(table["TABLE"]) == set(memory.TABLE)
-    found = table["TABLE"]["openvino", "float32", "cpu"]
+    found = table["TABLE"]["llvm", "float32", "cpu"]
     assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(made_from), rel=0.05)
     misses = [float(line.split("%")[0]) for line in said.partition("\n}\n")[2].splitlines()]
     assert len(misses) == len(rows) and max(map(abs, misses)) < 3

@@ -49,12 +49,12 @@ class Machine:
     ("system", "gpu", "devices", "engine", "device"),
     [
         (LINUX, "NVIDIA", {"torch": GPU}, "torch", GPU),
-        (LINUX, "NVIDIA", {"torch": CPU}, "openvino", CPU),  # the GPU is seen, and fails a probe
-        (LINUX, None, {}, "openvino", CPU),
-        (LINUX, None, {"openvino": NOTHING}, "tensorflow", CPU),
+        (LINUX, "NVIDIA", {"torch": CPU}, "llvm", CPU),  # the GPU is seen, and fails a probe
+        (LINUX, None, {}, "llvm", CPU),
+        (LINUX, None, {"llvm": NOTHING}, "tensorflow", CPU),
         (MAC, "Apple", {"torch": GPU}, "torch", GPU),
         (MAC, "Apple", {}, "tensorflow", CPU),
-        (MAC, "Apple", {"torch": NOTHING, "tensorflow": NOTHING}, "openvino", CPU),
+        (MAC, "Apple", {"torch": NOTHING, "tensorflow": NOTHING}, "llvm", CPU),
         (ARM, None, {}, "tensorflow", CPU),
         (ARM, "NVIDIA", {"torch": GPU}, "torch", GPU),
         (("FreeBSD", "riscv64"), None, {}, "tensorflow", CPU),
@@ -72,7 +72,7 @@ def test_the_best_engine_that_works_is_taken(monkeypatch, system, gpu, devices, 
 
 
 def test_what_was_dropped_says_why(monkeypatch):
-    rows = Machine(monkeypatch, openvino=NOTHING).choose()["ranking"]
+    rows = Machine(monkeypatch, llvm=NOTHING).choose()["ranking"]
     assert [row["outcome"] for row in rows] == [
         "torch: no NVIDIA or Apple GPU is seen on this machine",
         "Conv3D: wrong numbers",
@@ -83,11 +83,10 @@ def test_what_was_dropped_says_why(monkeypatch):
 def test_precision_and_device_filter_the_ranking(monkeypatch):
     machine = Machine(monkeypatch, MAC, "Apple", torch=GPU)
     assert machine.choose(device="cpu")["engine"] == "tensorflow"
-    assert machine.choose(device="cpu", precision="bf16")["engine"] == "openvino"
     assert machine.choose(device="gpu", precision="bf16")["engine"] == "torch"
     with pytest.raises(SynthSegError, match="engine auto: none works here with bf16 on device auto: name one"):
-        (machine := Machine(monkeypatch, bf16=False)).choose(precision="bf16")
-    assert "openvino on the CPU: passed every probe, but not in bf16" in machine.said[-1]
+        (machine := Machine(monkeypatch, gpu="NVIDIA", bf16=False, torch=GPU)).choose(precision="bf16")
+    assert "torch on the GPU: passed every probe, but not in bf16" in machine.said[-1]
     machine = Machine(monkeypatch, LINUX, "NVIDIA")
     with pytest.raises(SynthSegError, match="engine auto: none works here with float32 on device gpu: name one"):
         machine.choose(device="gpu")
@@ -96,9 +95,9 @@ def test_precision_and_device_filter_the_ranking(monkeypatch):
 def test_other_environments_are_made_along_with_the_candidate_s(monkeypatch):
     made = []
     monkeypatch.setattr(environments, "ensure_all", lambda names, log: made.append(list(names)))
-    machine = Machine(monkeypatch, openvino=NOTHING)
+    machine = Machine(monkeypatch, llvm=NOTHING)
     ranking.choose("folder", log=machine.said.append, beside=["tensorflow", "demo"])
-    assert made[0] == ["openvino", "tensorflow", "demo"] and machine.looked_at == ["openvino", "tensorflow"]
+    assert made[0] == ["llvm", "tensorflow", "demo"] and machine.looked_at == ["llvm", "tensorflow"]
 
 
 # --- once per results folder -----------------------------------------------------------------------------------------
@@ -116,41 +115,50 @@ def of_results(tmp_path):
 
 def test_a_choice_stays_until_the_user_changes_it(monkeypatch, of_results, tmp_path):
     machine = Machine(monkeypatch)
-    assert of_results()[0] == "openvino"
+    assert of_results()[0] == "llvm"
     written = (tmp_path / "engine.json").read_bytes()
-    machine = Machine(monkeypatch, openvino=NOTHING)
-    assert of_results() == ("openvino", []) and machine.looked_at == []
+    machine = Machine(monkeypatch, llvm=NOTHING)
+    assert of_results() == ("llvm", []) and machine.looked_at == []
     monkeypatch.setattr(ranking.record, "machine", lambda: {"cpu": "another", "system": "Linux"})
     engine, said = of_results()
-    assert engine == "openvino" and len(said) == 1
-    assert "openvino was chosen on" in said[0] and "delete it to choose anew" in said[0]
+    assert engine == "llvm" and len(said) == 1
+    assert "llvm was chosen on" in said[0] and "delete it to choose anew" in said[0]
     assert (tmp_path / "engine.json").read_bytes() == written
     (tmp_path / "engine.json").unlink()
     assert of_results()[0] == "tensorflow"
 
 
+def test_a_choice_of_an_engine_that_is_no_more_goes_on_with_what_took_its_place(monkeypatch, of_results, tmp_path):
+    machine = Machine(monkeypatch)
+    (tmp_path / "engine.json").write_text(json.dumps({"engine": "openvino", "machine": ranking.record.machine()}))
+    engine, said = of_results(looking=True)
+    assert engine == "llvm" and "openvino is no more, llvm took its place: its runs are made anew" in said[0]
+    assert of_results()[0] == "llvm" and machine.looked_at == []
+    assert of_results() == ("llvm", [])  # said once
+
+
 def test_a_dry_run_chooses_nothing(monkeypatch, of_results, tmp_path):
     machine = Machine(monkeypatch)
     engine, said = of_results(looking=True)
-    assert engine == "openvino" and "chosen when the workflow runs" in said[0]
+    assert engine == "llvm" and "chosen when the workflow runs" in said[0]
     assert machine.looked_at == [] and list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"engine": "abacus"}', '{"engine": ["openvino"]}'])
+@pytest.mark.parametrize("content", ["", "[]", '{"engine": "abacus"}', '{"engine": ["llvm"]}'])
 def test_a_file_that_names_no_engine_is_said_and_made_anew(monkeypatch, of_results, tmp_path, content):
     Machine(monkeypatch)
     (tmp_path / "engine.json").write_text(content)
     engine, said = of_results(looking=True)
-    assert engine == "openvino" and "engine.json: names no engine, so one is chosen anew" in said[0]
+    assert engine == "llvm" and "engine.json: names no engine, so one is chosen anew" in said[0]
     assert (tmp_path / "engine.json").read_text() == content
     engine, said = of_results()
-    assert engine == "openvino" and "names no engine" in said[0]
-    assert json.loads((tmp_path / "engine.json").read_text())["engine"] == "openvino"
+    assert engine == "llvm" and "names no engine" in said[0]
+    assert json.loads((tmp_path / "engine.json").read_text())["engine"] == "llvm"
 
 
 def test_a_network_that_is_down_chooses_no_other_engine(monkeypatch, of_results, tmp_path):
-    Machine(monkeypatch, openvino="no network")
-    with pytest.raises(environments.SetupError, match="openvino environment could not be made"):
+    Machine(monkeypatch, llvm="no network")
+    with pytest.raises(environments.SetupError, match="llvm environment could not be made"):
         of_results()
     assert list(tmp_path.iterdir()) == []
 
@@ -163,10 +171,10 @@ def test_a_network_that_is_down_chooses_no_other_engine(monkeypatch, of_results,
     [
         ([], "torch", ["--engine", "torch", "--device", "gpu"]),
         (["--engine", "tensorflow"], "tensorflow", []),
-        (["--engine", "openvino"], "openvino", []),
+        (["--engine", "llvm"], "llvm", []),
         (["--engine", "auto"], "torch", ["--engine", "torch", "--device", "gpu"]),
-        (["--engine=auto", "--cpu"], "openvino", ["--engine", "openvino", "--device", "cpu"]),
-        (["--engine", "auto", "--device", "cpu"], "openvino", ["--engine", "openvino", "--device", "cpu"]),
+        (["--engine=auto", "--cpu"], "llvm", ["--engine", "llvm", "--device", "cpu"]),
+        (["--engine", "auto", "--device", "cpu"], "llvm", ["--engine", "llvm", "--device", "cpu"]),
         (["--engine", "torch"], "torch", ["--device", "gpu"]),
         (["--engine", "torch", "--device", "cpu"], "torch", []),
     ],
@@ -187,7 +195,7 @@ def test_torch_without_a_gpu_is_for_the_cpu_by_name_only(monkeypatch):
     ("there", "engine", "says"),
     [
         ({"tensorflow"}, "tensorflow", True),
-        ({"openvino", "torch"}, "openvino", True),
+        ({"llvmlite", "torch"}, "llvm", True),
         (set(), "tensorflow", False),  # which then says what to install
     ],
 )
@@ -203,7 +211,7 @@ def test_without_the_launcher_the_runtime_that_is_there_is_taken(monkeypatch, ca
 
 
 def test_a_machine_is_verified_once(monkeypatch, tmp_path):
-    finding = {"schema": verify.SCHEMA, "fingerprint": verify.fingerprint("openvino")}
+    finding = {"schema": verify.SCHEMA, "fingerprint": verify.fingerprint("llvm")}
     finding |= {"precisions": ["float32"], "decision": {"device": "cpu", "reason": "well"}}
     script = tmp_path / "scripts/verify_env.py"
     script.parent.mkdir()
@@ -213,8 +221,8 @@ def test_a_machine_is_verified_once(monkeypatch, tmp_path):
     monkeypatch.setattr(environments, "ensure", lambda name, log: sys.executable)
     said = []
     for _ in range(2):
-        assert ranking.verified("openvino", tmp_path, said.append) == finding
-    assert said == ["verifying the openvino environment on this machine ..."]
+        assert ranking.verified("llvm", tmp_path, said.append) == finding
+    assert said == ["verifying the llvm environment on this machine ..."]
 
 
 def test_a_verification_that_says_nothing_is_one_line(monkeypatch, tmp_path):
@@ -222,5 +230,5 @@ def test_a_verification_that_says_nothing_is_one_line(monkeypatch, tmp_path):
     (tmp_path / "scripts/verify_env.py").write_text("raise SystemExit('no numpy')")
     monkeypatch.setattr(environments, "ROOT", tmp_path)
     monkeypatch.setattr(environments, "ensure", lambda name, log: sys.executable)
-    with pytest.raises(environments.SetupError, match="openvino environment could not be verified: no numpy"):
-        ranking.verified("openvino", tmp_path, print)
+    with pytest.raises(environments.SetupError, match="llvm environment could not be verified: no numpy"):
+        ranking.verified("llvm", tmp_path, print)

@@ -97,8 +97,8 @@ def test_every_file_of_a_run_has_its_flag():
 
 def test_file_names_stay():
     found, scan = patterns("results", "synthseg2", "1mm"), "sub-01/ses-a/anat/sub-01_ses-a_T1w"
-    start = f"results/openvino/{scan}_seg-synthseg2_res-1mm"
-    assert {name: found.path(name, "openvino", scan) for name in found.of_engine} == {
+    start = f"results/llvm/{scan}_seg-synthseg2_res-1mm"
+    assert {name: found.path(name, "llvm", scan) for name in found.of_engine} == {
         "dseg": f"{start}_dseg.nii.gz",
         "sidecar": f"{start}_dseg.json",
         "volumes": f"{start}_volumes.tsv",
@@ -106,8 +106,8 @@ def test_file_names_stay():
         "record": f"{start}_run.json",
         "compare": f"{start}_compare.json",
         "picture": f"{start}_qc.png",
-        "dseg_native": f"results/openvino/{scan}_seg-synthseg2_res-native_dseg.nii.gz",
-        "sidecar_native": f"results/openvino/{scan}_seg-synthseg2_res-native_dseg.json",
+        "dseg_native": f"results/llvm/{scan}_seg-synthseg2_res-native_dseg.nii.gz",
+        "sidecar_native": f"results/llvm/{scan}_seg-synthseg2_res-native_dseg.json",
     }
     same = {name: path.format(engine="reference", scan=scan) for name, path in found.native.items()}
     for name in found.reference:

@@ -72,7 +72,7 @@ def test_other_contents_of_the_same_size_and_time(world, tmp_path):
 
 def test_an_image_that_was_exchanged_while_it_was_read(world):
     """Planned with A, read B, and A again: the results are B's, and say so."""
-    path = world.plan().path("record", "openvino", SCAN.format("01", "01"))
+    path = world.plan().path("record", "llvm", SCAN.format("01", "01"))
     record = json.loads(Path(path).read_text())
     record["input"]["sha256"] = "b" * 64
     write_sealed(path, record)
@@ -85,9 +85,8 @@ def test_an_image_that_was_exchanged_while_it_was_read(world):
         ({"mode": "fast"}, both("mode: default to fast", "", " reference")),
         ({"crop": 96}, both("crop: none to [96, 96, 96]", "", " reference")),
         ({"interpolation": "nearest"}, both("interpolation: posterior to nearest")),
-        ({"precision": "bf16"}, both("precision: float32 to bf16")),
         ({"device": "cpu"}, both("device: auto to cpu")),
-        ({"threads": 4}, both("threads: 1 to 4", " reference")),  # openvino gives the same for any number
+        ({"threads": 4}, both("threads: 1 to 4", " reference")),  # llvm gives the same for any number
         ({"memory_mb": 5000, "timeout_min": 3, "equivalence": {"max_margin": 0.01}}, {}),
         ({"reference": {"runtime": "none"}}, {}),
     ],
@@ -126,7 +125,7 @@ def add_statement(path):
 CODE = [
     ("scan/reading.py", both("the code changed (read)")),
     ("scan/grid.py", both("the code changed (grid)")),
-    ("engines/openvino.py", both("the code changed (network)")),
+    ("engines/llvm.py", both("the code changed (network)")),
     ("engines/kernels/stream.py", both("the code changed (network)")),
     ("engines/tensorflow.py", {}),
     ("pipeline/posteriors.py", both("the code changed (labels)")),
@@ -189,7 +188,7 @@ def test_words_limits_and_colours_run_no_network(copied):
     assert copied.plan().identities.step_key("compare.py") != before[1]
     assert copied.states() == {}
     plan = copied.plan()
-    again = {plan.path(name, "openvino", scan) for name in ("picture", "compare") for scan in plan.scans}
+    again = {plan.path(name, "llvm", scan) for name in ("picture", "compare") for scan in plan.scans}
     assert state.to_make(plan) == again, "also where Snakemake remembers nothing"
 
 
@@ -206,7 +205,7 @@ def test_the_options_of_the_command_are_glue(copied):
 
 def test_a_lock(copied, monkeypatch):
     lock_hash = environments.lock_hash
-    monkeypatch.setattr(environments, "lock_hash", lambda name: name if name == "openvino" else lock_hash(name))
+    monkeypatch.setattr(environments, "lock_hash", lambda name: name if name == "llvm" else lock_hash(name))
     assert copied.states() == both("its environment changed")
 
 
@@ -263,7 +262,7 @@ def test_label_maps_that_the_user_has(world, tmp_path):
 def test_an_edited_label_map_is_kept_and_said(world):
     plan = world.plan()
     scan = SCAN.format("01", "01")
-    by_hand(plan.path("dseg", "openvino", scan))
+    by_hand(plan.path("dseg", "llvm", scan))
     expected = "edited: sub-01_T1w_seg-compact2mm_res-2mm_dseg.nii.gz was changed since it was made"
     assert world.states() == {"01": expected}
     assert world.states(mode="fast")["01"] == expected, "whatever else is to be said"
@@ -273,17 +272,17 @@ def test_an_edited_label_map_is_kept_and_said(world):
     assert state.to_make(plan) == {str(summary)}, "which counts it still"
     world.tell()
     left_out = {
-        *plan.files("openvino", scan).values(),
-        *(plan.path(n, "openvino", scan) for n in ("picture", "compare")),
+        *plan.files("llvm", scan).values(),
+        *(plan.path(n, "llvm", scan) for n in ("picture", "compare")),
     }
     assert not left_out & set(plan.wanted_runs())
-    Path(plan.path("picture", "openvino", scan)).unlink()
+    Path(plan.path("picture", "llvm", scan)).unlink()
     assert state.to_make(plan) == set()
     (line,) = state.lines(plan)
     assert line.startswith("1 native label map changed by hand: kept, without") and line.endswith("(sub-01_T1w)")
 
     plan = world.plan(edited="overwrite")
-    assert plan.path("record", "openvino", scan) in state.to_make(plan) and left_out < set(plan.wanted_runs())
+    assert plan.path("record", "llvm", scan) in state.to_make(plan) and left_out < set(plan.wanted_runs())
     assert "made again" in state.lines(plan)[0]
 
 
@@ -291,7 +290,7 @@ def test_an_edited_label_map_is_kept_and_said(world):
 def test_an_edited_label_map_is_seen_where_the_record_s_times_are_new(world, renewed):
     """`cp -r`, and archives unpacked without times, make all files as young as one another."""
     plan, scan = world.plan(), SCAN.format("01", "01")
-    edited, record = (Path(plan.path(name, "openvino", scan)) for name in ("dseg", "record"))
+    edited, record = (Path(plan.path(name, "llvm", scan)) for name in ("dseg", "record"))
     by_hand(edited)
     for path in (edited, record):
         if renewed == "copied":
@@ -319,12 +318,12 @@ def test_a_summary_of_other_states_or_rows_is_made_again(world):
     assert state.to_make(world.plan()) == summary, "it says identical still"
     world.tell()
     Path(plan.image_path(scan)).unlink()
-    Path(plan.path("dseg", "openvino", scan)).unlink()
+    Path(plan.path("dseg", "llvm", scan)).unlink()
     assert state.to_make(world.plan()) == summary, "it counts a run that is gone, and cannot be made again"
 
 
 def test_an_edited_label_map_on_the_scan_s_own_grid(world):
-    by_hand(world.plan().path("dseg_native", "openvino", SCAN.format("02", "02")))
+    by_hand(world.plan().path("dseg_native", "llvm", SCAN.format("02", "02")))
     assert world.states()["02"].startswith("edited: sub-02_T1w_seg-compact2mm_res-native_dseg.nii.gz")
 
 
@@ -332,18 +331,18 @@ def test_an_edited_reference_is_compared_with_nothing(world):
     plan = world.plan()
     by_hand(plan.path("dseg", "reference", SCAN.format("01", "01")))
     plan = world.plan()
-    assert plan.path("compare", "openvino", SCAN.format("01", "01")) not in plan.wanted_runs()
-    assert plan.path("compare", "openvino", SCAN.format("02", "02")) in plan.wanted_runs()
+    assert plan.path("compare", "llvm", SCAN.format("01", "01")) not in plan.wanted_runs()
+    assert plan.path("compare", "llvm", SCAN.format("02", "02")) in plan.wanted_runs()
 
 
 def test_other_results_that_changed_are_made_again(world):
     plan = world.plan()
-    Path(plan.path("volumes", "openvino", SCAN.format("01", "01"))).write_text("half a table")
-    Path(plan.path("margin", "openvino", SCAN.format("02", "02"))).unlink()
+    Path(plan.path("volumes", "llvm", SCAN.format("01", "01"))).write_text("half a table")
+    Path(plan.path("margin", "llvm", SCAN.format("02", "02"))).unlink()
     found = world.states()
     assert found["01"] == "stale: sub-01_T1w_seg-compact2mm_res-2mm_volumes.tsv is not as it was made"
     assert found["02"] == "missing: sub-02_T1w_seg-compact2mm_res-2mm_margin.nii.gz is missing"
-    records = {plan.path("record", "openvino", SCAN.format(name, name)) for name in ("01", "02")}
+    records = {plan.path("record", "llvm", SCAN.format(name, name)) for name in ("01", "02")}
     assert records < state.to_make(world.plan())
 
 
@@ -359,7 +358,7 @@ def test_results_that_were_copied_are_the_same_results(world, tmp_path, monkeypa
 
 
 def test_label_maps_of_two_participants_exchanged(world):
-    first, second = (world.plan().path("dseg", "openvino", SCAN.format(name, name)) for name in ("01", "02"))
+    first, second = (world.plan().path("dseg", "llvm", SCAN.format(name, name)) for name in ("01", "02"))
     Path(first).rename("aside")
     Path(second).rename(first)
     Path("aside").rename(second)
@@ -368,8 +367,8 @@ def test_label_maps_of_two_participants_exchanged(world):
 
 def test_a_failed_run_is_tried_again(world):
     plan = world.plan()
-    record = plan.path("record", "openvino", SCAN.format("01", "01"))
-    failure = Path(paths.failure_of(f"{plan.state}/failed", "openvino", SCAN.format("01", "01"), record))
+    record = plan.path("record", "llvm", SCAN.format("01", "01"))
+    failure = Path(paths.failure_of(f"{plan.state}/failed", "llvm", SCAN.format("01", "01"), record))
     failure.parent.mkdir(parents=True)
     write_sealed(failure, {"error": {"message": "a.nii: bad"}, "finished": "2026-11-28T12:00:00+00:00"})
     assert world.states() == {"01": "failed: a.nii: bad"}
@@ -382,14 +381,14 @@ def test_results_of_a_vanished_image_stay(world, tmp_path):
     (tmp_path / "images/01.nii").unlink()
     assert world.states() == {} and state.to_make(world.plan()) == set()
     plan = world.plan(mode="fast")
-    assert plan.path("record", "openvino", SCAN.format("01", "01")) not in state.to_make(plan)
+    assert plan.path("record", "llvm", SCAN.format("01", "01")) not in state.to_make(plan)
     said = state.lines(plan)
     assert "1 native run not again, the image is gone: mode: default to fast (sub-01_T1w)" in said
     assert "1 native run again: mode: default to fast (sub-02_T1w)" in said
-    for path in plan.files("openvino", SCAN.format("01", "01")).values():
+    for path in plan.files("llvm", SCAN.format("01", "01")).values():
         Path(path).unlink()
     assert world.states()["01"] == "missing: has not run"
-    assert plan.path("record", "openvino", SCAN.format("01", "01")) in state.to_make(world.plan()), (
+    assert plan.path("record", "llvm", SCAN.format("01", "01")) in state.to_make(world.plan()), (
         "and its run says why"
     )
 
@@ -416,8 +415,8 @@ def change(path, **entries):
 def test_a_record_that_was_changed_makes_its_run_again_but_spares_a_label_map_that_was_edited(world):
     plan = world.plan()
     for name in ("01", "02"):
-        change(plan.path("record", "openvino", SCAN.format(name, name)), output={"mean_confidence": 1})
-    by_hand(plan.path("dseg", "openvino", SCAN.format("02", "02")))
+        change(plan.path("record", "llvm", SCAN.format(name, name)), output={"mean_confidence": 1})
+    by_hand(plan.path("dseg", "llvm", SCAN.format("02", "02")))
     found = world.states()
     assert found["01"] == "stale: sub-01_T1w_seg-compact2mm_res-2mm_run.json is not as it was made"
     assert found["02"].startswith("edited: sub-02_T1w_seg-compact2mm_res-2mm_dseg.nii.gz")
@@ -428,7 +427,7 @@ def test_a_record_that_was_changed_makes_its_run_again_but_spares_a_label_map_th
 def test_a_label_map_of_which_no_record_says_what_made_it_is_found_before_it_goes(world, record):
     plan = world.plan()
     first, second = (
-        {n: plan.path(n, "openvino", SCAN.format(*[s] * 2)) for n in plan.patterns.native} for s in ("01", "02")
+        {n: plan.path(n, "llvm", SCAN.format(*[s] * 2)) for n in plan.patterns.native} for s in ("01", "02")
     )
     by_hand(first["dseg"])
     Path(first["dseg_native"]).write_bytes(b"cut")
@@ -441,19 +440,19 @@ def test_a_label_map_of_which_no_record_says_what_made_it_is_found_before_it_goe
 @pytest.mark.parametrize("grid", ["dseg", "dseg_native"])
 @pytest.mark.parametrize("share", [0, 0.5, 0.95])
 def test_a_label_map_that_was_cut_is_nobodys_work(world, grid, share):
-    path = Path(world.plan().path(grid, "openvino", SCAN.format("01", "01")))
+    path = Path(world.plan().path(grid, "llvm", SCAN.format("01", "01")))
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     assert world.states()["01"] == f"stale: {path.name} is not as it was made"
-    assert world.plan().path("record", "openvino", SCAN.format("01", "01")) in state.to_make(world.plan())
+    assert world.plan().path("record", "llvm", SCAN.format("01", "01")) in state.to_make(world.plan())
 
 
 def test_pictures_and_comparisons_that_were_cut_or_changed_are_made_again(world):
     plan, first, second = world.plan(), *(SCAN.format(name, name) for name in ("01", "02"))
-    drawn, compared = (Path(plan.path(name, "openvino", first)) for name in ("picture", "compare"))
+    drawn, compared = (Path(plan.path(name, "llvm", first)) for name in ("picture", "compare"))
     drawn.write_bytes(drawn.read_bytes()[:-1])
     change(compared, verdict="identical")
-    Path(plan.path("compare", "openvino", second)).write_text("[1]")
-    assert state.to_make(world.plan()) == {str(drawn), str(compared), plan.path("compare", "openvino", second)}
+    Path(plan.path("compare", "llvm", second)).write_text("[1]")
+    assert state.to_make(world.plan()) == {str(drawn), str(compared), plan.path("compare", "llvm", second)}
     assert state.lines(world.plan()) == [
         "1 picture again: cut, changed, another's, or drawn by other code or limits (sub-01_T1w)",
         "2 comparisons again: changed, another's, or made by other code or thresholds (sub-01_T1w, sub-02_T1w)",
@@ -462,9 +461,9 @@ def test_pictures_and_comparisons_that_were_cut_or_changed_are_made_again(world)
 
 def test_another_scan_s_picture_and_comparison_do_not_pass_for_one_s_own(world):
     plan, first, second = world.plan(), *(SCAN.format(name, name) for name in ("01", "02"))
-    places = [plan.path(name, "openvino", first) for name in ("picture", "compare")]
+    places = [plan.path(name, "llvm", first) for name in ("picture", "compare")]
     for name, path in zip(("picture", "compare"), places, strict=True):
-        shutil.copy(plan.path(name, "openvino", second), path)
+        shutil.copy(plan.path(name, "llvm", second), path)
     assert state.to_make(world.plan()) == set(places)
 
 
@@ -480,14 +479,14 @@ def test_a_table_that_was_cut_or_edited_is_made_again_and_said(world, table):
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"status": "ok"}', '{"status": "failed"}'])
 def test_a_damaged_record_is_no_record(world, text):
-    Path(world.plan().path("record", "openvino", SCAN.format("01", "01"))).write_text(text)
+    Path(world.plan().path("record", "llvm", SCAN.format("01", "01"))).write_text(text)
     assert world.states()["01"].split(":")[0] in ("missing", "stale")
 
 
 def test_what_is_missing_below_a_summary_that_is_there(world):
     plan = world.plan()
     scan = SCAN.format("01", "01")
-    gone = {plan.path("picture", "openvino", scan), plan.path("compare", "openvino", scan), *plan.wanted_once()[:1],
+    gone = {plan.path("picture", "llvm", scan), plan.path("compare", "llvm", scan), *plan.wanted_once()[:1],
             plan.aggregates()["volumes"]}  # fmt: skip
     for path in gone:
         Path(path).unlink()
@@ -552,7 +551,7 @@ def test_a_run_that_begins_leaves_no_table_that_calls_stale_results_good(world, 
 def test_results_dated_in_the_future_get_todays_date(world, monkeypatch):
     """Of another machine's clock, or one that was turned back: Snakemake would throw the summary away at every call."""
     monkeypatch.setattr(environments, "run_snapshot", lambda: None)
-    path = Path(world.plan().path("record", "openvino", SCAN.format("01", "01")))
+    path = Path(world.plan().path("record", "llvm", SCAN.format("01", "01")))
     tomorrow = path.stat().st_mtime + 86400
     os.utime(path, (tomorrow, tomorrow))
     assert deploy.make_again(world.plan(), runs=False) == set() and path.stat().st_mtime == tomorrow
@@ -561,12 +560,12 @@ def test_results_dated_in_the_future_get_todays_date(world, monkeypatch):
 
 def test_results_that_may_not_be_written_to_are_one_line_and_stay(world):
     plan = world.plan()
-    locked = [Path(plan.path(name, "openvino", SCAN.format("01", "01"))) for name in ("margin", "dseg_native")]
+    locked = [Path(plan.path(name, "llvm", SCAN.format("01", "01"))) for name in ("margin", "dseg_native")]
     for path in locked:
         path.chmod(0o444)
     with bound_by_modes():
         assert deploy.make_again(world.plan(), runs=True) == set(), "nothing is to be made again"
-    Path(plan.path("volumes", "openvino", SCAN.format("01", "01"))).write_text("cut")
+    Path(plan.path("volumes", "llvm", SCAN.format("01", "01"))).write_text("cut")
     said = "_margin.nii.gz and 1 more: may not be written to, and has to be made again: make it writable"
     with bound_by_modes(), pytest.raises(SynthSegError, match=said):
         deploy.make_again(world.plan(), runs=True)
@@ -593,13 +592,13 @@ def dead_link(path):
 @pytest.mark.parametrize(
     ("place", "put", "said"),
     [
-        ("openvino", file_for_folder, "a file, where a folder of the results belongs"),
-        ("openvino/sub-01", file_for_folder, "a file, where a folder of the results belongs"),
-        ("openvino/sub-01/anat", file_for_folder, "a file, where a folder of the results belongs"),
+        ("llvm", file_for_folder, "a file, where a folder of the results belongs"),
+        ("llvm/sub-01", file_for_folder, "a file, where a folder of the results belongs"),
+        ("llvm/sub-01/anat", file_for_folder, "a file, where a folder of the results belongs"),
         ("logs", lambda path: path.write_text("mine"), "a file, where a folder of the results belongs"),
         ("failed.tsv", folder_for_table, "a folder, where a table belongs"),
         ("summary.tsv", folder_for_table, "a folder, where a table belongs"),
-        ("openvino/sub-01/anat/sub-01_T1w_seg-compact2mm_res-2mm_dseg.nii.gz", dead_link, "a link that leads nowhere"),
+        ("llvm/sub-01/anat/sub-01_T1w_seg-compact2mm_res-2mm_dseg.nii.gz", dead_link, "a link that leads nowhere"),
         ("summary.tsv", dead_link, "a link that leads nowhere"),
     ],
 )

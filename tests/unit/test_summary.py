@@ -297,7 +297,7 @@ def test_odd_scans_are_named_for_people_but_not_hundreds_of_them(cohort, capsys)
 
 def test_what_is_odd_about_scans_is_told_by_flag(cohort, capsys):
     """It may bias volumes, and a whole cohort of one scanner may have it."""
-    cohort.plan["engines"] = ["tensorflow", "openvino"]
+    cohort.plan["engines"] = ["tensorflow", "llvm"]
     for number, flags in ((1, ["sheared"]), (2, ["sheared", "sform_zeros"]), (3, [])):
         for engine in cohort.plan["engines"]:
             cohort.run(number, engine, flags=flags)
@@ -315,16 +315,16 @@ def test_what_is_odd_about_scans_is_told_by_flag(cohort, capsys):
 
 
 def test_a_scan_that_all_engines_find_odd_is_named_once(cohort, capsys):
-    cohort.plan["engines"] = ["tensorflow", "openvino"]
+    cohort.plan["engines"] = ["tensorflow", "llvm"]
     odd = {"flags": ["asymmetry"], "labels_at_fov_edge": []}
     cohort.run(1, qc=odd)
-    cohort.run(1, "openvino", qc=odd)
-    cohort.run(2, "openvino", qc=odd)
+    cohort.run(1, "llvm", qc=odd)
+    cohort.run(2, "llvm", qc=odd)
     cohort.run(2, qc={"flags": [], "labels_at_fov_edge": []})
     cohort.rows()
     print_summary(cohort.manifest())
     said = capsys.readouterr().out
-    assert "Worth a look:\n  sub-01_T1w: asymmetry\n  sub-02_ses-a_run-1_T1w openvino: asymmetry\n\n" in said
+    assert "Worth a look:\n  sub-01_T1w: asymmetry\n  sub-02_ses-a_run-1_T1w llvm: asymmetry\n\n" in said
 
 
 def test_what_produced_the_cohort_is_told_at_the_end(cohort, capsys):
@@ -349,15 +349,15 @@ def test_what_produced_the_cohort_is_told_at_the_end(cohort, capsys):
 
 
 def test_every_engine_is_a_cohort_of_its_own(cohort, capsys):
-    cohort.plan["engines"] = ["tensorflow", "openvino"]
+    cohort.plan["engines"] = ["tensorflow", "llvm"]
     cohort.good(1)
-    cohort.run(1, "openvino")
+    cohort.run(1, "llvm")
     cohort.rows()
     print_summary(cohort.manifest())
     said = capsys.readouterr().out.splitlines()
     assert [line.split(",")[1] for line in said if line.startswith("Homogeneous: 1 run,")] == [
         " tensorflow 2.15.1",
-        " openvino 2.15.1",
+        " llvm 2.15.1",
     ]
 
 

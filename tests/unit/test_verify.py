@@ -53,7 +53,7 @@ class FakeDevice:
 
     def __init__(self, kind="cpu", change=None, description="", precisions=("float32",)):
         self.name, self.kind, self.description = f"{kind.upper()}:0", kind, description
-        self.precisions = list(precisions)
+        self.precisions, self.operations = list(precisions), None
         self.change = change or (lambda operation, result: result)
         self.asked = []
 
@@ -261,25 +261,25 @@ def test_nothing_works_is_told_not_raised(monkeypatch, tmp_path, capsys):
 
 
 def test_what_the_choice_of_an_engine_has_just_found_is_taken_over(monkeypatch, tmp_path, capsys):
-    found = {"schema": verify.SCHEMA, "environment": "openvino", "fingerprint": verify.fingerprint("openvino")}
+    found = {"schema": verify.SCHEMA, "environment": "llvm", "fingerprint": verify.fingerprint("llvm")}
     found |= {"machine": verify.machine(), "versions": {}, "devices": [], "probes": [], "precisions": ["float32"]}
     found["decision"] = {"device": "cpu", "reason": "of the choice"}
-    beside = tmp_path / f"openvino-{found['fingerprint'][:8]}.json"
+    beside = tmp_path / f"llvm-{found['fingerprint'][:8]}.json"
     verify.write(found, beside)
     # One of another day is the one to be made anew, never the one to be believed.
-    verify.write(found | {"decision": {"device": "cpu", "reason": "of long ago"}}, tmp_path / "openvino.json")
-    os.utime(tmp_path / "openvino.json", (0, 0))
+    verify.write(found | {"decision": {"device": "cpu", "reason": "of long ago"}}, tmp_path / "llvm.json")
+    os.utime(tmp_path / "llvm.json", (0, 0))
     monkeypatch.setattr(
         verify, "verify", lambda environment: found | {"decision": {"device": None, "reason": "probed"}}
     )
-    assert verify.main("openvino", tmp_path / "openvino.json") == 0
-    assert json.loads((tmp_path / "openvino.json").read_text())["decision"]["reason"] == "of the choice"
+    assert verify.main("llvm", tmp_path / "llvm.json") == 0
+    assert json.loads((tmp_path / "llvm.json").read_text())["decision"]["reason"] == "of the choice"
     long_ago = beside.stat().st_mtime - verify.JUST_S - 1
     for path in tmp_path.glob("*.json"):
         os.utime(path, (long_ago, long_ago))
-    assert verify.main("openvino", tmp_path / "openvino.json") == 1, "another day it is probed anew"
+    assert verify.main("llvm", tmp_path / "llvm.json") == 1, "another day it is probed anew"
     verify.write(found | {"fingerprint": "0" * 16}, beside)
-    assert verify.main("openvino", tmp_path / "openvino.json") == 1, "so it is on another machine"
+    assert verify.main("llvm", tmp_path / "llvm.json") == 1, "so it is on another machine"
 
 
 def test_a_runtime_that_does_not_start_is_told_not_raised():
@@ -444,7 +444,7 @@ def test_table_is_aligned():
 # The runtimes themselves
 
 
-def check_machine(environment, python, folder):
+def check_machine(environment, python, folder, operations=None):
     """Verify an environment in its interpreter; its CPU must pass every probe."""
     out = folder / f"{environment}.json"
     command = [python, REPOSITORY / "scripts" / "verify_env.py", "--environment", environment, "--out", out]
@@ -453,12 +453,13 @@ def check_machine(environment, python, folder):
     finding = read_sealed(out)
     assert finding == verify.ensure_verified(environment, folder)  # from another interpreter
     assert finding["decision"]["device"] in ("cpu", "gpu")
-    assert environment in finding["versions"]
+    assert {"llvm": "llvmlite"}.get(environment, environment) in finding["versions"]
     cpu = [row for row in finding["probes"] if row["device"] == "CPU:0"]
     precisions = next(device["precisions"] for device in finding["devices"] if device["name"] == "CPU:0")
-    assert [row["probe"] for row in cpu] == [p.name for p in probes.probes() if p.precision in precisions]
+    known = [probe for probe in probes.probes() if probe.operation in (operations or probes.FORMULAS)]
+    assert [row["probe"] for row in cpu] == [probe.name for probe in known if probe.precision in precisions]
     assert all(row["ok"] for row in cpu), cpu
-    assert all(row["max_difference"] < 2e-5 for row in cpu if row["precision"] == "float32"), cpu
+    assert all(row["max_difference"] < 3e-5 for row in cpu if row["precision"] == "float32"), cpu
     return finding
 
 
@@ -468,10 +469,10 @@ def test_tensorflow_on_this_machine(tensorflow_python, tmp_path):
 
 
 @pytest.mark.slow
-def test_openvino_on_this_machine(openvino_python, tmp_path):
-    finding = check_machine("openvino", openvino_python, tmp_path)
+def test_llvm_on_this_machine(llvm_python, tmp_path):
+    finding = check_machine("llvm", llvm_python, tmp_path, operations=["network"])
     assert finding["decision"]["device"] == "cpu" and len(finding["devices"]) == 1
-    assert finding["precisions"] == finding["devices"][0]["precisions"]
+    assert finding["precisions"] == ["float32"] and len(finding["probes"]) == 2
 
 
 @pytest.mark.slow
@@ -510,7 +511,7 @@ def test_a_missing_gpu_is_not_the_cpu_unseen(environment, request):
 
 
 def test_of_processes_that_ask_at_once_one_verifies(tmp_path, monkeypatch):
-    calls, found = [], {"schema": verify.SCHEMA, "fingerprint": verify.fingerprint("openvino")}
+    calls, found = [], {"schema": verify.SCHEMA, "fingerprint": verify.fingerprint("llvm")}
     found |= {"machine": verify.machine(), "versions": {}, "probes": [], "precisions": []}
 
     def slow(environment):
@@ -519,11 +520,11 @@ def test_of_processes_that_ask_at_once_one_verifies(tmp_path, monkeypatch):
         return found | {"decision": {"device": "cpu", "reason": "it passed"}}
 
     monkeypatch.setattr(verify, "verify", slow)
-    mark = verify.fingerprint("openvino")[:8]
-    outs = [tmp_path / f"openvino-{mark}.json"] * 3
-    asking = [threading.Thread(target=verify.main, args=("openvino", out)) for out in outs]
+    mark = verify.fingerprint("llvm")[:8]
+    outs = [tmp_path / f"llvm-{mark}.json"] * 3
+    asking = [threading.Thread(target=verify.main, args=("llvm", out)) for out in outs]
     for thread in asking:
         thread.start()
     for thread in asking:
         thread.join()
-    assert calls == ["openvino"] and all(out.exists() for out in outs)
+    assert calls == ["llvm"] and all(out.exists() for out in outs)

@@ -11,7 +11,7 @@ import outside
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory, tensorflow_python, openvino_python) -> Project:
+def finished(tmp_path_factory, tensorflow_python, llvm_python) -> Project:
     """A project whose two images are segmented, compared and summarised; made once for all processes of a test run."""
     place = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:

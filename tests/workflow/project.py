@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 COPIED = ("Snakefile", "workflow", "scripts", "src", "models", "envs", "profiles")
 SUMMARY = "results/summary.tsv"
 PLAIN = [sys.executable, "-m", "snakemake"]
-ENGINE = "openvino"
+ENGINE = "llvm"
 AGREE = {"identical", "equivalent"}  # verdicts: another engine than TensorFlow may round differently
 
 CONFIG = {

@@ -45,7 +45,7 @@ def test_what_is_no_reason(project):
 
     shutil.rmtree(folder / ".envs")
     source = folder / "src/synthseg_native"
-    for name in ("engines/openvino.py", "reference.py", "compare.py", "results/picture.py", "results/quality.py"):
+    for name in ("engines/llvm.py", "reference.py", "compare.py", "results/picture.py", "results/quality.py"):
         text = (source / name).read_text().split('"""', 2)[2]
         (source / name).write_text('"""Another docstring."""\n# A comment.\n' + text)
     edit(source / "cli.py", 'help="half the time', 'help="about half the time')
@@ -134,7 +134,7 @@ def test_what_reaches_every_row_alike(project):
     assert_wanted(call, reference=1, compare=1, summary=1)
 
     # A stage, an engine, the glue between them, and what is asked of the engine alone.
-    for name in ("pipeline/posteriors.py", "engines/openvino.py"):
+    for name in ("pipeline/posteriors.py", "engines/llvm.py"):
         add_statement(source / name)
     edit(source / "cohort/runs/native.py", "keys.flags(settings)", "[*keys.flags(settings)]")
     project.configure(threads=2, device="cpu")
@@ -144,7 +144,7 @@ def test_what_reaches_every_row_alike(project):
     assert f"1 native run again: {why} (sub-01_T1w)" in call.output
 
     # Both runs do the same other thing, and the verdict is as good.
-    for name in ("openvino", "tensorflow"):
+    for name in ("llvm", "tensorflow"):
         old = project.environment(name)
         edit(folder / f"envs/{name}.txt", "numpy==", "numpy==0.")
         # The changed lock names no real release; its environment stands ready under the name that it would get.

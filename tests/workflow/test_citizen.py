@@ -74,7 +74,7 @@ def study(tmp_path):
         write_image(tmp_path / f"images/sub-{scan}.nii")
     rows = [f"sub-{scan}\timages/sub-{scan}.nii" for scan in ("01", "02")]
     (tmp_path / "samples.tsv").write_text("\n".join(["participant_id\timage", *rows]) + "\n")
-    config = CONFIG | {"model": "compact2mm", "engines": ["openvino"], "results": "derivatives/a b"}
+    config = CONFIG | {"model": "compact2mm", "engines": ["llvm"], "results": "derivatives/a b"}
     (tmp_path / "mine.json").write_text(json.dumps(config))
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"synthseg": config, "mine": 1}))
     return tmp_path
@@ -95,7 +95,7 @@ def test_a_module_lists_all_jobs_below_the_importers_results(study):
     assert done.returncode == 0, done.stdout
     wanted = {f"synthseg_{name}": count for name, count in JOBS.items()}
     assert jobs(done.stdout) == wanted | {"mine": 1, "mine_first": 1}, "the importer's first rule is the target"
-    assert "derivatives/a b/openvino/sub-01/anat/sub-01_T1w_seg-compact2mm_res-2mm_dseg.nii.gz" in done.stdout
+    assert "derivatives/a b/llvm/sub-01/anat/sub-01_T1w_seg-compact2mm_res-2mm_dseg.nii.gz" in done.stdout
     assert not (study / "results").exists()
 
 
@@ -178,7 +178,7 @@ def test_the_patterns_that_tests_read_are_snakemakes(study):
     assert done.returncode == 0, done.stdout
     listed = {line.split("\t")[0] for line in done.stdout.splitlines() if line.startswith("derivatives/")}
     found, scan = patterns("derivatives/a b", "compact2mm", "2mm"), "sub-01/anat/sub-01_T1w"
-    expected = {found.path(name, "openvino", scan) for name in found.of_engine}
+    expected = {found.path(name, "llvm", scan) for name in found.of_engine}
     expected |= {found.path(name, "reference", scan) for name in found.reference}
     assert expected | set(found.summary.values()) <= listed
 

@@ -51,7 +51,7 @@ def images(cohort):
 
 
 @pytest.fixture(scope="module")
-def segmented(images, openvino_python, root, tmp_path_factory):
+def segmented(images, llvm_python, root, tmp_path_factory):
     """Label maps of the small model, in one call: of the cohort's images, and of the second with a mirrored header."""
     folder = tmp_path_factory.mktemp("segmented")
     image = nib.load(images[1])
@@ -62,9 +62,9 @@ def segmented(images, openvino_python, root, tmp_path_factory):
     made = [folder / f"{number}.nii.gz" for number in range(len(given))]
     for name, paths in (("given.txt", given), ("made.txt", made)):
         (folder / name).write_text("".join(f"{path}\n" for path in paths))
-    options = ("--engine", "openvino", "--model", "compact2mm", "--threads", "2", "--device", "cpu")
+    options = ("--engine", "llvm", "--model", "compact2mm", "--threads", "2", "--device", "cpu")
     lists = ("--i", folder / "given.txt", "--o", folder / "made.txt")
-    run(openvino_python, root, "-m", "synthseg_native", *lists, *options)
+    run(llvm_python, root, "-m", "synthseg_native", *lists, *options)
     return [nib.load(path) for path in made]
 
 

@@ -24,7 +24,7 @@ def jobs(*kinds, engine=""):
 def test_two_engines_side_by_side(project):
     """Each is compared with the reference, and nothing of one engine makes the other run again."""
     project.sheet(SCANS[:1])  # what reaches all scans alike is seen in one
-    project.configure(engines=["tensorflow", "openvino"])
+    project.configure(engines=["tensorflow", "llvm"])
     call = project.run().expect("native 01 tensorflow", "compare 01 tensorflow", "verify_env", "summary")
     rows = project.summary()
     assert [(row["participant_id"], row["engine"]) for row in rows] == [("sub-01", "tensorflow"), ("sub-01", ENGINE)]
@@ -32,13 +32,13 @@ def test_two_engines_side_by_side(project):
     assert rows[1]["verdict"] in AGREE, rows
     assert {row["picture"] for row in rows} != {"n/a"}
     said = [line.split(",")[1] for line in call.output.splitlines() if line.startswith("Homogeneous: 1 run")]
-    assert [words.split()[0] for words in said] == ["tensorflow", "openvino"]
+    assert [words.split()[0] for words in said] == ["tensorflow", "llvm"]
 
     add_statement(project.folder / "src/synthseg_native" / "engines/tensorflow.py")
     add_statement(project.folder / "src/synthseg_native" / "memory.py")
     call = project.run("-n", "--quiet", "host", "--", SUMMARY).expect()
     assert "1 native run again: the code changed (network) (sub-01_T1w)" in call.output
-    assert "results/tensorflow/" in call.output and "results/openvino/" not in call.output
+    assert "results/tensorflow/" in call.output and "results/llvm/" not in call.output
     project.configure()
     project.run().expect("summary")
     assert project.label_map("01", "tensorflow").exists(), "an engine that leaves the list keeps its results"
@@ -64,7 +64,7 @@ def test_auto_is_chosen_once(project):
     assert f"{chosen} was chosen on another processor, and stays" in call.output
 
     # The user's word changes it, in the table too, and neither engine's results go.
-    other = {"openvino": "tensorflow"}.get(chosen, "openvino")
+    other = {"llvm": "tensorflow"}.get(chosen, "llvm")
     project.configure(engines=[other])
     call = project.run("-n", "--quiet", "host", "--", SUMMARY).expect()
     assert f"results/{other}/" in call.output and f"results/{chosen}/" not in call.output

@@ -75,7 +75,7 @@ def content(path):
     return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
 
 
-@pytest.mark.parametrize("engine", ["openvino", "tensorflow"])
+@pytest.mark.parametrize("engine", ["llvm", "tensorflow"])
 def test_the_command_gives_the_same(command, engine, request):
     request.getfixturevalue(f"{engine}_python")
     assert command(engine, True) == command(engine, False)
@@ -100,17 +100,17 @@ def test_the_reference_gives_the_same(place, run, tensorflow_python, monkeypatch
     assert made[True] == made[False]
 
 
-def test_the_workflow_gives_the_same(place, run, command, openvino_python):
+def test_the_workflow_gives_the_same(place, run, command, llvm_python):
     """Called from the hostile folder, for a study of its own, by its default profile."""
     here, _ = place
     study = here / "study"
     (study / "config").mkdir(parents=True)
     sheet = f"participant_id\timage\nsub-01\t{here / 'stand/Schädel.nii.gz'}\n"
     (study / "config/samples.tsv").write_text(sheet, encoding="utf-8")
-    config = "samples: config/samples.tsv\nmodel: compact2mm\nallow_small_model: true\nengines: [openvino]\n"
+    config = "samples: config/samples.tsv\nmodel: compact2mm\nallow_small_model: true\nengines: [llvm]\n"
     (study / "config/config.yaml").write_text(config)
     done = run([ROOT / "snakemake", "--directory", study, "--cores", "1"], True)
     assert "SNAKEMAKE_PROFILE is set, and left out" in done.stderr
-    (labels,) = study.glob("results/openvino/sub-01/anat/*_res-2mm_dseg.nii.gz")
-    assert content(labels) == command("openvino", False)["a.nii.gz"]
+    (labels,) = study.glob("results/llvm/sub-01/anat/*_res-2mm_dseg.nii.gz")
+    assert content(labels) == command("llvm", False)["a.nii.gz"]
     shutil.rmtree(study)

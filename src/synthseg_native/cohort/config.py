@@ -69,8 +69,8 @@ def _meant(value: object, part: dict) -> object:
     (True, [2, 3])
     >>> _meant("2", {"type": "string"}), _meant("perhaps", {"type": "boolean"}), _meant(2024, {"type": "string"})
     ('2', 'perhaps', '2024')
-    >>> _meant("torch, openvino", {"type": "array", "items": {"enum": ["torch", "openvino"]}})
-    ['torch', 'openvino']
+    >>> _meant("torch, llvm", {"type": "array", "items": {"enum": ["torch", "llvm"]}})
+    ['torch', 'llvm']
     """
     fits = jsonschema.Draft202012Validator(part).is_valid
     if fits(value):

@@ -47,9 +47,9 @@ class Patterns:
 def failure_of(failures: str | PathLike, engine: str, scan: str, record: str | PathLike) -> Path:
     """Where a failed run leaves its record: below the folder `failures`, named as the good run's would be.
 
-    >>> scan, record = "sub-01/anat/sub-01_T1w", "results/openvino/sub-01/anat/sub-01_T1w_seg-x_res-1mm_run.json"
-    >>> failure_of("results/.state/failed", "openvino", scan, record).as_posix()
-    'results/.state/failed/openvino/sub-01/anat/sub-01_T1w_seg-x_res-1mm.json'
+    >>> scan, record = "sub-01/anat/sub-01_T1w", "results/llvm/sub-01/anat/sub-01_T1w_seg-x_res-1mm_run.json"
+    >>> failure_of("results/.state/failed", "llvm", scan, record).as_posix()
+    'results/.state/failed/llvm/sub-01/anat/sub-01_T1w_seg-x_res-1mm.json'
     """
     name = Path(record).name.removesuffix("_run.json").removesuffix(".json")
     return Path(failures, engine, scan).with_name(f"{name}.json")

@@ -11,30 +11,30 @@ from os import PathLike
 from pathlib import Path
 
 from synthseg_native.cohort import environments
-from synthseg_native.engines import BF16, NAMES
+from synthseg_native.engines import BF16, FORMER, NAMES, unknown
 from synthseg_native.errors import SynthSegError
 from synthseg_native.files import read_json, write_json
 from synthseg_native.results import record
 from synthseg_native.verification import verify
 
 AUTO = "auto"
-CPU_ONLY = ("openvino",)
+CPU_ONLY = ("llvm",)
 # (system, processor): (engine, device), the best first. What nobody measured stands where TensorFlow, the origin's
 # engine, comes before it.
 RANKING = {
-    ("Linux", "x86_64"): (("torch", "gpu"), ("openvino", "cpu"), ("tensorflow", "cpu")),
-    # OpenVINO's 3-D convolution is not accelerated on Apple CPUs.
-    ("Darwin", "arm64"): (("torch", "gpu"), ("tensorflow", "cpu"), ("openvino", "cpu")),
-    ("Linux", "aarch64"): (("torch", "gpu"), ("tensorflow", "cpu"), ("openvino", "cpu")),  # not measured
+    ("Linux", "x86_64"): (("torch", "gpu"), ("llvm", "cpu"), ("tensorflow", "cpu")),
+    # Its kernels were never timed on an Apple processor.
+    ("Darwin", "arm64"): (("torch", "gpu"), ("tensorflow", "cpu"), ("llvm", "cpu")),
+    ("Linux", "aarch64"): (("torch", "gpu"), ("tensorflow", "cpu"), ("llvm", "cpu")),  # not measured
 }
-DEFAULT = (("tensorflow", "cpu"), ("openvino", "cpu"))
+DEFAULT = (("tensorflow", "cpu"), ("llvm", "cpu"))
 
 
 def problem(engine: str, precision: str, device: str) -> str | None:
     """Why an engine cannot do what a configuration or a call asks for; None where it can.
 
-    >>> problem("openvino", "float32", "gpu")
-    'device: gpu: openvino runs on the CPU only: use torch, or device auto'
+    >>> problem("llvm", "float32", "gpu")
+    'device: gpu: llvm runs on the CPU only: use torch, or device auto'
     """
     if precision == "bf16" and engine not in BF16:
         return f"precision: bf16: {engine} has float32 only: use {' or '.join(BF16)}, or precision float32"
@@ -134,6 +134,11 @@ def of_results(
     beside: see `choose`. Raises SynthSegError("usage"), SetupError.
     """
     path, found = Path(path), read_json(path)
+    if isinstance(found, dict) and (now := FORMER.get(str(found.get("engine")))):
+        log(f"{path}: {found['engine']} is no more, {now} took its place: its runs are made anew, in {path.parent / now}")
+        found = found | {"engine": now}
+        if not dry_run:
+            write_json(path, found)
     if not isinstance(found, dict) or found.get("engine") not in NAMES:
         if path.exists():
             log(f"{path}: names no engine, so one is chosen anew")
@@ -163,7 +168,7 @@ def for_command(arguments: list[str], folder: str | PathLike) -> tuple[str, list
     precision = _value(arguments, "--precision") or "float32"
     device = "cpu" if "--cpu" in arguments else _value(arguments, "--device") or "auto"
     if engine not in (AUTO, *NAMES):
-        raise SynthSegError("usage", f"--engine {engine}: no such engine: use {AUTO} or one of {', '.join(NAMES)}")
+        raise SynthSegError("usage", f"--engine {unknown(engine, (AUTO, *NAMES))}")
     if engine == AUTO:
         found = choose(folder, precision, device)
         # argparse goes by the last one.

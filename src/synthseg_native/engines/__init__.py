@@ -33,20 +33,35 @@ Standard library only: the launcher asks which engines there are.
 """
 
 import importlib
+from collections.abc import Sequence
 from types import ModuleType
 
 from synthseg_native.errors import SynthSegError
 
-NAMES = ("tensorflow", "openvino", "torch")
+NAMES = ("tensorflow", "llvm", "torch")
 PRECISIONS = ("float32", "bf16")
-BF16 = ("openvino", "torch")  # engines that have it
-ANY_THREADS = ("openvino",)  # engines that give the same bytes for any number of threads
+BF16 = ("torch",)  # engines that have it
+ANY_THREADS = ("llvm",)  # engines that give the same bytes for any number of threads
+FORMER = {"openvino": "llvm"}  # names of engines that are no more, and what took their place
+
+
+def unknown(name: str, known: Sequence[str] = NAMES) -> str:
+    """What to say of an engine that there is not.
+
+    >>> unknown("openvino")
+    'openvino: no such engine any more: llvm took its place: write that'
+    >>> unknown("onnx")
+    'onnx: no such engine: use one of tensorflow, llvm, torch'
+    """
+    if name in FORMER:
+        return f"{name}: no such engine any more: {FORMER[name]} took its place: write that"
+    return f"{name}: no such engine: use one of {', '.join(known)}"
 
 
 def load(name: str, precision: str = "float32") -> ModuleType:
     """The module of an engine that has this precision. It does not import the runtime yet."""
     if name not in NAMES:
-        raise SynthSegError("usage", f"{name}: no such engine: use one of {', '.join(NAMES)}")
+        raise SynthSegError("usage", unknown(name))
     known = PRECISIONS if name in BF16 else PRECISIONS[:1]
     if precision not in known:
         has = " and ".join(known)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # What computes, beside this package: any of them may change the last bit of a result.
 PACKAGES = ("numpy", "scipy", "nibabel", "h5py")
-ENGINE_PACKAGES = {"tensorflow": ("tensorflow",), "openvino": ("openvino", "llvmlite"), "torch": ("torch",)}
+ENGINE_PACKAGES = {"tensorflow": ("tensorflow",), "llvm": ("llvmlite",), "torch": ("torch",)}
 
 
 def wanted(segmenter: Segmenter, job: Job, content: str | None) -> dict:

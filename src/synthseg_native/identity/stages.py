@@ -89,7 +89,7 @@ STAGES = {
         Stage("demo", "three phantoms", (), (), ("cohort/demo.py", "cohort/phantoms.py"), ("make_demo.py",)),
     )
 }  # fmt: skip
-ENGINE_MODULES = {"openvino": ("engines/kernels/*.py",)}  # of an engine beside its own
+ENGINE_MODULES = {"llvm": ("engines/kernels/*.py",)}  # of an engine beside its own
 ONE_SCAN = ("read", "grid", "network", "labels", "own grid", "measures", "figures", "command")
 NATIVE = (*ONE_SCAN, "native step")
 

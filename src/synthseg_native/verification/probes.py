@@ -23,6 +23,7 @@ class Device(Protocol):
     name: str  # "CPU:0", "GPU:0"
     kind: str  # "cpu" or "gpu": what the engine is told
     precisions: list  # of "float32", "bf16": those that the device says it has
+    operations: tuple | None  # those that it has; None for all
     description: str  # the maker's name for it, or ""
 
     def run(self, operation: str, inputs: dict) -> tuple[np.ndarray, str]:
@@ -103,12 +104,13 @@ def examine(device: Device, baseline: dict) -> list[dict]:
 
     baseline: results of the CPU by probe; where it has none, the formula in NumPy is the measure. For a CPU the caller
     passes an empty dict, which is filled with the results that were right.
-    Probes of a precision that the device does not have are left out. Rows: device, probe, needed, precision, ran_on,
+    Probes of a precision or an operation that the device does not have are left out. Rows: device, probe, needed, precision, ran_on,
     ok, max_difference, compared_with, error (None where ok).
     """
     rows, lost = [], None
     for probe in probes():
-        if probe.precision not in device.precisions:
+        asked = device.operations is None or probe.operation in device.operations
+        if probe.precision not in device.precisions or not asked:
             continue
         row = {"device": device.name, "probe": probe.name, "needed": probe.needed, "precision": probe.precision}
         row |= {"ran_on": None, "ok": False}

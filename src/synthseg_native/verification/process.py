@@ -6,6 +6,7 @@ A runtime is a module with
     run(handle, kind, operation, inputs) : the result of an operation of `probes.FORMULAS` as an array, and the name of
         the device that computed it; raises for an operation that it does not have
     clean(error) : its message without what is of no use to people
+    OPERATIONS : those of `probes.FORMULAS` that it has, where it has not all
 """
 
 import contextlib
@@ -35,7 +36,10 @@ def find_devices(runtime: str) -> tuple[dict[str, str], list[dict], list["Proces
     versions, seen = cpu.start()
     cpu.precisions = next(device["precisions"] for device in seen if device["kind"] == "cpu")
     gpus = [ProcessDevice(runtime, **device) for device in seen if device["kind"] == "gpu"]
-    return versions, seen, [cpu, *gpus[:1]]
+    devices = [cpu, *gpus[:1]]
+    for device in devices:
+        device.operations = getattr(import_module(f".{runtime}", __package__), "OPERATIONS", None)
+    return versions, seen, devices
 
 
 def versions_of(*packages: str) -> dict[str, str]:
@@ -59,6 +63,7 @@ class ProcessDevice:
         precisions: Sequence[str] = ("float32",),
     ):
         self.name, self.kind, self.description, self.precisions = name, kind, description, precisions
+        self.operations = None
         self._runtime = runtime
         self._process = None
 

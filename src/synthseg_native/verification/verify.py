@@ -24,7 +24,7 @@ SCHEMA = 3  # of the finding; 2: with precisions, 3: TensorFlow with oneDNN
 JUST_S = 600  # so long is a finding taken over by the step that writes it for the results
 BACKENDS = {  # environment: the module that knows its runtime (`process`)
     "tensorflow": "tensorflow",
-    "openvino": "openvino",
+    "llvm": "llvm",
     "torch": "torch",
 }
 

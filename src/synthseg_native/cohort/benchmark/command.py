@@ -26,7 +26,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 SIZES = ((160, 160, 160), (192, 256, 192), (256, 256, 256))
 HEADLINE = (192, 256, 192)
 SMALL = (64, 64, 64)
-ENGINES = ("tensorflow", "openvino", "openvino:bf16")
+ENGINES = ("tensorflow", "llvm")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -189,7 +189,7 @@ def _interpreters(arguments: argparse.Namespace) -> tuple[dict[str, Path], dict[
     """{environment: interpreter}, and {contestant's name: why it has none}."""
     given = dict(text.split("=", 1) for text in arguments.python if "=" in text)
     if not all("=" in text for text in arguments.python):
-        raise SynthSegError("usage", "--python: not understood: give NAME=PATH, as openvino=.venv/bin/python")
+        raise SynthSegError("usage", "--python: not understood: give NAME=PATH, as llvm=.venv/bin/python")
     contestants = [*arguments.engines] + ([] if arguments.no_reference else [Contestant(REFERENCE)])
     pythons, missing = {}, {}
     for contestant in contestants:
@@ -211,7 +211,7 @@ def _versions(pythons: dict[str, Path]) -> str:
     """What the interpreters run, as one line."""
     code = (
         "import platform, sys\nfrom importlib.metadata import version, PackageNotFoundError\nfound = []\n"
-        "for name in ('tensorflow', 'openvino', 'torch', 'numpy', 'scipy'):\n"
+        "for name in ('tensorflow', 'llvmlite', 'openvino', 'torch', 'numpy', 'scipy'):\n"
         "    try: found.append(name + ' ' + version(name))\n"
         "    except PackageNotFoundError: pass\n"
         "print(', '.join(found), 'on Python', platform.python_version())"

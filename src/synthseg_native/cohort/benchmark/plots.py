@@ -9,8 +9,7 @@ COLOURS = {
     "reference": "#8c8c8c",
     "upstream": "#4d4d4d",
     "tensorflow float32": "#e69f00",
-    "openvino float32": "#0072b2",
-    "openvino bf16": "#56b4e9",
+    "llvm float32": "#0072b2",
     "torch float32": "#009e73",
 }
 

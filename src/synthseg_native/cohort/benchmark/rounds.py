@@ -31,7 +31,7 @@ GUESSES = {
     "reference": (16e-6, 8),
     "upstream": (16e-6, 12),
     "tensorflow": (14e-6, 5),
-    "openvino": (7e-6, 2),
+    "llvm": (7e-6, 2),
     "torch": (14e-6, 4),
 }
 UPSTREAM_MEMORY = 1.1  # of the reference's

@@ -38,7 +38,7 @@ def llvm() -> Any:
         import llvmlite.ir
     except ImportError as error:
         raise SynthSegError(
-            "usage", f"llvmlite: cannot be imported ({error}): install the environment envs/openvino.txt"
+            "usage", f"llvmlite: cannot be imported ({error}): install the environment envs/llvm.txt"
         ) from error
     return llvmlite
 
@@ -270,6 +270,12 @@ class Code:
         """x above 0, e^x - 1 below."""
         below = self.minus(self.exp(self.smallest(vector, self.constant(0))), self.constant(1))
         return self.plus(self.largest(vector, self.constant(0)), below)
+
+    def activated(self, vector: Value, activation: str) -> Value:
+        """What an activation makes of a register: elu, relu or none."""
+        if activation == "elu":
+            return self.elu(vector)
+        return self.largest(vector, self.constant(0)) if activation == "relu" else vector
 
     def _call(self, name, *vectors):
         kinds = [self.vector] * len(vectors)

@@ -1,4 +1,4 @@
-"""The other layers of the finest levels as kernels (`language`), on planes as in `layout`.
+"""The other layers as kernels (`language`), on planes as in `layout`.
 
 They are the pooling, the last convolution with its softmax, and the smoothing of what it gives.
 """
@@ -9,9 +9,10 @@ from synthseg_native.engines.kernels.language import Machine, Program
 from synthseg_native.engines.kernels.layout import VECTORS, block_of
 
 
-def pooling(program: Program, name: str) -> None:
+def pooling(program: Program, name: str, halo: int) -> None:
     """Write a factor and a summand per channel, then the maximum over 2 x 2 x 2, for one plane of the result.
 
+    halo : of all planes
     Pointers: table of the two planes; plane of the result; factor and summand per channel.
     Integers: rows of the result, from and to; Z of the result, channels, row, row of the result.
     """
@@ -27,15 +28,15 @@ def pooling(program: Program, name: str) -> None:
                     most = None
                     for plane in planes:
                         for j in range(2):
-                            above = code.add(code.times(y.index, 2), j + 1)
+                            above = code.add(code.times(y.index, 2), j + halo)
                             at = code.add(code.times(above, channels, row), code.times(channel.index, row))
-                            vector = code.load(plane, at, code.times(z.index, 2), 1 + register * lanes)
+                            vector = code.load(plane, at, code.times(z.index, 2), halo + register * lanes)
                             vector = code.fma(vector, factor, summand)
                             most = vector if most is None else code.largest_of_both(most, vector)
                     pair.append(most)
                 vector = code.largest_of_both(code.pick(*pair, even), code.pick(*pair, odd))
-                at = code.add(code.times(code.add(y.index, 1), channels, row_out), code.times(channel.index, row_out))
-                code.store(code.inside(vector, z.index, zs), result, at, z.index, 1)
+                at = code.add(code.times(code.add(y.index, halo), channels, row_out), code.times(channel.index, row_out))
+                code.store(code.inside(vector, z.index, zs), result, at, z.index, halo)
 
 
 def likelihood_weights(kernel: np.ndarray, bias: np.ndarray, block: int) -> np.ndarray:
@@ -51,14 +52,15 @@ def likelihood_block(labels: int, machine: Machine) -> int:
     return min(range(1, most + 1), key=lambda n: (-(-labels // n) * n + 4 * -(-labels // n), -n))
 
 
-def likelihood(program: Program, name: str, block: int) -> None:
-    """Write the convolution of kernel 1 that gives a number per label, and the softmax over labels.
+def likelihood(program: Program, name: str, block: int, softmax: bool, halo: int) -> None:
+    """Write the convolution of kernel 1 that gives a number per label, and the softmax over labels, if it ends in one.
 
+    block : see `likelihood_block` · halo : of the planes that it reads
     Pointers: table of planes; table of planes of the result; `likelihood_weights`; scratch, for two registers per label
     of full blocks. Integers: planes; rows, from and to; Z, channels, row, labels, row and halo of the result.
     """
     with program.kernel(name, 4, 9) as code:
-        table, results, weights, scratch, count, first, last, zs, channels, row, labels, row_out, halo = code.arguments
+        table, results, weights, scratch, count, first, last, zs, channels, row, labels, row_out, halo_out = code.arguments
         lanes, step = code.lanes, VECTORS * code.lanes
         each = code.times(code.add(channels, 1), block)
         with code.loop(0, count) as number, code.loop(first, last) as y, code.loop(0, zs, step) as z:
@@ -68,8 +70,8 @@ def likelihood(program: Program, name: str, block: int) -> None:
                 bias = code.add(factors, code.times(channels, block))
                 total = [code.spread(weights, bias, n) for n in range(block) for _ in range(VECTORS)]
                 with code.loop(0, channels, carry=total) as channel:
-                    above = code.times(code.add(y.index, 1), channels, row)
-                    at = code.add(above, code.times(channel.index, row), z.index, 1)
+                    above = code.times(code.add(y.index, halo), channels, row)
+                    at = code.add(above, code.times(channel.index, row), z.index, halo)
                     inputs = [code.load(plane, at, lanes * v) for v in range(VECTORS)]
                     at = code.add(factors, code.times(channel.index, block))
                     for n in range(block):
@@ -79,23 +81,29 @@ def likelihood(program: Program, name: str, block: int) -> None:
                 for n, vector in enumerate(channel.values):
                     code.store(vector, scratch, code.times(outs.index, step), n * lanes)
             for v in range(VECTORS):
-                with code.loop(0, labels, carry=[code.constant(-np.inf)]) as label:
-                    vector = code.load(scratch, code.times(label.index, step), v * lanes)
-                    label.values[0] = code.largest(label.values[0], vector)
-                most = label.values[0]
-                with code.loop(0, labels, carry=[code.constant(0)]) as label:
-                    at = code.add(code.times(label.index, step), v * lanes)
-                    vector = code.exp(code.minus(code.load(scratch, at), most))
-                    code.store(vector, scratch, at)
-                    label.values[0] = code.plus(label.values[0], vector)
-                share = code.quotient(code.constant(1), label.values[0])
+                share = _exponentials(code, scratch, labels, v) if softmax else None
                 with code.loop(0, labels) as label:
-                    at = code.add(code.times(label.index, step), v * lanes)
-                    vector = code.product(code.load(scratch, at), share)
+                    vector = code.load(scratch, code.times(label.index, step), v * lanes)
+                    vector = code.product(vector, share) if softmax else vector
                     here = code.add(z.index, v * lanes)
                     vector = code.inside(vector, here, zs)
-                    above = code.times(code.add(y.index, halo), labels, row_out)
-                    code.store(vector, result, above, code.times(label.index, row_out), here, halo)
+                    above = code.times(code.add(y.index, halo_out), labels, row_out)
+                    code.store(vector, result, above, code.times(label.index, row_out), here, halo_out)
+
+
+def _exponentials(code, scratch, labels, v):
+    """Make exponentials of the likelihoods in register v of each label; returns what makes posteriors of them."""
+    step, place = VECTORS * code.lanes, v * code.lanes
+    with code.loop(0, labels, carry=[code.constant(-np.inf)]) as label:
+        vector = code.load(scratch, code.times(label.index, step), place)
+        label.values[0] = code.largest(label.values[0], vector)
+    most = label.values[0]
+    with code.loop(0, labels, carry=[code.constant(0)]) as label:
+        at = code.add(code.times(label.index, step), place)
+        vector = code.exp(code.minus(code.load(scratch, at), most))
+        code.store(vector, scratch, at)
+        label.values[0] = code.plus(label.values[0], vector)
+    return code.quotient(code.constant(1), label.values[0])
 
 
 def smoothing(program: Program, name: str, size: int) -> None:

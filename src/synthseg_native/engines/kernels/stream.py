@@ -1,16 +1,14 @@
-"""The finest levels of the network, a few planes at a time through kernels of our own.
+"""A network, a few planes at a time through kernels of our own.
 
-At the finest level a tensor of the whole volume takes a gigabyte. Here a layer computes its planes when the next one
-asks for them, and keeps them until they were read: only the coarser levels' skip tensors are ever whole. The finest
-level's head is computed twice, for what is pooled and for the tail: that takes about as long as getting the memory of
-its skip tensor from the system, and takes a quarter less memory.
+At the finest level a tensor of the whole volume takes a gigabyte. Here a step computes its planes when the next one
+asks for them, and keeps them until they were read; which results are kept whole, `steps` says.
 
-Stream.run : image -> head of level 0 -> head of level 1 -> `deep`, all that is coarser, given by the caller
-    -> tail of level 1 -> tail of level 0, which reads head of level 0 again -> posteriors, BLOCK planes at a time
+Stream.run : image -> the steps whose results are kept whole, the finest first -> all others, as they are asked for
+    -> posteriors, BLOCK planes at a time
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -19,7 +17,8 @@ import numpy as np
 from synthseg_native.engines.kernels import language, operations, winograd
 from synthseg_native.engines.kernels.layout import TILE, VECTORS, Layout, block_of, zeros
 from synthseg_native.engines.kernels.library import Library
-from synthseg_native.networks.layers import NORMALISATION_EPSILON, gaussian_kernel
+from synthseg_native.engines.kernels.steps import Step, Steps
+from synthseg_native.networks.layers import NORMALISATION_EPSILON, Weights, gaussian_kernel
 from synthseg_native.networks.weights import default_cache
 
 BLOCK = TILE  # planes done at a time
@@ -51,34 +50,42 @@ class Memory:
 
 
 class Planes:
-    """Planes 0 to `count` of features, made in blocks when asked for; outside these there is zero padding.
+    """Planes 0 to `count` of features, made when asked for; outside these there is zero padding.
 
-    memory : a `Memory`, which gets the array when nobody has the planes any more · kept : how many are kept, the last
-    ones; None for all · make : to be set; called with the first plane of a block
+    memory : a `Memory`, which gives the array when the first plane is made, and gets it when nobody has the planes any
+    more · kept : how many are kept, the last ones; None for all · make : to be set; called with the first plane that is
+    not made, it makes a block of them or more and returns the first one after them
     """
 
     def __init__(self, memory, layout, count, kept=None):
-        self.layout, self.count, self.done, self.make = layout, count, 0, None
-        self._memory, self.array = memory, memory.take(layout, kept or -(-count // BLOCK) * BLOCK)
-        self._size = self.array[0].nbytes
+        self.layout, self.count, self.done, self.make, self.array = layout, count, 0, None, None
+        self._memory, self._kept = memory, kept or -(-count // BLOCK) * BLOCK
 
     def __del__(self):
-        if hasattr(self, "array"):  # there was memory for it
+        if self.array is not None:
             self._memory.give(self.layout, self.array)
 
     @classmethod
-    def of(cls, memory: Memory, array: np.ndarray, lanes: int) -> "Planes":
-        """Planes that hold an array (planes, Y, Z, channels)."""
-        planes = cls(memory, Layout(array.shape[1:3], array.shape[3], lanes), len(array))
-        planes.layout.inside(planes.array[: len(array)])[...] = array
-        planes.done = len(array)
+    def of(cls, memory: Memory, volumes: Sequence[np.ndarray], lanes: int, halo: int) -> "Planes":
+        """Planes of volumes (X, Y, Z), which are their channels."""
+        planes = cls(memory, Layout(volumes[0].shape[1:], len(volumes), lanes, halo), len(volumes[0]))
+        planes._take()
+        for channel, volume in enumerate(volumes):
+            planes.layout.inside(planes.array[: len(volume)])[..., channel] = volume
+        planes.done = planes.count
         return planes
+
+    @property
+    def whole(self) -> bool:
+        """Whether all planes are kept."""
+        return self._kept >= self.count
 
     def need(self, stop: int) -> None:
         """Make the planes up to `stop`."""
+        if self.array is None:
+            self._take()
         while self.done < min(stop, self.count):
-            self.make(self.done)
-            self.done += BLOCK
+            self.done = self.make(self.done)
         if self.done >= self.count:
             self.make = None  # it knows this object: both would stay in memory
 
@@ -89,107 +96,120 @@ class Planes:
             first + i % len(self.array) * self._size if 0 <= i < self.count else outside for i in range(start, stop)
         ]
 
+    def _take(self):
+        self.array = self._memory.take(self.layout, self._kept)
+        self._size = self.array[0].nbytes
 
-def norm_of(weights: dict[str, np.ndarray]) -> np.ndarray:
-    """A normalisation's factor and summand per channel: (2, N) float32."""
-    w = {name: value.astype(np.float64) for name, value in weights.items()}
+
+def factors_of(step: Step, weights: Weights) -> np.ndarray:
+    """Factor and summand per channel, (2, N) float32, of the normalisation of a step; 1 and 0 where it has none."""
+    if step.norm is None:
+        return np.repeat(np.float32([[1], [0]]), step.layer.channels, axis=1)
+    w = {name: value.astype(np.float64) for name, value in weights[step.norm.name].items()}
     scale = w["gamma"] / np.sqrt(w["moving_variance"] + NORMALISATION_EPSILON)
     return np.stack([scale, w["beta"] - w["moving_mean"] * scale]).astype(np.float32)
 
 
 class Convolution:
-    """A convolution layer, with the normalisation behind it if that is all that reads it.
+    """A convolution layer, with its activation and the normalisation behind it.
 
-    channels : of the result · sources : (channels, whether upsampled) of what it reads
+    step : of `steps` · channels : of the tensors that it reads, by name · halo : of all planes
     """
 
-    def __init__(self, layer, norm, sources, weights, library):
-        machine, w = library.machine, weights[layer.name]
-        self.channels, self.sources = layer.channels, sources
+    def __init__(self, step: Step, channels: dict[str, int], weights: Weights, library: Library, halo: int):
+        machine, layer = library.machine, step.layer
+        w = weights[layer.name]
+        self.channels, self.sources = layer.channels, [(channels[name], up) for name, up in step.sources]
         block, kernel = block_of(layer.channels, machine), w["kernel"]
         if kernel.shape[0] == 1:
             kernel = np.pad(kernel, [(1, 1)] * 3 + [(0, 0)] * 2)
-        ups = [upsampled for _, upsampled in sources]
-        parts = np.split(kernel, np.cumsum([n for n, _ in sources])[:-1], axis=3)
+        self.size, ups = len(kernel), [upsampled for _, upsampled in self.sources]
+        parts = np.split(kernel, np.cumsum([n for n, _ in self.sources])[:-1], axis=3)
         self.weights = winograd.winograd_weights(parts, ups, block)
-        unchanged = np.repeat(np.float32([[1], [0]]), layer.channels, axis=1)
-        after = unchanged if norm is None else norm_of(weights[norm.name])
+        after = factors_of(step, weights)
         self.per_channel = np.ascontiguousarray(np.concatenate([w["bias"][None], after]), dtype=np.float32)
-        self.scratch = winograd.scratch_size(sources, layer.channels, machine.lanes)
-        self.kernel = f"convolution_{''.join('du'[up] for up in ups)}_{block}"
-        library.add(self.kernel, winograd.convolution, ups, block)
+        self.scratch = winograd.scratch_size(self.size, self.sources, layer.channels, machine.lanes)
+        self.kernel = f"convolution_{self.size}_{layer.activation}_{''.join('du'[up] for up in ups)}_{block}"
+        library.add(self.kernel, winograd.convolution, self.size, layer.activation, ups, block, halo)
+
+    def together(self, z: int, lanes: int) -> int:
+        """How many tiles along y are done side by side, of rows of z numbers."""
+        upsampled = any(upsampled for _, upsampled in self.sources)
+        return 1 if upsampled else winograd.rows_together(z, self.size, lanes)
 
 
 class Stream:
-    """The finest levels of one network; see the module's text.
+    """A network; see the module's text. It is made of `steps.Steps`."""
 
-    levels : `Level`s, the finest first · last : the layers behind the finest level's tail
-    """
-
-    def __init__(self, levels, last, weights, threads):
-        self._threads, self._levels, self._memory = threads, [], Memory()
+    def __init__(self, network: Steps, weights: Weights, threads: int):
+        self._network, self._threads, self._memory = network, threads, Memory()
         library = Library(language.this_machine())
         self._machine, self._lanes = library.machine, library.machine.lanes
-        for level in levels:
-            head = _convolutions(level.head, [(level.source.channels, False)], weights, library)
-            pool = norm_of(weights[level.head[-2].name])
-            both = [(level.skip.channels, False), (level.deep.channels, True)]
-            tail = _convolutions(level.tail[2:], both, weights, library)
-            self._levels.append((head, pool, tail))
-        library.add("pooling", operations.pooling)
-        layer = last[0]
-        block = operations.likelihood_block(layer.channels, library.machine)
-        w = weights[layer.name]
-        self._labels = layer.channels
+        convolutions = {name: step for name, step in network.steps.items() if step.layer.kind == "conv"}
+        self._halo = max([1, *(step.layer.weights["kernel"][0] // 2 for step in convolutions.values())])
+        self._channels = {network.source: len(network.inputs)}
+        self._channels |= {name: step.layer.channels for name, step in network.steps.items()}
+        self._convolutions = {
+            name: Convolution(step, self._channels, weights, library, self._halo)
+            for name, step in convolutions.items()
+        }
+        self._factors = {
+            name: factors_of(step, weights) for name, step in network.steps.items() if step.layer.kind == "pool"
+        }
+        library.add("pooling", operations.pooling, self._halo)
+        self._labels, w = network.last.channels, weights[network.last.name]
+        block = operations.likelihood_block(self._labels, library.machine)
         self._likelihood = operations.likelihood_weights(w["kernel"][0, 0, 0], w["bias"], block)
-        self._likelihood_scratch = len(self._likelihood) * block * VECTORS * self._lanes
-        library.add("likelihood", operations.likelihood, block)
+        likelihood_scratch = len(self._likelihood) * block * VECTORS * self._lanes
+        library.add("likelihood", operations.likelihood, block, network.softmax, self._halo)
         for size in SMOOTHED:
             library.add(f"smoothing_{size}", operations.smoothing, size)
         self._pool = ThreadPoolExecutor(threads)
         self._compiled = self._pool.submit(library.compile, default_cache() / "kernels")  # meanwhile the scan is read
-        sizes = [layer.scratch for head, _, tail in self._levels for layer in [*head, *tail]]
-        size = max(*sizes, self._likelihood_scratch)
+        size = max([likelihood_scratch, *(layer.scratch for layer in self._convolutions.values())])
         self._scratch = zeros((threads, -(-size // 16) * 16))
 
-    def run(
-        self, volume: np.ndarray, deep: Callable[[np.ndarray], np.ndarray], sigma: float = 0.0
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (start, slab): posteriors (planes, Y, Z, labels) of a volume (X, Y, Z); a slab is valid until the next
-        one is asked for. deep : called with (planes, Y, Z, channels) of the last level's pooling, returns features
-        (planes, Y, Z, channels) in one's place. sigma : of the smoothing of the posteriors, 0 for none."""
+    def run(self, volumes: dict[str, np.ndarray], sigma: float = 0.0) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (start, slab): posteriors (planes, Y, Z, labels) of volumes (X, Y, Z) by the names of the inputs; a
+        slab is valid until the next one is asked for. sigma : of the smoothing of the posteriors, 0 for none."""
         self._gauss = _along_an_axis(sigma)
-        read = (n for head, _, tail in self._levels for layer in [*head, *tail] for n, _ in layer.sources)
-        layout = Layout(volume.shape[1:], max(self._labels, *read), self._lanes, len(self._gauss))
+        given = [volumes[name] for name in self._network.inputs]
+        halo = max(self._halo, len(self._gauss))
+        layout = Layout(given[0].shape[1:], max(self._labels, *self._channels.values()), self._lanes, halo)
         self._zeros = zeros(layout.plane)
         self._outside = zeros(layout.plane)  # written where no plane is, and never read
         self._kernels = self._compiled.result()
         self._add_smoothing(len(self._gauss))
         # Its memory is not kept: nothing else has this layout.
-        image = planes = Planes.of(Memory(), volume[..., None], self._lanes)
-        skips, heads = [], [head for head, _, _ in self._levels]
-        for head, pool, _ in self._levels:
-            skips.append(self._head_of(planes, head, whole=head is not heads[0]))
-            planes = self._pool_of(skips[-1], pool, whole=head is heads[-1])
-        planes.need(planes.count)
-        given = np.ascontiguousarray(planes.layout.inside(planes.array[: planes.count]))
-        del planes
-        planes = Planes.of(self._memory, deep(given), self._lanes)
-        del given
-        skips[0] = self._head_of(image, heads[0], whole=False)
-        del image
-        for (_, _, tail), skip in zip(reversed(self._levels), reversed(skips), strict=True):
-            sources = [skip, planes]
-            for layer in tail:
-                last = layer is self._levels[0][2][-1]  # the likelihood reads no neighbours
-                planes = self._convolve(layer, sources, kept=BLOCK if last else KEPT)
-                sources = [planes]
-        del skips, skip, sources
-        yield from self._results(planes)
+        whole = {self._network.source: Planes.of(Memory(), given, self._lanes, self._halo)}
+        features = self._planes_of(self._network.read, whole)
+        for planes in whole.values():
+            planes.need(planes.count)
+        del whole, planes
+        yield from self._results(features)
 
     def release(self) -> None:
         """Give back the memory that one pass leaves for the next."""
         self._memory.release()
+
+    def _planes_of(self, name, whole):
+        """The planes that a step gives. whole : those that are kept whole, by name; new ones are added."""
+        if name in whole:
+            return whole[name]
+        step = self._network.steps[name]
+        sources = [self._planes_of(source, whole) for source, _ in step.sources]
+        if step.layer.kind == "pool":
+            planes = self._pool_of(*sources, self._factors[name], step.whole)
+        else:
+            planes = self._convolve(self._convolutions[name], sources, self._kept(name, step))
+        if step.whole:
+            whole[name] = planes
+        return planes
+
+    def _kept(self, name, step):
+        if step.whole:
+            return None
+        return BLOCK if name == self._network.read else KEPT  # the likelihood reads no neighbours
 
     def _add_smoothing(self, size):
         """Compile the smoothing of a size that SynthSeg does not have."""
@@ -199,42 +219,52 @@ class Stream:
             library.add(name, operations.smoothing, size)
             self._kernels |= library.compile(default_cache() / "kernels")
 
-    def _head_of(self, planes, layers, whole):
-        for layer in layers:
-            planes = self._convolve(layer, [planes], kept=None if whole and layer is layers[-1] else KEPT)
-        return planes
-
     def _convolve(self, layer, sources, kept):
-        skip = sources[0]
-        layout = Layout(skip.layout.shape, layer.channels, self._lanes)
-        result = Planes(self._memory, layout, skip.count, kept)
-        zeros = self._zeros.ctypes.data
+        (planes, (_, upsampled)), *_ = zip(sources, layer.sources, strict=True)
+        double = 1 + upsampled
+        shape = tuple(double * n for n in planes.layout.shape)
+        layout = Layout(shape, layer.channels, self._lanes, self._halo)
+        result = Planes(self._memory, layout, double * planes.count, kept)
+        (y, z), zeros = shape, self._zeros.ctypes.data
+        tiles, together = -(-y // TILE), layer.together(z, self._lanes)
+        groups = -(-tiles // together)
+        # Small results in one go: else there were too little for many threads.
+        blocks = -(-result.count // BLOCK) if all(planes.whole for planes in [result, *sources]) else 1
+
+        def tables(x):
+            """What a block reads, and where its results are written."""
+            table = []
+            for planes, (_, upsampled) in zip(sources, layer.sources, strict=True):
+                before = winograd.reach(layer.size, upsampled)
+                first = (x // 2 if upsampled else x) - before
+                count = winograd.planes_read(layer.size, upsampled)
+                planes.need(first + count)
+                table += planes.addresses(first, first + count, zeros)
+            return np.array(table), np.array(result.addresses(x, x + BLOCK, self._outside.ctypes.data))
 
         def make(x):
-            table, sizes = [], []
-            for planes, (channels, upsampled) in zip(sources, layer.sources, strict=True):
-                reach = (x // 2 - 1, x // 2 + 3) if upsampled else (x - 1, x + BLOCK + 1)
-                planes.need(reach[1])
-                table += planes.addresses(*reach, zeros)
-                sizes += [channels, planes.layout.row]
-            table = np.array(table)
-            places = np.array(result.addresses(x, x + BLOCK, self._outside.ctypes.data))
-            (y, z), row = result.layout.shape, result.layout.row
+            given = [tables(x + n * BLOCK) for n in range(blocks)]
+            sizes = [n for planes in sources for n in (planes.layout.channels, planes.layout.row)]
 
             def run(first, last, scratch):
-                self._kernels[layer.kernel](
-                    *(array.ctypes.data for array in (table, places, layer.weights, layer.per_channel, scratch)),
-                    *(first, last, y, z, layer.channels, row, *sizes),
-                )  # fmt: skip
+                for number, (table, places) in enumerate(given):
+                    start, stop = (min(max(n - number * groups, 0), groups) * together for n in (first, last))
+                    if start < stop:
+                        self._kernels[layer.kernel](
+                            *(array.ctypes.data for array in (table, places, layer.weights, layer.per_channel, scratch)),
+                            *(start, min(stop, tiles), y, z, layer.channels, layout.row, together, z + layer.size - 1),
+                            *sizes,
+                        )  # fmt: skip
 
-            self._share(run, -(-y // TILE))
+            self._share(run, blocks * groups)
+            return x + blocks * BLOCK
 
         result.make = make
         return result
 
-    def _pool_of(self, source, norm, whole):
+    def _pool_of(self, source, factors, whole):
         (y, z), channels = source.layout.shape, source.layout.channels
-        layout = Layout((y // 2, z // 2), channels, self._lanes)
+        layout = Layout((y // 2, z // 2), channels, self._lanes, self._halo)
         result = Planes(self._memory, layout, source.count // 2, None if whole else KEPT)
 
         def make(x):
@@ -245,11 +275,12 @@ class Stream:
 
                 def run(first, last, scratch, table=table, place=place):
                     self._kernels["pooling"](
-                        *(table.ctypes.data, place, norm.ctypes.data, first, last),
+                        *(table.ctypes.data, place, factors.ctypes.data, first, last),
                         *(z // 2, channels, source.layout.row, layout.row),
                     )
 
                 self._share(run, y // 2)
+            return x + BLOCK
 
         result.make = make
         return result
@@ -276,6 +307,7 @@ class Stream:
                 )
 
             self._share(run, y)
+            return x + BLOCK
 
         probabilities.make = make
         width = -(-z // self._lanes) * self._lanes
@@ -316,15 +348,3 @@ def _along_an_axis(sigma):
     gauss = gaussian_kernel(sigma) if sigma else np.ones((1, 1, 1))
     return gauss.sum(axis=(1, 2), dtype=np.float64).astype(np.float32)
 
-
-def _convolutions(layers, sources, weights, library):
-    """The `Convolution`s among layers, the first one of these sources, each other one of the one before. The
-    normalisation behind the last one belongs to it, but where there is a pooling: there the skip tensor leaves."""
-    found, pooled = [], layers[-1].kind == "pool"
-    for number, layer in enumerate(layers):
-        if layer.kind == "conv":
-            following = layers[number + 1] if number + 1 < len(layers) else None
-            norm = following if following is not None and following.kind == "norm" and not pooled else None
-            found.append(Convolution(layer, norm, sources, weights, library))
-            sources = [(layer.channels, False)]
-    return found

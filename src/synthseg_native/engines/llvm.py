@@ -1,0 +1,58 @@
+"""The project's own engine: all layers by kernels that LLVM compiles for the processor at hand (`kernels`).
+
+It needs NumPy and llvmlite and nothing else, computes in float32, and gives the same bytes for any number of threads.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from synthseg_native.engines import capabilities
+from synthseg_native.engines.kernels import language
+from synthseg_native.engines.kernels.steps import Steps, Unlike, steps_of
+from synthseg_native.engines.kernels.stream import Stream
+from synthseg_native.errors import SynthSegError
+from synthseg_native.networks.layers import Layer, Weights
+
+CAN = capabilities.Capabilities(kernels=(1, 3, 5))
+
+
+def check(table: list[Layer]) -> None:
+    """See `engines`."""
+    _steps(table)
+
+
+def build(
+    table: list[Layer], weights: Weights, *, device: str = "cpu", threads: int = 1, precision: str = "float32"
+) -> "LLVMEngine":
+    """See `engines`. Devices: cpu. Precisions: float32."""
+    if device != "cpu":
+        raise SynthSegError("usage", f"device {device}: the llvm engine runs on the cpu: ask for that")
+    return LLVMEngine(_steps(table), weights, threads)
+
+
+def _steps(table: list[Layer]) -> Steps:
+    capabilities.check("llvm", CAN, table)
+    try:
+        return steps_of(table)
+    except Unlike as lack:
+        raise capabilities.refuse("llvm", str(lack), table) from lack
+
+
+class LLVMEngine:
+    """An engine; see `engines` for the contract."""
+
+    name, can = "llvm", CAN
+    device, device_reason = "cpu", "the llvm engine has no other"
+
+    def __init__(self, steps, weights, threads):
+        self.version = language.llvm().__version__
+        self._stream = Stream(steps, weights, threads)
+
+    def run(self, inputs: dict[str, np.ndarray], smoothing: float = 0.0) -> Iterator[tuple[int, np.ndarray]]:
+        """See `engines`."""
+        yield from self._stream.run(inputs, smoothing)
+
+    def release(self) -> None:
+        """See `engines`."""
+        self._stream.release()
