@@ -35,7 +35,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--sizes", nargs="+", type=_size, default=SIZES, metavar="XxYxZ", help="in voxels of 1 mm")
     p.add_argument("--threads", nargs="+", type=int, default=[2, 1], metavar="N")
     p.add_argument("--engines", nargs="+", type=Contestant.parse, default=[*map(Contestant.parse, ENGINES)],
-                   metavar="ENGINE[:PRECISION[:DEVICE]]", help=f"default: {' '.join(ENGINES)}")  # fmt: skip
+                   metavar="ENGINE[:PRECISION[:DEVICE]][@CHECKOUT]", help="of this project, or of a checkout of "
+                   f"another state of it (default: {' '.join(ENGINES)})")  # fmt: skip
     p.add_argument("--pairs", type=int, default=6, metavar="N",
                    help="rounds at 192x256x192 with the first number of threads, and of compact2mm (6)")  # fmt: skip
     p.add_argument("--pairs-elsewhere", type=int, default=2, metavar="N", help="rounds of all else (default 2)")
@@ -198,6 +199,8 @@ def _interpreters(arguments: argparse.Namespace) -> tuple[dict[str, Path], dict[
             if not Path(given[name]).is_file():
                 raise SynthSegError("usage", f"{given[name]}: no such interpreter: correct --python {name}=")
             pythons[name] = Path(given[name]).absolute()
+        elif contestant.checkout:
+            pythons[name] = _made_in(contestant)
         elif name not in pythons:
             try:
                 pythons[name] = environments.ensure(name)
@@ -205,6 +208,18 @@ def _interpreters(arguments: argparse.Namespace) -> tuple[dict[str, Path], dict[
                 missing[contestant.name] = str(error)
                 say(f"{contestant.name} is left out: {error}")
     return pythons, missing
+
+
+def _made_in(contestant: Contestant) -> Path:
+    """The interpreter of an engine that its checkout has made."""
+    found = sorted(Path(contestant.checkout).glob(f".envs/{contestant.engine}-*/bin/python"))
+    if not found:
+        raise SynthSegError(
+            "usage",
+            f"{contestant.checkout}: has no {contestant.engine} environment: make it there, with "
+            f"sh scripts/launch.sh ensure {contestant.engine}",
+        )
+    return found[-1].absolute()
 
 
 def _versions(pythons: dict[str, Path]) -> str:

@@ -42,28 +42,39 @@ UPSTREAM_FOLDERS = ("SynthSeg", "ext", "scripts", "data/labels_classes_priors")
 
 @dataclass(frozen=True)
 class Contestant:
-    """Something that segments a scan. engine : reference, upstream, or an engine's name."""
+    """Something that segments a scan. engine : reference, upstream, or an engine's name
+    checkout : of another state of this project, whose engine it is; "" for this one's
+    """
 
     engine: str
     precision: str = "float32"
     device: str = "cpu"
+    checkout: str = ""
 
     @classmethod
     def parse(cls, text: str) -> "Contestant":
-        """From ENGINE[:PRECISION[:DEVICE]]."""
-        return cls(*text.split(":"))
+        """From ENGINE[:PRECISION[:DEVICE]][@CHECKOUT].
+
+        >>> Contestant.parse("openvino@../before").name
+        'openvino float32 of before'
+        """
+        words, _, checkout = text.partition("@")
+        return cls(*words.split(":"), checkout=checkout)
 
     @property
     def name(self) -> str:
-        """In tables: reference, upstream, or "engine precision", and the device where it is not the CPU."""
+        """In tables: reference, upstream, or "engine precision", the device where it is not the CPU, and the name of
+        the checkout where it is another one."""
         if self.engine in (REFERENCE, UPSTREAM):
             return self.engine
-        return " ".join([self.engine, self.precision] + [self.device] * (self.device != "cpu"))
+        words = [self.engine, self.precision] + [self.device] * (self.device != "cpu")
+        return " ".join(words + ["of", Path(self.checkout).name] * bool(self.checkout))
 
     @property
     def environment(self) -> str:
-        """The environment whose interpreter runs it."""
-        return "tensorflow" if self.engine in (REFERENCE, UPSTREAM) else self.engine
+        """The environment whose interpreter runs it, with its checkout where that is another one."""
+        name = "tensorflow" if self.engine in (REFERENCE, UPSTREAM) else self.engine
+        return f"{name}@{self.checkout}" if self.checkout else name
 
 
 @dataclass(frozen=True)
@@ -134,7 +145,8 @@ class Runner:
         work = Path(work)
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        variables = child.environment_of(task.threads, self.source) | {"XDG_CACHE_HOME": str(self.cache)}
+        source = Path(contestant.checkout).absolute() / "src" if contestant.checkout else self.source
+        variables = child.environment_of(task.threads, source) | {"XDG_CACHE_HOME": str(self.cache)}
         del variables["PYTHONDONTWRITEBYTECODE"]  # a user has compiled the package, too
         command = child.wrapped(self.command(contestant, task, work, more), work, self.timeout)
         opened = _unread(task.image)
@@ -151,7 +163,7 @@ class Runner:
         row["status"], row["error"] = "ok", None
         if status or not (work / "dseg.nii.gz").is_file():
             text = child.log_of(work)
-            for folder in (task.image.parent, work, self.source, Path(self.pythons[contestant.environment]).parent):
+            for folder in (task.image.parent, work, source, Path(self.pythons[contestant.environment]).parent):
                 text = text.replace(f"{folder}{os.sep}", "")  # the table is for others too
             error = failure(status, measured, text, task.image.name, self.timeout)
             row["status"], row["error"] = error.code, error.message

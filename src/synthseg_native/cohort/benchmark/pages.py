@@ -77,7 +77,8 @@ def markdown(table: Sequence[dict], rows: Sequence[dict], picture: str) -> str:
     if disturbed := sum(row.get("n_disturbed") or 0 for row in table):
         lines.append(f"Other programs used the processors during {disturbed} of the runs.")
     lines += ["", "## Floors and goals", "", *floors(table)]
-    lines += ["", "## bf16: every label", "", *_per_label(rows)]
+    if labels := _per_label(rows):
+        lines += ["", "## bf16: every label", "", *labels]
     return "\n".join(lines) + "\n"
 
 
@@ -116,13 +117,13 @@ def floors(table: Sequence[dict]) -> list[str]:
 
 
 def _per_label(rows: Sequence[dict]) -> list[str]:
-    """Dice and difference of the soft volume of every label, for the last bf16 run of every group."""
+    """Dice and difference of the soft volume of every label, for the last bf16 run of every group; nothing of none."""
     last = {}
     for row in rows:
         if row["precision"] == "bf16" and row["labels"]:
             last[f"{row['contestant']}, {row['size']}, {row['model']}"] = row["labels"]
     if not last:
-        return ["Not measured."]
+        return []
     tables = {title: dict(_entries(text)) for title, text in last.items()}
     lines = [_line(["label", *(f"{title}: Dice, ΔV mm³ (%)" for title in tables)]), _line(["---"] * (1 + len(tables)))]
     for index in dict.fromkeys(index for entries in tables.values() for index in entries):

@@ -121,7 +121,7 @@ class Expectation:
             scale = voxels / near["padded_voxels"]
             seconds = near["wall_s"] * scale * near["threads"] / threads
             return seconds, near["peak_rss_mib"] * max(1.0, scale)
-        per_voxel, start = GUESSES[contestant.engine]
+        per_voxel, start = GUESSES.get(contestant.engine, GUESSES["tensorflow"])
         per_voxel *= cards.load(group.task.model).network.layers["features"] / 24
         if contestant.precision == "bf16":
             per_voxel /= 2
