@@ -59,9 +59,7 @@ def compare(folder, case, **thresholds):
 FEW = ("t1_crop", "oblique_fast", "thick_default")
 
 
-@pytest.mark.parametrize(
-    ("engine", "case"), [*(("llvm", case) for case in CASES), *(("torch", case) for case in FEW)]
-)
+@pytest.mark.parametrize(("engine", "case"), [*(("llvm", case) for case in CASES), *(("torch", case) for case in FEW)])
 def test_float32_equals_upstream(run, engine, case):
     result = compare(run(engine, case), case)
     assert result["verdict"] in ("identical", "equivalent"), result["verdict_reason"]

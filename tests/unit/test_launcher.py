@@ -24,7 +24,7 @@ LAUNCHING += ("src/synthseg_native/yaml_text.py", "src/synthseg_native/cohort/co
 STANDARD_LIBRARY_ONLY = ("cli", "cohort/environments", "cohort/installers", "cohort/interpreters", "cohort/paths")
 STANDARD_LIBRARY_ONLY += ("cohort/ranking", "cohort/variables", "engines/__init__", "errors", "networks/weights")
 STANDARD_LIBRARY_ONLY += ("cohort/halting", "files", "options", "owners", "shared_disk", "stopping", "streams")
-STANDARD_LIBRARY_ONLY += ("results/record", "verification/verify", "cohort/snakemake_arguments")
+STANDARD_LIBRARY_ONLY += ("results/record", "verification/verify", "verification/speed", "cohort/snakemake_arguments")
 MAIN = "import os, sys; print(os.getcwd(), os.environ['ENVIRONMENT'], sys.argv[1:])"
 SNAKEFILE = """
 configfile: "config/config.yaml"

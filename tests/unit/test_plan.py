@@ -386,9 +386,7 @@ def test_a_crop_takes_less(make, tmp_path):
 
     def asked(**config):
         plan = make(("01",), model="synthseg1", engines=["llvm"], **config)
-        return demands.memory_mb(plan, "llvm", scan_of("01")), memory.size_of(
-            plan.model.network, (256,) * 3, (1,) * 3
-        )
+        return demands.memory_mb(plan, "llvm", scan_of("01")), memory.size_of(plan.model.network, (256,) * 3, (1,) * 3)
 
     whole, size = asked()
     assert asked(crop=160)[0] < whole == memory.declared_mb(memory.predict(size, "llvm"))

@@ -1,8 +1,8 @@
-"""engine: auto. The ranking of each platform, what drops a candidate, and that only the user changes a choice."""
+"""engine: auto. What is timed, what drops a candidate, and that only the user changes a choice."""
 
+import functools
 import importlib.util
 import json
-import platform
 import sys
 
 import pytest
@@ -12,31 +12,45 @@ from synthseg_native.cohort import environments, ranking
 from synthseg_native.engines import NAMES
 from synthseg_native.errors import SynthSegError
 from synthseg_native.files import sealed
-from synthseg_native.verification import verify
+from synthseg_native.verification import speed, verify
 
-LINUX, MAC, ARM = ("Linux", "x86_64"), ("Darwin", "arm64"), ("Linux", "aarch64")
 CPU, GPU, NOTHING = "cpu", "gpu", None
+SECONDS = {"torch": 0.1, "llvm": 0.5, "tensorflow": 3.0}
 
 
 class Machine:
-    """A platform with or without a GPU; `devices`: what the verification of each engine's environment decides.
+    """A machine with or without a GPU; `devices`: what the verification of each engine's environment decides.
 
-    bf16: whether the devices compute in it.
+    bf16: whether the devices compute in it · there: engines whose environment was made · seconds: of a slab, or what
+    an engine that does not run says
     """
 
-    def __init__(self, monkeypatch, system=LINUX, gpu=None, bf16=True, **devices):
-        self.bf16 = bf16
+    def __init__(self, monkeypatch, folder, gpu=None, bf16=True, there=(), seconds=SECONDS, **devices):
+        self.bf16, self.seconds = bf16, seconds
         self.devices = dict.fromkeys(NAMES, CPU) | devices
-        self.looked_at, self.said = [], []
-        monkeypatch.setattr(platform, "system", lambda: system[0])
-        monkeypatch.setattr(environments, "machine", lambda: system[1])
+        self.there, self.looked_at, self.timed, self.made, self.said = set(there), [], [], [], []
+        self.folder = folder / "environments"
+        monkeypatch.setenv("SYNTHSEG_NATIVE_CACHE", str(folder / "cache"))
         monkeypatch.setattr(environments, "gpu", lambda: gpu)
+        monkeypatch.setattr(environments, "ensure_all", self.ensure_all)
+        monkeypatch.setattr(environments, "python", lambda name: folder if name in self.there else folder / "none")
         monkeypatch.setattr(ranking, "verified", self.verified)
+        monkeypatch.setattr(ranking, "timed", self.time)
+
+    def ensure_all(self, names, log):
+        self.made.append(list(names))
+        if self.devices[names[0]] == "no network":
+            raise environments.SetupError(f"the {names[0]} environment could not be made: no network")
+        self.there |= set(names)
+
+    def time(self, engine, device, precision):
+        self.timed.append(engine)
+        if isinstance(self.seconds[engine], str):
+            raise SynthSegError("internal", self.seconds[engine])
+        return self.seconds[engine]
 
     def verified(self, engine, folder, log=None):
         self.looked_at.append(engine)
-        if self.devices[engine] == "no network":
-            raise environments.SetupError(f"the {engine} environment could not be made: no network")
         device = self.devices[engine]
         decision = {"device": device, "reason": "passed every probe" if device else "Conv3D: wrong numbers"}
         return {"precisions": ["float32", "bf16"][: 1 + self.bf16], "decision": decision}
@@ -45,59 +59,123 @@ class Machine:
         return ranking.choose("folder", **asked, log=self.said.append)
 
 
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    return functools.partial(Machine, monkeypatch, tmp_path)
+
+
 @pytest.mark.parametrize(
-    ("system", "gpu", "devices", "engine", "device"),
+    ("gpu", "devices", "engine", "device"),
     [
-        (LINUX, "NVIDIA", {"torch": GPU}, "torch", GPU),
-        (LINUX, "NVIDIA", {"torch": CPU}, "llvm", CPU),  # the GPU is seen, and fails a probe
-        (LINUX, None, {}, "llvm", CPU),
-        (LINUX, None, {"llvm": NOTHING}, "tensorflow", CPU),
-        (MAC, "Apple", {"torch": GPU}, "torch", GPU),
-        (MAC, "Apple", {}, "tensorflow", CPU),
-        (MAC, "Apple", {"torch": NOTHING, "tensorflow": NOTHING}, "llvm", CPU),
-        (ARM, None, {}, "tensorflow", CPU),
-        (ARM, "NVIDIA", {"torch": GPU}, "torch", GPU),
-        (("FreeBSD", "riscv64"), None, {}, "tensorflow", CPU),
+        ("NVIDIA", {"torch": GPU}, "torch", GPU),
+        ("NVIDIA", {"torch": CPU}, "llvm", CPU),  # the GPU is seen, and fails a probe
+        (None, {}, "llvm", CPU),
+        (None, {"llvm": NOTHING}, "tensorflow", CPU),
+        ("Apple", {"torch": NOTHING, "llvm": NOTHING}, "tensorflow", CPU),
     ],
 )
-def test_the_best_engine_that_works_is_taken(monkeypatch, system, gpu, devices, engine, device):
-    machine = Machine(monkeypatch, system, gpu, **devices)
+def test_where_nothing_is_there_one_environment_after_the_other_is_made(machine, gpu, devices, engine, device):
+    machine = machine(gpu=gpu, **devices)
     found = machine.choose()
     assert (found["engine"], found["device"]) == (engine, device)
     outcomes = {row["engine"]: row["outcome"] for row in found["ranking"]}
     assert outcomes[engine] == "chosen: passed every probe" and all(outcomes.values())
-    assert machine.looked_at[-1] == engine, "no environment is made for nothing"
+    assert [made[0] for made in machine.made] == machine.looked_at and machine.looked_at[-1] == engine
+    assert machine.timed == [], "there is no choice"
     assert any(f"engine auto: {engine} on the {device.upper()}: chosen" in line for line in machine.said)
     json.dumps(found, allow_nan=False)
 
 
-def test_what_was_dropped_says_why(monkeypatch):
-    rows = Machine(monkeypatch, llvm=NOTHING).choose()["ranking"]
-    assert [row["outcome"] for row in rows] == [
-        "torch: no NVIDIA or Apple GPU is seen on this machine",
-        "Conv3D: wrong numbers",
-        "chosen: passed every probe",
+def test_of_those_that_are_there_the_quickest_is_taken_by_the_numbers_of_this_machine(machine):
+    slow = SECONDS | {"llvm": 4.25}
+    found = (first := machine(there=["tensorflow"], seconds=slow)).choose()
+    assert found["engine"] == "tensorflow" and first.timed == ["llvm", "tensorflow"]
+    assert first.looked_at == ["tensorflow"], "what is slower is not verified for nothing"
+    assert first.said == [
+        "timing llvm and tensorflow on this machine, once ...",
+        "engine auto: tensorflow on the CPU: chosen: passed every probe, 3 s for a slab",
     ]
+    assert {row["engine"]: row["seconds"] for row in found["ranking"]} == slow | {"torch": None}
+    assert [row["outcome"] for row in found["ranking"]] == [
+        "torch: no NVIDIA or Apple GPU is seen on this machine",
+        "slower",
+        "chosen: passed every probe, 3 s for a slab",
+    ]
+    found = (again := machine(there=["tensorflow"])).choose()
+    assert found["engine"] == "tensorflow" and again.timed == [], "once per machine"
+    found = (bad := machine(there=["tensorflow"], tensorflow=NOTHING)).choose()
+    assert found["engine"] == "llvm" and bad.looked_at == ["tensorflow", "llvm"]
 
 
-def test_precision_and_device_filter_the_ranking(monkeypatch):
-    machine = Machine(monkeypatch, MAC, "Apple", torch=GPU)
-    assert machine.choose(device="cpu")["engine"] == "tensorflow"
-    assert machine.choose(device="gpu", precision="bf16")["engine"] == "torch"
+def test_a_time_is_of_one_machine_and_of_its_versions(machine, monkeypatch):
+    machine(there=["tensorflow"]).choose()
+    monkeypatch.setattr(verify, "fingerprint", lambda environment: f"another {environment}")
+    assert (other := machine(there=["tensorflow"])).choose()["engine"] == "llvm"
+    assert other.timed == ["llvm", "tensorflow"]
+
+
+def test_an_engine_that_does_not_run_is_out(machine):
+    broken = SECONDS | {"llvm": "does not run here: memory that is written may not be run"}
+    found = (machine := machine(there=["tensorflow"], seconds=broken)).choose()
+    assert found["engine"] == "tensorflow" and machine.looked_at == ["tensorflow"]
+    assert machine.said[1] == "engine auto: llvm: does not run here: memory that is written may not be run"
+    assert found["ranking"][1]["outcome"] == "does not run here: memory that is written may not be run"
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("print(1.5)", None),
+        ("import sys; sys.exit('no numpy')", "does not run here: no numpy"),
+        ("", "does not run here: it said nothing"),
+        ("import time; time.sleep(60)", "does not finish a slab within 0.5 s"),
+    ],
+)
+def test_what_a_timing_says(monkeypatch, tmp_path, code, words):
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts/time_engine.py").write_text(code)
+    monkeypatch.setattr(environments, "ROOT", tmp_path)
+    monkeypatch.setattr(environments, "python", lambda name: sys.executable)
+    if words is None:
+        assert ranking.timed("llvm", "cpu", "float32") == 1.5
+        return
+    monkeypatch.setattr(speed, "MOST_S", 0.5)
+    with pytest.raises(SynthSegError, match=words):
+        ranking.timed("llvm", "cpu", "float32")
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"seconds": "1"}', '{"seconds": -1}', '{"seconds": true}'])
+def test_a_damaged_time_is_taken_again(machine, monkeypatch, content):
+    machine(there=["tensorflow"]).choose()
+    monkeypatch.setattr(speed, "keep", lambda *_: None)
+    for path in speed._place("llvm", "cpu", "float32").parent.glob("llvm*"):
+        path.write_text(content)
+    assert (again := machine(there=["tensorflow"])).choose()["engine"] == "llvm" and again.timed == ["llvm"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["llvm", "tensorflow"])
+def test_a_real_engine_takes_a_slab_in_seconds(request, engine, monkeypatch):
+    python = request.getfixturevalue(f"{engine}_python")
+    monkeypatch.setattr(environments, "python", lambda name: python)
+    assert 0.05 < ranking.timed(engine, "cpu", "float32") < 30
+
+
+def test_precision_and_device_filter_the_candidates(machine):
+    assert machine(gpu="Apple", torch=GPU).choose(device="cpu")["engine"] == "llvm"
+    assert machine(gpu="Apple", torch=GPU).choose(device="gpu", precision="bf16")["engine"] == "torch"
     with pytest.raises(SynthSegError, match="engine auto: none works here with bf16 on device auto: name one"):
-        (machine := Machine(monkeypatch, gpu="NVIDIA", bf16=False, torch=GPU)).choose(precision="bf16")
-    assert "torch on the GPU: passed every probe, but not in bf16" in machine.said[-1]
-    machine = Machine(monkeypatch, LINUX, "NVIDIA")
+        (rough := machine(gpu="NVIDIA", bf16=False, torch=GPU)).choose(precision="bf16")
+    assert "torch on the GPU: passed every probe, but not in bf16" in rough.said[-1]
     with pytest.raises(SynthSegError, match="engine auto: none works here with float32 on device gpu: name one"):
-        machine.choose(device="gpu")
+        machine(gpu="NVIDIA").choose(device="gpu")
 
 
-def test_other_environments_are_made_along_with_the_candidate_s(monkeypatch):
-    made = []
-    monkeypatch.setattr(environments, "ensure_all", lambda names, log: made.append(list(names)))
-    machine = Machine(monkeypatch, llvm=NOTHING)
+def test_other_environments_are_made_along_with_the_candidate_s(machine):
+    machine = machine(llvm=NOTHING)
     ranking.choose("folder", log=machine.said.append, beside=["tensorflow", "demo"])
-    assert made[0] == ["llvm", "tensorflow", "demo"] and machine.looked_at == ["llvm", "tensorflow"]
+    assert machine.made[0] == ["llvm", "tensorflow", "demo"] and machine.timed == ["llvm", "tensorflow"]
+    assert machine.looked_at == ["llvm", "tensorflow"]
 
 
 # --- once per results folder -----------------------------------------------------------------------------------------
@@ -113,12 +191,12 @@ def of_results(tmp_path):
     return engine
 
 
-def test_a_choice_stays_until_the_user_changes_it(monkeypatch, of_results, tmp_path):
-    machine = Machine(monkeypatch)
-    assert of_results()[0] == "llvm"
+def test_a_choice_stays_until_the_user_changes_it(machine, monkeypatch, of_results, tmp_path):
+    first = machine()
+    assert of_results()[0] == "llvm" and first.looked_at == ["llvm"]
     written = (tmp_path / "engine.json").read_bytes()
-    machine = Machine(monkeypatch, llvm=NOTHING)
-    assert of_results() == ("llvm", []) and machine.looked_at == []
+    second = machine(llvm=NOTHING)
+    assert of_results() == ("llvm", []) and second.looked_at == []
     monkeypatch.setattr(ranking.record, "machine", lambda: {"cpu": "another", "system": "Linux"})
     engine, said = of_results()
     assert engine == "llvm" and len(said) == 1
@@ -128,8 +206,10 @@ def test_a_choice_stays_until_the_user_changes_it(monkeypatch, of_results, tmp_p
     assert of_results()[0] == "tensorflow"
 
 
-def test_a_choice_of_an_engine_that_is_no_more_goes_on_with_what_took_its_place(monkeypatch, of_results, tmp_path):
-    machine = Machine(monkeypatch)
+def test_a_choice_of_an_engine_that_is_no_more_goes_on_with_what_took_its_place(
+    machine, monkeypatch, of_results, tmp_path
+):
+    machine = machine()
     (tmp_path / "engine.json").write_text(json.dumps({"engine": "openvino", "machine": ranking.record.machine()}))
     engine, said = of_results(looking=True)
     assert engine == "llvm" and "openvino is no more, llvm took its place: its runs are made anew" in said[0]
@@ -137,16 +217,16 @@ def test_a_choice_of_an_engine_that_is_no_more_goes_on_with_what_took_its_place(
     assert of_results() == ("llvm", [])  # said once
 
 
-def test_a_dry_run_chooses_nothing(monkeypatch, of_results, tmp_path):
-    machine = Machine(monkeypatch)
+def test_a_dry_run_chooses_nothing(machine, monkeypatch, of_results, tmp_path):
+    machine = machine()
     engine, said = of_results(looking=True)
     assert engine == "llvm" and "chosen when the workflow runs" in said[0]
     assert machine.looked_at == [] and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"engine": "abacus"}', '{"engine": ["llvm"]}'])
-def test_a_file_that_names_no_engine_is_said_and_made_anew(monkeypatch, of_results, tmp_path, content):
-    Machine(monkeypatch)
+def test_a_file_that_names_no_engine_is_said_and_made_anew(machine, monkeypatch, of_results, tmp_path, content):
+    machine()
     (tmp_path / "engine.json").write_text(content)
     engine, said = of_results(looking=True)
     assert engine == "llvm" and "engine.json: names no engine, so one is chosen anew" in said[0]
@@ -156,11 +236,11 @@ def test_a_file_that_names_no_engine_is_said_and_made_anew(monkeypatch, of_resul
     assert json.loads((tmp_path / "engine.json").read_text())["engine"] == "llvm"
 
 
-def test_a_network_that_is_down_chooses_no_other_engine(monkeypatch, of_results, tmp_path):
-    Machine(monkeypatch, llvm="no network")
+def test_a_network_that_is_down_chooses_no_other_engine(machine, monkeypatch, of_results, tmp_path):
+    machine(llvm="no network")
     with pytest.raises(environments.SetupError, match="llvm environment could not be made"):
         of_results()
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "engine.json").exists()
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
@@ -179,13 +259,13 @@ def test_a_network_that_is_down_chooses_no_other_engine(monkeypatch, of_results,
         (["--engine", "torch", "--device", "cpu"], "torch", []),
     ],
 )
-def test_the_command_gets_an_engine_and_a_device(monkeypatch, words, engine, more):
-    Machine(monkeypatch, LINUX, "NVIDIA", torch=GPU)
+def test_the_command_gets_an_engine_and_a_device(machine, words, engine, more):
+    machine(gpu="NVIDIA", torch=GPU)
     assert ranking.for_command(words, "folder") == (engine, [*words, *more])
 
 
-def test_torch_without_a_gpu_is_for_the_cpu_by_name_only(monkeypatch):
-    Machine(monkeypatch)
+def test_torch_without_a_gpu_is_for_the_cpu_by_name_only(machine):
+    machine()
     with pytest.raises(SynthSegError, match="--engine torch: no NVIDIA or Apple GPU is seen"):
         ranking.for_command(["--engine", "torch"], "folder")
     assert ranking.for_command(["--engine", "torch", "--cpu"], "folder")[0] == "torch"

@@ -388,9 +388,7 @@ def test_results_of_a_vanished_image_stay(world, tmp_path):
     for path in plan.files("llvm", SCAN.format("01", "01")).values():
         Path(path).unlink()
     assert world.states()["01"] == "missing: has not run"
-    assert plan.path("record", "llvm", SCAN.format("01", "01")) in state.to_make(world.plan()), (
-        "and its run says why"
-    )
+    assert plan.path("record", "llvm", SCAN.format("01", "01")) in state.to_make(world.plan()), "and its run says why"
 
 
 def test_results_of_an_earlier_version_are_made_again_once(world):

@@ -126,7 +126,7 @@ def test_what_reaches_every_row_alike(project):
     project.run().expect("picture 01", "compare 01", "summary")
     assert project.summary()[0]["qc_flags"] == "none", "the limits of today, on what was measured then"
 
-    # Openvino gives the same bytes for any number of threads; the reference promises nothing.
+    # llvm gives the same bytes for any number of threads; the reference promises nothing.
     add_statement(source / "reference.py")
     project.configure(threads=2)
     call = project.run("-n", SUMMARY)

@@ -18,7 +18,7 @@ SOURCE_ONLY = "connection-pool"
 # MB to fetch, and on the disk afterwards; measured on Linux x86-64.
 SIZES = {
     "tensorflow": (620, 2000),
-    "llvm": (200, 730),
+    "llvm": (140, 530),
     "workflow": (110, 550),
     "dev": (160, 660),
     "demo": (90, 430),

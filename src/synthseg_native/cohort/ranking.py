@@ -1,10 +1,10 @@
-"""Which engine is best on this machine: a fixed ranking per platform, filtered by the environment verification.
+"""Which engine is best on this machine: the quickest one, timed here, that the environment verification finds sound.
 
-Standard library only: the launcher asks before any environment is there. Candidates are looked at from the best one
-down; the first that works is taken, so that no environment is made for nothing.
+Those whose environment is there are timed, and one is made: torch's where there is a GPU, else llvm's. So none is made
+for nothing, and where there is no choice nothing is timed. Standard library only: the launcher asks before any
+environment is there.
 """
 
-import platform
 import subprocess
 from collections.abc import Callable, Sequence
 from os import PathLike
@@ -15,19 +15,12 @@ from synthseg_native.engines import BF16, FORMER, NAMES, unknown
 from synthseg_native.errors import SynthSegError
 from synthseg_native.files import read_json, write_json
 from synthseg_native.results import record
-from synthseg_native.verification import verify
+from synthseg_native.verification import speed, verify
 
 AUTO = "auto"
 CPU_ONLY = ("llvm",)
-# (system, processor): (engine, device), the best first. What nobody measured stands where TensorFlow, the origin's
-# engine, comes before it.
-RANKING = {
-    ("Linux", "x86_64"): (("torch", "gpu"), ("llvm", "cpu"), ("tensorflow", "cpu")),
-    # Its kernels were never timed on an Apple processor.
-    ("Darwin", "arm64"): (("torch", "gpu"), ("tensorflow", "cpu"), ("llvm", "cpu")),
-    ("Linux", "aarch64"): (("torch", "gpu"), ("tensorflow", "cpu"), ("llvm", "cpu")),  # not measured
-}
-DEFAULT = (("tensorflow", "cpu"), ("llvm", "cpu"))
+# (engine, device), in the order in which their environments are made where none is there.
+CANDIDATES = (("torch", "gpu"), ("llvm", "cpu"), ("tensorflow", "cpu"))
 
 
 def problem(engine: str, precision: str, device: str) -> str | None:
@@ -51,13 +44,14 @@ def without_gpu(engine: str, device: str) -> str | None:
 
 
 def candidates(precision: str = "float32", device: str = "auto") -> list[dict]:
-    """This platform's ranking, best first: engine, device, and outcome: why it is out before it was tried, or None."""
+    """CANDIDATES as dicts: engine, device, seconds (None: not timed), and outcome: why it is out before it was tried,
+    or None."""
     rows = []
-    for engine, place in RANKING.get((platform.system(), environments.machine()), DEFAULT):
+    for engine, place in CANDIDATES:
         why = problem(engine, precision, place) or without_gpu(engine, place)
         if device not in ("auto", place):
             why = f"device {device} is asked for"
-        rows.append({"engine": engine, "device": place, "outcome": why})
+        rows.append({"engine": engine, "device": place, "seconds": None, "outcome": why})
     return rows
 
 
@@ -68,7 +62,8 @@ def choose(
     log: Callable[[str], None] = environments.say,
     beside: Sequence[str] = (),
 ) -> dict:
-    """Deploy and verify the candidates until one works; what was ranked, dropped and chosen, as JSON can hold it.
+    """Time the candidates that are there, and verify them from the quickest on until one is sound; all of it as JSON
+    can hold it.
 
     folder: where verifications are kept, one file per engine and kind of machine; what is known is not asked again.
     precision, device: as configured. beside: other environments that will be needed, made along with the candidate's.
@@ -76,26 +71,76 @@ def choose(
     that is down says nothing about the machine.
     """
     rows, chosen = candidates(precision, device), None
-    for row in rows:
-        if chosen:
-            row["outcome"] = row["outcome"] or "not needed: a better one works"
-            continue
-        if row["outcome"]:
-            continue
-        if beside:
-            environments.ensure_all([row["engine"], *beside], log)
-        finding = verified(row["engine"], folder, log)
-        decision, row["outcome"] = finding["decision"], finding["decision"]["reason"]
-        works = decision["device"] == row["device"] or (row["device"] == "cpu" and decision["device"])
-        if works and precision not in finding["precisions"]:
-            works, row["outcome"] = False, f"{decision['reason']}, but not in {precision}"
-        row["outcome"] = f"chosen: {row['outcome']}" if works else row["outcome"]
-        chosen = row if works else None
-        log(f"engine auto: {row['engine']} on the {row['device'].upper()}: {row['outcome']}")
+    while chosen is None and (left := [row for row in rows if not row["outcome"]]):
+        environments.ensure_all([left[0]["engine"], *beside], log)
+        there = [row for row in left if row is left[0] or environments.python(row["engine"]).exists()]
+        if len(there) > 1:
+            _time(there, precision, log)
+        for row in sorted(there, key=lambda row: row["seconds"] or 0):
+            if not row["outcome"] and _sound(row, precision, folder, log):
+                chosen = row
+                break
     if not chosen:
         raise SynthSegError("usage", f"engine auto: none works here with {precision} on device {device}: name one")
+    for row in rows:
+        there = row["seconds"] is not None
+        row["outcome"] = row["outcome"] or ("slower" if there else "not needed: another one works")
     about = {"engine": chosen["engine"], "device": chosen["device"], "precision": precision}
-    return {"schema": 1, **about, "machine": record.machine(), "ranking": rows}
+    return {"schema": 2, **about, "machine": record.machine(), "ranking": rows}
+
+
+def _time(rows, precision, log):
+    """Fill in the seconds of rows, kept or measured now; the outcome of those that cannot run."""
+    for row in rows:
+        if row["seconds"] is None:
+            row["seconds"] = speed.kept(row["engine"], row["device"], precision)
+    new = [row for row in rows if row["seconds"] is None]
+    if new:
+        log(f"timing {' and '.join(row['engine'] for row in new)} on this machine, once ...")
+    for row in new:
+        try:
+            row["seconds"] = timed(row["engine"], row["device"], precision)
+            speed.keep(row["engine"], row["device"], precision, row["seconds"])
+        except SynthSegError as error:
+            row["outcome"] = error.message
+            log(f"engine auto: {row['engine']}: {error.message}")
+
+
+def timed(engine: str, device: str, precision: str) -> float:
+    """Seconds that an engine takes for a slab, measured now in its environment (`speed`).
+
+    Raises SynthSegError("internal") for one that does not run.
+    """
+    command = [environments.python(engine), environments.ROOT / "scripts/time_engine.py"]
+    command += ["--engine", engine, "--device", device, "--precision", precision]
+    try:
+        done = _run_in(command, timeout=speed.MOST_S)
+        return float(done.stdout)
+    except subprocess.TimeoutExpired:
+        raise SynthSegError("internal", f"does not finish a slab within {speed.MOST_S} s") from None
+    except ValueError:
+        said = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
+        raise SynthSegError("internal", f"does not run here: {said[-1]}") from None
+
+
+def _sound(row, precision, folder, log):
+    """Whether the verification has nothing against a candidate; its outcome."""
+    finding = verified(row["engine"], folder, log)
+    decision, outcome = finding["decision"], finding["decision"]["reason"]
+    works = decision["device"] == row["device"] or (row["device"] == "cpu" and decision["device"])
+    if works and precision not in finding["precisions"]:
+        works, outcome = False, f"{decision['reason']}, but not in {precision}"
+    if works and row["seconds"] is not None:
+        outcome = f"{outcome}, {row['seconds']:.2g} s for a slab"
+    row["outcome"] = f"chosen: {outcome}" if works else outcome
+    log(f"engine auto: {row['engine']} on the {row['device'].upper()}: {row['outcome']}")
+    return works
+
+
+def _run_in(command, timeout=None):
+    """Run one of the project's scripts in an environment."""
+    env = environments.clean_environment() | {"PYTHONPATH": str(environments.ROOT / "src")}
+    return subprocess.run([str(word) for word in command], env=env, capture_output=True, text=True, timeout=timeout)
 
 
 def verified(engine: str, folder: str | PathLike, log: Callable[[str], None] = environments.say) -> dict:
@@ -109,8 +154,7 @@ def verified(engine: str, folder: str | PathLike, log: Callable[[str], None] = e
         log(f"verifying the {engine} environment on this machine ...")
         path = Path(folder, f"{engine}-{verify.fingerprint(engine)[:8]}.json")
         command = [python, environments.ROOT / "scripts/verify_env.py", "--environment", engine, "--out", path]
-        env = environments.clean_environment() | {"PYTHONPATH": str(environments.ROOT / "src")}
-        done = subprocess.run([str(word) for word in command], env=env, capture_output=True, text=True)
+        done = _run_in(command)
         finding = verify.ensure_verified(engine, folder)
         if finding is None:
             said = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
@@ -130,12 +174,13 @@ def of_results(
     """The engine of a results folder: the one that `path` (engine.json) names, else chosen now and written there.
 
     Nothing changes it but the user, who deletes the file or names an engine; on another machine a line says so.
-    dry_run: makes and writes nothing, and goes by the best engine that may work here.
+    dry_run: makes and writes nothing, and goes by the engine that may well be it.
     beside: see `choose`. Raises SynthSegError("usage"), SetupError.
     """
     path, found = Path(path), read_json(path)
     if isinstance(found, dict) and (now := FORMER.get(str(found.get("engine")))):
-        log(f"{path}: {found['engine']} is no more, {now} took its place: its runs are made anew, in {path.parent / now}")
+        old, place = found["engine"], path.parent / now
+        log(f"{path}: {old} is no more, {now} took its place: its runs are made anew, in {place}")
         found = found | {"engine": now}
         if not dry_run:
             write_json(path, found)

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from synthseg_native.networks.layers import NORMALISATION_EPSILON, gaussian_kernel, layer_table
+from synthseg_native.networks.layers import NORMALISATION_EPSILON, Layer, Weights, gaussian_kernel, layer_table
 
 # Largest difference to the CPU in results of order 1. Other orders of summation stay below 1e-5; reduced precision
 # (TF32, bfloat16) and wrong kernels do not.
@@ -58,11 +58,7 @@ def probes() -> list[Probe]:
 
     def network(*shape, **more):
         table = layer_table(**more)
-        weights = {
-            layer.name: {name: _plausible(values, name, shape) for name, shape in layer.weights.items()}
-            for layer in table
-            if layer.weights
-        }
+        weights = plausible_weights(table, rng)
         return {"table": table, "weights": weights, "x": values(*shape)}
 
     moments = {"mean": values(5), "variance": values(5) ** 2 + 0.1, "offset": values(5), "scale": values(5)}
@@ -92,8 +88,20 @@ def probes() -> list[Probe]:
     ]
 
 
+def plausible_weights(table: list[Layer], rng: np.random.Generator) -> Weights:
+    """Random weights of a table that keep activations of order 1."""
+
+    def values(*shape):
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    return {
+        layer.name: {name: _plausible(values, name, shape) for name, shape in layer.weights.items()}
+        for layer in table
+        if layer.weights
+    }
+
+
 def _plausible(values, name, shape):
-    """Random weights that keep activations of order 1."""
     if name == "kernel":
         return values(*shape) / np.float32(np.sqrt(np.prod(shape[:-1])))
     return values(*shape) ** 2 + np.float32(0.5) if name in ("moving_variance", "gamma") else values(*shape) / 2

@@ -35,7 +35,9 @@ def pooling(program: Program, name: str, halo: int) -> None:
                             most = vector if most is None else code.largest_of_both(most, vector)
                     pair.append(most)
                 vector = code.largest_of_both(code.pick(*pair, even), code.pick(*pair, odd))
-                at = code.add(code.times(code.add(y.index, halo), channels, row_out), code.times(channel.index, row_out))
+                at = code.add(
+                    code.times(code.add(y.index, halo), channels, row_out), code.times(channel.index, row_out)
+                )
                 code.store(code.inside(vector, z.index, zs), result, at, z.index, halo)
 
 
@@ -60,7 +62,9 @@ def likelihood(program: Program, name: str, block: int, softmax: bool, halo: int
     of full blocks. Integers: planes; rows, from and to; Z, channels, row, labels, row and halo of the result.
     """
     with program.kernel(name, 4, 9) as code:
-        table, results, weights, scratch, count, first, last, zs, channels, row, labels, row_out, halo_out = code.arguments
+        table, results, weights, scratch, count, first, last, zs, channels, row, labels, row_out, halo_out = (
+            code.arguments
+        )
         lanes, step = code.lanes, VECTORS * code.lanes
         each = code.times(code.add(channels, 1), block)
         with code.loop(0, count) as number, code.loop(first, last) as y, code.loop(0, zs, step) as z:

@@ -150,8 +150,7 @@ class Stream:
         self._channels = {network.source: len(network.inputs)}
         self._channels |= {name: step.layer.channels for name, step in network.steps.items()}
         self._convolutions = {
-            name: Convolution(step, self._channels, weights, library, self._halo)
-            for name, step in convolutions.items()
+            name: Convolution(step, self._channels, weights, library, self._halo) for name, step in convolutions.items()
         }
         self._factors = {
             name: factors_of(step, weights) for name, step in network.steps.items() if step.layer.kind == "pool"
@@ -347,4 +346,3 @@ def _along_an_axis(sigma):
     """`gaussian_kernel` along each of its axes, float32; of sigma 0 the kernel that changes nothing."""
     gauss = gaussian_kernel(sigma) if sigma else np.ones((1, 1, 1))
     return gauss.sum(axis=(1, 2), dtype=np.float64).astype(np.float32)
-
