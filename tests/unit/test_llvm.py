@@ -4,13 +4,11 @@ import re
 from dataclasses import replace
 
 import engine_cases
-import numpy as np
 import pytest
 
 from synthseg_native import engines
 from synthseg_native.errors import SynthSegError
 from synthseg_native.networks.layers import Layer, layer_table
-from synthseg_native.verification import probes
 
 # Runs in the llvm environment: networks and volumes of several shapes, for registers of several sizes.
 PROGRAM = """
@@ -27,7 +25,8 @@ def posteriors(engine, volumes):
     assert [start for start, _ in slabs] == np.cumsum([0, *(len(slab) for _, slab in slabs[:-1])]).tolist()
     return np.concatenate([slab for _, slab in slabs])
 
-ALL_REGISTERS = ("like SynthSeg", "two levels", "smoothed widely", "kernel 5")  # writing the kernels takes a second each time
+# Writing the kernels takes a second each time.
+ALL_REGISTERS = ("like SynthSeg", "two levels", "smoothed widely", "kernel 5")
 found = {}
 here = language.this_machine()
 rng = np.random.default_rng(3)
@@ -177,5 +176,5 @@ def test_what_it_cannot_do_is_one_line(how, words):
 
 
 def test_a_name_of_old_says_what_took_its_place():
-    with pytest.raises(SynthSegError, match="^openvino: no such engine any more: llvm took its place: write that$"):
+    with pytest.raises(SynthSegError, match=r"^openvino: no such engine any more: llvm took its place: write that$"):
         engines.load("openvino")

@@ -112,8 +112,8 @@ def examine(device: Device, baseline: dict) -> list[dict]:
 
     baseline: results of the CPU by probe; where it has none, the formula in NumPy is the measure. For a CPU the caller
     passes an empty dict, which is filled with the results that were right.
-    Probes of a precision or an operation that the device does not have are left out. Rows: device, probe, needed, precision, ran_on,
-    ok, max_difference, compared_with, error (None where ok).
+    Probes of a precision or an operation that the device does not have are left out. Rows: device, probe, needed,
+    precision, ran_on, ok, max_difference, compared_with, error (None where ok).
     """
     rows, lost = [], None
     for probe in probes():

@@ -243,17 +243,16 @@ class Stream:
 
         def make(x):
             given = [tables(x + n * BLOCK) for n in range(blocks)]
-            sizes = [n for planes in sources for n in (planes.layout.channels, planes.layout.row)]
+            sizes = [y, z, layer.channels, layout.row, together, z + layer.size - 1]
+            sizes += [n for planes in sources for n in (planes.layout.channels, planes.layout.row)]
 
             def run(first, last, scratch):
                 for number, (table, places) in enumerate(given):
                     start, stop = (min(max(n - number * groups, 0), groups) * together for n in (first, last))
                     if start < stop:
-                        self._kernels[layer.kernel](
-                            *(array.ctypes.data for array in (table, places, layer.weights, layer.per_channel, scratch)),
-                            *(start, min(stop, tiles), y, z, layer.channels, layout.row, together, z + layer.size - 1),
-                            *sizes,
-                        )  # fmt: skip
+                        arrays = table, places, layer.weights, layer.per_channel, scratch
+                        pointers = [array.ctypes.data for array in arrays]
+                        self._kernels[layer.kernel](*pointers, start, min(stop, tiles), *sizes)
 
             self._share(run, blocks * groups)
             return x + blocks * BLOCK

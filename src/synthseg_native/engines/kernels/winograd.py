@@ -15,8 +15,8 @@ from synthseg_native.engines.kernels.language import Program
 from synthseg_native.engines.kernels.layout import TILE, VECTORS
 
 SIZES = (3, 5)  # of kernels
-# Points of a tile besides infinity, by the kernel's size, and whether a source is upsampled. With 1 and -1 among those of
-# size 3, what is multiplied for -1 is always 0 in a tile of an upsampled image, and need not be computed. The others
+# Points of a tile besides infinity, by the kernel's size, and whether a source is upsampled. With 1 and -1 among those
+# of size 3, what is multiplied for -1 is always 0 in a tile of an upsampled image, and need not be computed. The others
 # give half the rounding error: powers are nearer to 1 (measured on normal numbers: 0.6e-6 of a result's deviation for
 # 1.1e-6, and 2.4e-6 for size 5, where none were better; direct sums 0.12e-6 and 0.17e-6).
 AT = {
