@@ -1,6 +1,8 @@
 """The llvm engine against the formulas in NumPy, on small networks."""
 
+import os
 import re
+import subprocess
 from dataclasses import replace
 
 import engine_cases
@@ -178,3 +180,29 @@ def test_what_it_cannot_do_is_one_line(how, words):
 def test_a_name_of_old_says_what_took_its_place():
     with pytest.raises(SynthSegError, match=r"^openvino: no such engine any more: llvm took its place: write that$"):
         engines.load("openvino")
+
+
+# A process that may not run what it has written, as SELinux and hardened kernels have it (prctl's PR_SET_MDWE).
+FORBIDDEN = """
+import ctypes, sys
+if ctypes.CDLL(None).prctl(65, 1, 0, 0, 0):
+    sys.exit("cannot be forbidden here")
+from synthseg_native import engines
+from synthseg_native.errors import SynthSegError
+from synthseg_native.networks.layers import layer_table
+try:
+    engines.load("llvm").build(layer_table(levels=2, features=2, labels=2), {})
+except SynthSegError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_where_no_process_may_run_what_it_has_written_that_is_one_line(root, llvm_python):
+    environment = {**os.environ, "PYTHONPATH": str(root / "src")}
+    done = subprocess.run([llvm_python, "-c", FORBIDDEN], env=environment, capture_output=True, text=True)
+    if "cannot be forbidden here" in done.stderr:
+        pytest.skip("this kernel has no such rule")
+    assert (done.returncode, done.stderr) == (0, "")
+    says = "llvm: this system lets no program run code that it has made: use --engine tensorflow or --engine torch\n"
+    assert done.stdout == says

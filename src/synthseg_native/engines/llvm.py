@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from synthseg_native import engines
 from synthseg_native.engines import capabilities
-from synthseg_native.engines.kernels import language
+from synthseg_native.engines.kernels import language, library
 from synthseg_native.engines.kernels.steps import Steps, Unlike, steps_of
 from synthseg_native.engines.kernels.stream import Stream
 from synthseg_native.errors import SynthSegError
@@ -28,7 +29,12 @@ def build(
     """See `engines`. Devices: cpu. Precisions: float32."""
     if device != "cpu":
         raise SynthSegError("usage", f"device {device}: the llvm engine runs on the cpu: ask for that")
-    return LLVMEngine(_steps(table), weights, threads)
+    steps = _steps(table)
+    language.llvm()  # says what to install, where it is not there
+    if not library.may_run_code():
+        others = " or ".join(f"--engine {name}" for name in engines.NAMES if name != "llvm")
+        raise SynthSegError("usage", f"llvm: this system lets no program run code that it has made: use {others}")
+    return LLVMEngine(steps, weights, threads)
 
 
 def _steps(table: list[Layer]) -> Steps:

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import hashlib
 import inspect
+import mmap
 import os
 import tempfile
 from collections.abc import Callable
@@ -63,6 +64,22 @@ class Library:
         kernels = sorted((name, write.__name__, arguments) for name, (write, arguments) in self._kernels.items())
         told = repr((llvm().__version__, llvm().binding.llvm_version_info, self.machine, kernels)).encode()
         return hashlib.sha256(b"".join([told, *(path.read_bytes() for path in files)])).hexdigest()
+
+
+def may_run_code() -> bool:
+    """Whether this system lets a process run code that it has made: some forbid it (SELinux, a hardened kernel), and
+    would end the process when it is tried."""
+    size = mmap.PAGESIZE
+    page = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    place = ctypes.c_char.from_buffer(page)
+    # A page that has been written, as compiled code is.
+    place.value = b"\xc3"
+    allowed = ctypes.CDLL(None).mprotect(
+        ctypes.c_void_p(ctypes.addressof(place)), ctypes.c_size_t(size), mmap.PROT_READ | mmap.PROT_EXEC
+    )
+    del place
+    page.close()
+    return allowed == 0
 
 
 def _kept(file: Path) -> bytes | None:
