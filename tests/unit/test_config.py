@@ -40,6 +40,9 @@ def test_engines_are_a_list_or_auto(schema):
     assert list(engines.PRECISIONS) == schema["properties"]["precision"]["enum"]
     assert complete(schema, engines="llvm")["engines"] == ["llvm"]
     assert complete(schema, engines="llvm, torch")["engines"] == ["llvm", "torch"]
+    for former in ("openvino", ["openvino"], ["tensorflow", "openvino"]):
+        with pytest.raises(SynthSegError, match="openvino: no such engine any more: llvm took its place: write that"):
+            complete(schema, engines=former)
     for wrong in ("abacus", "llvm torch", [], ["auto"], ["llvm", "llvm"]):
         with pytest.raises(SynthSegError, match="config: engines"):
             complete(schema, engines=wrong)

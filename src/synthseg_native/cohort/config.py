@@ -13,6 +13,7 @@ import yaml
 
 from synthseg_native import yaml_text
 from synthseg_native.cohort import containers
+from synthseg_native.engines import FORMER, unknown
 from synthseg_native.errors import SynthSegError
 from synthseg_native.files import user_path
 
@@ -125,6 +126,8 @@ def _lines(error: jsonschema.ValidationError) -> list[str]:
         folder, name = os.path.split(error.instance)
         return [f"{where.rstrip('.')}: {error.instance} lies outside of the working directory: set it to {name}, and "
                 f"add --directory {folder} to the call (paths in the configuration then start there)"]  # fmt: skip
+    if isinstance(error.instance, str) and error.instance in FORMER:
+        return [f"{where.rstrip('.')}: {unknown(error.instance)}"]
     about = error.schema.get("description", "")
     if error.validator == "anyOf":
         return [f"{where.rstrip('.')}: {error.instance!r} does not fit" + (f" ({about})" if about else "")]
