@@ -98,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
     add("--threads", type=int, default=1, metavar="N", help="CPU threads (default 1)")
     add("--cpu", action="store_true", help="the same as --device cpu")
     add("--device", metavar="NAME", help="cpu or gpu (default: what works here; without the launcher cpu)")
-    add("--engine", default="auto", metavar="NAME", help="what runs the network: auto (default: the best one that "
+    add("--engine", default="auto", metavar="NAME", help="what runs the network: auto (default: the quickest one that "
         "works on this machine), tensorflow, llvm, or torch (GPUs)")  # fmt: skip
     add("--precision", default="float32", metavar="NAME", help="numbers of the network: float32 (default), or bf16, "
         "which torch has: labels nearly the same")  # fmt: skip
