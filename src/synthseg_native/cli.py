@@ -375,7 +375,8 @@ class Tables:
 
         notes["peak_rss_mib"] = memory.own_peak_mib()
         self.predicted = max(self.predicted, notes["predicted_peak_mib"] or 0)
-        notes["memory_remark"] = memory.remark(self.predicted, notes["peak_rss_mib"])
+        if not notes["machine"]["emulated"]:  # an emulator takes memory of its own
+            notes["memory_remark"] = memory.remark(self.predicted, notes["peak_rss_mib"])
 
     def places(self, staged: "Staged") -> dict[str, Path]:
         """Where the tables are written for now: option -> path."""

@@ -72,6 +72,8 @@ INTEL = {"vendor_id": "GenuineIntel", "model name": "Intel(R) Xeon(R) Processor"
         ("Linux", "x86_64", {"vendor_id": "VirtualApple", "model name": "VirtualApple @ 2.50GHz"}, None, True),
         ("Linux", "x86_64", {"CPU implementer": "0x61"}, None, True),
         ("Linux", "aarch64", {"CPU implementer": "0x61"}, None, False),
+        ("Linux", "aarch64", {"vendor_id": "GenuineIntel", "model name": "Intel(R) Xeon(R)"}, None, True),
+        ("Linux", "riscv64", {"hart": "0"}, None, False),
         ("Linux", "x86_64", {}, None, False),
         ("Darwin", "arm64", {}, "0", False),
         ("Darwin", "x86_64", {}, "1", True),

@@ -90,11 +90,11 @@ def emulated() -> bool:
     """True where this process runs translated: Rosetta 2, or QEMU's user mode, as far as the system shows it."""
     if platform.system() == "Darwin":
         return _sysctl("sysctl.proc_translated") == "1"
-    if platform.machine() != "x86_64":
-        return False
     info = _cpuinfo()
-    # Rosetta in a Linux guest gives its own vendor; under QEMU the file describes the Arm CPU of the host.
-    return info.get("vendor_id") == "VirtualApple" or "CPU implementer" in info
+    # Under QEMU the file describes the CPU of the host; Rosetta in a Linux guest gives a vendor of its own.
+    if platform.machine() == "aarch64":
+        return "vendor_id" in info
+    return platform.machine() == "x86_64" and (info.get("vendor_id") == "VirtualApple" or "CPU implementer" in info)
 
 
 def _cpuinfo() -> dict:

@@ -103,8 +103,9 @@ def take_measurement(record: dict, work: Path) -> dict:
 
 
 def note_memory(record: dict) -> None:
-    """Say in the record where the peak was far from the prediction."""
-    record["memory_remark"] = memory.remark(record["predicted_peak_mib"], record["peak_rss_mib"])
+    """Say in the record where the peak was far from the prediction; not of an emulator's, which needs some itself."""
+    if not record["machine"]["emulated"]:
+        record["memory_remark"] = memory.remark(record["predicted_peak_mib"], record["peak_rss_mib"])
 
 
 def log_of(work: Path) -> str:
