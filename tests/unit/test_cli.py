@@ -397,11 +397,11 @@ def test_a_network_that_the_engine_cannot_compute_is_wrong_use(root, scan, tmp_p
     model = tmp_path / "mine"
     shutil.copytree(root / "models" / "compact2mm", model)
     card = model / "card.yaml"
-    card.write_text(card.read_text().replace("activation: elu", "activation: relu"))
+    card.write_text(card.read_text().replace("kernel: 3", "kernel: 7"))
     arguments = ["--i", scan, "--o", tmp_path / "o.nii", "--model", model, "--engine", "llvm"]
     assert cli.main([str(argument) for argument in arguments]) == 2
     said = capsys.readouterr().err
-    assert "activation relu of unet_conv_downarm_0_0" in said and "llvm" in said and "--engine tensorflow" in said
+    assert "kernel 7 of unet_conv_downarm_0_0" in said and "llvm" in said and "--engine tensorflow" in said
     assert said.count("\n") == 1 and not (tmp_path / "o.nii").exists()
 
 

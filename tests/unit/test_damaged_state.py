@@ -38,6 +38,7 @@ READERS = {
     "cohort/identities.py": "tests/unit/test_state.py",  # a record that says nothing of its label map
     "cohort/manifest.py": "tests/unit/test_manifest.py",
     "cohort/ranking.py": "tests/unit/test_ranking.py",
+    "verification/speed.py": "tests/unit/test_ranking.py",
     "cohort/report_labels.py": HERE,
     "cohort/runs/child.py": FRESH,
     "cohort/runs/existing.py": USERS,

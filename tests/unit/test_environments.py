@@ -565,12 +565,12 @@ Downloading torch (1.5GiB)
 @pytest.mark.parametrize(
     ("name", "output", "expected"),
     [
-        ("llvm", "", "making llvm: fetched 2 of about 200 MB"),
-        ("llvm", PIP_FETCHING, "making llvm: fetched 2 of about 200 MB"),
+        ("llvm", "", "making llvm: fetched 2 of about 140 MB"),
+        ("llvm", PIP_FETCHING, "making llvm: fetched 2 of about 140 MB"),
         (
             "llvm",
             PIP_FETCHING + "Installing collected packages: numpy\n",
-            "making llvm: unpacked 3 of about 730 MB",
+            "making llvm: unpacked 3 of about 530 MB",
         ),
         ("torch", PIP_FETCHING, "making torch: fetched 2 MB"),
         ("torch", UV_FETCHING, "making torch: fetched 17 of 1663 MB"),

@@ -59,7 +59,7 @@ def kept(what, machine=here):
 
 kept("first")
 kept("again")
-(file,) = folder.iterdir()
+file, other = sorted(folder.iterdir())
 file.write_bytes(file.read_bytes()[:-100])
 kept("cut short")
 kept("after that")
@@ -99,12 +99,12 @@ def test_this_machine_is_one_of_those_known(found):
 def test_compiled_kernels_are_kept_for_the_next_process(found):
     value = np.float32(np.exp(-1))
     assert {what: (writes, files) for what, (writes, _, files) in found["kept"].items()} == {
-        "first": (2, 1),
-        "again": (0, 1),
-        "cut short": (2, 1),  # and written anew
-        "after that": (0, 1),
-        "others can write it": (2, 1),  # it may be theirs
-        "another machine": (2, 2),
+        "first": (2, 2),
+        "again": (0, 2),
+        "cut short": (1, 2),  # and written anew
+        "after that": (0, 2),
+        "others can write it": (1, 2),  # it may be theirs
+        "another machine": (2, 4),
         "no folder": (2, 0),
     }
     assert [result for _, result, _ in found["kept"].values()] == pytest.approx([value] * 7, rel=3e-7)

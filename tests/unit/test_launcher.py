@@ -428,7 +428,7 @@ def test_an_engine_runs_in_its_own_environment(segment, words):
     assert segment("--i", "a.nii", *words) == ("llvm", ["--i", "a.nii", *words])
 
 
-def test_without_an_engine_the_machine_s_best_one_runs(segment, monkeypatch):
+def test_without_an_engine_the_machine_s_best_one_runs(segment, monkeypatch, tmp_path):
     asked = []
 
     def verified(engine, folder, log):
@@ -436,6 +436,7 @@ def test_without_an_engine_the_machine_s_best_one_runs(segment, monkeypatch):
         return {"precisions": ["float32"], "decision": {"device": "cpu", "reason": "well"}}
 
     monkeypatch.setattr(ranking, "verified", verified)
+    monkeypatch.setenv("SYNTHSEG_NATIVE_CACHE", str(tmp_path / "no times"))
     monkeypatch.setattr(ranking, "timed", lambda engine, *_: {"tensorflow": 1.0, "llvm": 2.0}[engine])
     monkeypatch.setattr(environments, "gpu", lambda: None)
     found = segment("--i", "a.nii")

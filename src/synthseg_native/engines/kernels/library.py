@@ -28,7 +28,8 @@ class Library:
     def compile(self, cache: Path | None = None) -> dict:
         """Callables by name, which take addresses and integers.
 
-        cache : a folder; what was compiled is kept there, and found again by the same code on the same machine
+        cache : a folder; what was compiled is kept there, a file each, and found again by the same code on the same
+        machine
         """
         binding = llvm().binding
         binding.initialize_native_target()
@@ -36,34 +37,38 @@ class Library:
         target = binding.Target.from_default_triple().create_target_machine(
             cpu=self.machine.cpu, features=self.machine.features, opt=2
         )
-        file = cache and Path(cache) / f"{self._key()}.o"
-        code = file and _kept(file)
-        if not code:
-            code = target.emit_object(self._module())
-            if file:
-                _keep(file, code)
-        engine = binding.create_mcjit_compiler(binding.parse_assembly(""), target)
-        engine.add_object_file(binding.ObjectFileRef.from_data(code))
+        engine, written = binding.create_mcjit_compiler(binding.parse_assembly(""), target), self._written()
+        for name in self._kernels:
+            file = cache and Path(cache) / f"{self._key(name, written)}.o"
+            code = file and _kept(file)
+            if not code:
+                code = target.emit_object(self._module(name))
+                if file:
+                    _keep(file, code)
+            engine.add_object_file(binding.ObjectFileRef.from_data(code))
         engine.finalize_object()
         return {name: Kernel(engine, name) for name in self._kernels}
 
-    def _module(self):
+    def _module(self, name):
         program = Program(self.machine)
-        for name, (write, arguments) in self._kernels.items():
-            write(program, name, *arguments)
+        write, arguments = self._kernels[name]
+        write(program, name, *arguments)
         module = llvm().binding.parse_assembly(str(program.module))
         module.verify()
         # LLVM's passes over the code would take as long again, and the kernels are no faster for them.
         return module
 
-    def _key(self):
-        """A name for what the compiled code depends on."""
-        # Modules beside this one hold what the writers share: sizes, layouts.
+    def _written(self):
+        """A digest of all that writes kernels: modules beside this one hold what the writers share."""
         writers = {Path(inspect.getsourcefile(write)) for write, _ in self._kernels.values()}
         files = sorted({*writers, *Path(__file__).parent.glob("*.py")})
-        kernels = sorted((name, write.__name__, arguments) for name, (write, arguments) in self._kernels.items())
-        told = repr((llvm().__version__, llvm().binding.llvm_version_info, self.machine, kernels)).encode()
-        return hashlib.sha256(b"".join([told, *(path.read_bytes() for path in files)])).hexdigest()
+        return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+    def _key(self, name, written):
+        """A name for what the compiled code of a kernel depends on."""
+        write, arguments = self._kernels[name]
+        told = llvm().__version__, llvm().binding.llvm_version_info, self.machine, name, write.__name__, arguments
+        return hashlib.sha256(f"{written} {told!r}".encode()).hexdigest()
 
 
 def may_run_code() -> bool:
