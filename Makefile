@@ -14,7 +14,7 @@ PYTEST = env -u PYTHONDONTWRITEBYTECODE $(DEV) -m pytest $(PARALLEL)
 # What goes to pytest as well, e.g. make test ARGS="-k golden"
 ARGS =
 
-.PHONY: help demo demo-docker test test-fast benchmark lint format locks python311 clean-envs reference-image docs
+.PHONY: help demo demo-docker test test-fast verify-arm64 benchmark lint format locks python311 clean-envs reference-image docs
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' Makefile | awk -F '\t' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -31,6 +31,10 @@ test: ## run all tests
 
 test-fast: ## run the tests that take seconds and need no Docker
 	@$(PYTEST) -m "not slow and not docker" $(TESTS) $(ARGS)
+
+verify-arm64: ## as root on Debian x86-64: the arm64 environments under QEMU, and golden cases by each engine, as a page
+	@sh scripts/launch.sh ensure dev
+	@$(DEV) tests/arm64.py $(ARGS)
 
 benchmark: ## time and memory of engines and reference on this machine (what and how: make benchmark ARGS=--help)
 	@sh scripts/launch.sh ensure dev tensorflow llvm

@@ -19,9 +19,11 @@ def runs(root, tensorflow_python, tmp_path_factory):
 def exact(tensorflow_python):
     """Whether this machine is of the class on which the golden results were computed, or of one that equalled it."""
     recorded = json.loads((GOLDEN / "recorded.json").read_text())
-    ask = "from importlib.metadata import version; print(version('tensorflow'))"
-    version = subprocess.run([tensorflow_python, "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
-    return this_cpu() in (recorded["cpu"], *recorded["also_equal_on"]) and version == recorded["tensorflow"]
+    ask = "import platform; from importlib.metadata import version; print(version('tensorflow'), platform.machine())"
+    done = subprocess.run([tensorflow_python, "-c", ask], capture_output=True, text=True, check=True)
+    version, arch = done.stdout.split()
+    cpu = this_cpu() | {"arch": arch}  # which is another one's under emulation
+    return cpu in (recorded["cpu"], *recorded["also_equal_on"]) and version == recorded["tensorflow"]
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,103 @@
+#!/bin/bash
+# The environments of Linux arm64 on an x86-64 Debian machine, as root, by QEMU's user mode.
+#
+# .ci/arm64.sh root           a root file system for arm64: makes it where it is missing, prints its folder
+# .ci/arm64.sh python NAME    an environment of this project in it, from its lock: prints a program that runs its Python
+#                             from outside, with the same paths for this checkout and for /tmp
+# .ci/arm64.sh run WORDS ...  runs a command in it, in this checkout
+#
+# The root is kept beside .ci/cache.sh's things, by what this file says. Every call mounts what it needs in a namespace
+# of its own, so that nothing stays mounted.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+checkout=$PWD
+cache=${SYNTHSEG_CI_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/synthseg-native-ci}
+root=$cache/arm64-$(sha256sum .ci/arm64.sh | cut -c 1-12)
+binfmt=/proc/sys/fs/binfmt_misc
+
+say() { echo "arm64: $*" >&2; }
+
+packages() {
+    local missing=() pair
+    for pair in qemu-aarch64-static:qemu-user-static debootstrap:debootstrap; do
+        command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
+    done
+    [ ${#missing[@]} -eq 0 ] || {
+        apt-get update -qq
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+    }
+}
+
+emulate() { # The kernel runs arm64 programs by QEMU, also in another root (F: it has it open already)
+    [ -e $binfmt/status ] || mount -t binfmt_misc binfmt_misc $binfmt
+    [ -e $binfmt/synthseg-arm64 ] || printf '%s' ':synthseg-arm64:M::\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00:\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff:/usr/bin/qemu-aarch64-static:OCF' >$binfmt/register
+}
+
+mirror() { # the first address that apt has for Debian itself; nothing where there is none
+    cat /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null |
+        sed -nE 's/^URIs:[[:space:]]*([^[:space:]]+).*/\1/p; s/^deb[[:space:]]+(\[[^]]*\][[:space:]]*)?([^[:space:]]+)[[:space:]].*/\2/p' |
+        head -n 1
+}
+
+make_root() {
+    local folder proxy
+    packages
+    emulate
+    [ ! -e "$root/made" ] || return 0
+    mkdir -p "$cache"
+    folder=$(mktemp -d "$cache/arm64.XXXXXX")
+    eval "$(apt-config shell proxy Acquire::http::Proxy)"
+    say "making a root file system, some six minutes, once"
+    # shellcheck disable=SC2046 # no mirror is no argument
+    http_proxy=${proxy:-${http_proxy:-}} debootstrap --arch=arm64 --variant=minbase --foreign \
+        --include=python3,python3-venv,ca-certificates bookworm "$folder" $(mirror) >"$folder.log" 2>&1 &&
+        chroot "$folder" /debootstrap/debootstrap --second-stage >>"$folder.log" 2>&1 || {
+        tail -n 20 "$folder.log" >&2
+        say "debootstrap failed"
+        exit 1
+    }
+    rm -rf "$folder.log" "$folder"/var/cache/apt/archives/*.deb
+    rm -rf "$root" "$cache"/arm64-*
+    touch "$folder/made" && mv "$folder" "$root"
+}
+
+# What runs in the root: words of a command, in the folder of the caller.
+inside='
+for place in /proc /sys /dev /tmp "$checkout"; do
+    mkdir -p "$root$place" && mount --rbind "$place" "$root$place"
+done
+mount --bind /etc/ssl "$root/etc/ssl"
+touch "$root/etc/resolv.conf" && mount --bind /etc/resolv.conf "$root/etc/resolv.conf"
+exec chroot "$root" /usr/bin/env -C "$folder" PATH=/opt/uv/bin:/usr/local/bin:/usr/bin:/bin "$@"'
+
+run() { root=$root checkout=$checkout folder=${folder:-$checkout} unshare --mount sh -euc "$inside" sh "$@"; }
+
+uv() { # in the root, of the version and with the hashes that the tests use
+    [ -x "$root/opt/uv/bin/uv" ] && return
+    awk '/^uv==/ { on = 1; print; next } on && /^ / { print; next } { on = 0 }' envs/dev.txt >"$root/tmp-uv.txt"
+    run python3 -m venv /opt/uv
+    run /opt/uv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r /tmp-uv.txt >&2
+}
+
+python() { # python NAME
+    local place wrapper=$checkout/build/arm64/$1/python
+    make_root
+    uv
+    run sh scripts/launch.sh ensure "$1" >&2
+    place=$(run sh scripts/launch.sh run "$1" -- -c 'import sys; print(sys.executable)' | tail -n 1)
+    mkdir -p "${wrapper%/*}"
+    {
+        echo "#!/bin/sh"
+        echo "export root='$root' checkout='$checkout' folder=\"\$PWD\""
+        echo "exec unshare --mount sh -euc '$inside' sh '$place' \"\$@\""
+    } >"$wrapper"
+    chmod +x "$wrapper"
+    echo "$wrapper"
+}
+
+case ${1:-} in
+root) make_root && echo "$root" ;;
+python) python "$2" ;;
+run) shift && make_root && run "$@" ;;
+*) say "say root, python NAME or run WORDS" && exit 2 ;;
+esac

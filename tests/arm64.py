@@ -1,0 +1,190 @@
+"""Verify the arm64 environments under emulation (.ci/arm64.sh), and write what was found as a page.
+
+    make verify-arm64                     # everything; as root, on Debian x86-64: docs/verified/linux-arm64-emulated.md
+    .envs/dev-*/bin/python tests/arm64.py --parts kernels engine    # some of it
+
+The tests are those of `make test`; only the interpreters of the environments are others. Each part says how long it
+took; a part that fails makes the exit status 1, and stands in the page as failed.
+"""
+
+import argparse
+import datetime
+import os
+import re
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "src"))
+
+from synthseg_native.results import record  # noqa: E402
+
+ARM64 = ROOT / ".ci/arm64.sh"
+WORK = ROOT / "build/arm64"
+PAGE = ROOT / "docs/verified/linux-arm64-emulated.md"
+GOLDEN = "tests/golden/test_other_engines.py"
+STUDY = WORK / "study"
+CONFIG = """samples: samples.tsv
+model: compact2mm
+allow_small_model: true
+engines: auto
+"""
+
+
+@dataclass(frozen=True)
+class Part:
+    """title : in the page · environments : that it needs · tests : words for pytest, or none: the workflow is run"""
+
+    title: str
+    environments: tuple[str, ...]
+    tests: tuple[str, ...] = ()
+
+
+PARTS = {
+    "small": Part("the kernels, one golden case by llvm", ("llvm",), ("tests/unit/test_kernels.py", GOLDEN, "-k",
+                  "test_kernels or (float32_equals_upstream and llvm and t1_crop)")),
+    "kernels": Part("kernels by themselves, networks of all shapes by llvm", ("llvm",),
+                    ("tests/unit/test_kernels.py", "tests/unit/test_llvm.py")),
+    "verification": Part("environment verification: every probe", ("llvm", "tensorflow"),
+                         ("tests/unit/test_verify.py", "-k", "llvm_on_this or tensorflow_on_this")),
+    "engine": Part("golden cases by llvm", ("llvm",), (GOLDEN, "-k", "float32_equals_upstream and llvm")),
+    "tensorflow": Part("golden cases by tensorflow", ("tensorflow",),
+                       ("tests/golden/test_golden.py", "-k", "test_engine_equals_upstream and (t1_crop or t1_fast)")),
+    "workflow": Part("one scan through the workflow, engines: auto", ("llvm", "workflow")),
+}  # fmt: skip
+DEFAULT = ("kernels", "verification", "engine", "tensorflow", "workflow")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=DEFAULT)
+    parser.add_argument("--page", type=Path, help="where to write the page (default: none for some parts alone)")
+    arguments = parser.parse_args(argv)
+    WORK.mkdir(parents=True, exist_ok=True)
+    begin, found, pythons = time.monotonic(), [], {}
+    for name in dict.fromkeys(name for part in arguments.parts for name in PARTS[part].environments):
+        say(f"the {name} environment")
+        begun = time.monotonic()
+        pythons[name] = arm64("python", name)
+        found.append((f"`envs/{name}.txt` installed, hashes checked", "done", time.monotonic() - begun))
+    versions = [line for name in pythons if name != "workflow" for line in versions_of(pythons[name])]
+    lines = []
+    for name in arguments.parts:
+        part = PARTS[name]
+        say(part.title)
+        begun = time.monotonic()
+        outcome, more = run_tests(name, part, pythons) if part.tests else run_workflow()
+        found.append((part.title, outcome, time.monotonic() - begun))
+        lines += more
+        say(f"{outcome} ({found[-1][-1]:.0f} s)")
+    page = arguments.page or (PAGE if arguments.parts == DEFAULT else None)
+    text = page_of(found, lines, versions, time.monotonic() - begin)
+    if page:
+        page.write_text(text, encoding="utf-8")
+        say(f"wrote {page}")
+    return int(any("failed" in outcome for _, outcome, _ in found))
+
+
+def say(line: str) -> None:
+    """Print a line at once."""
+    print(f"verify-arm64: {line}", flush=True)
+
+
+def arm64(*words: str) -> str:
+    """The last line of what .ci/arm64.sh prints."""
+    done = subprocess.run([ARM64, *words], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"verify-arm64: {ARM64.name} {' '.join(words)} failed: see above")
+    return done.stdout.strip().splitlines()[-1]
+
+
+def versions_of(python: str) -> list[str]:
+    """What an emulated interpreter runs."""
+    code = (
+        "import platform\nfrom importlib.metadata import distributions\n"
+        "found = {d.metadata['Name'].lower(): d.version for d in distributions()}\n"
+        "names = [n for n in ('llvmlite', 'tensorflow-cpu-aws', 'numpy', 'scipy') if n in found]\n"
+        "print(platform.machine(), 'Python', platform.python_version(), *(f'{n} {found[n]}' for n in names), sep=', ')"
+    )
+    return [subprocess.run([python, "-c", code], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()]
+
+
+def run_tests(name: str, part: Part, pythons: dict[str, str]) -> tuple[str, list[str]]:
+    """Run tests with the emulated interpreters: the outcome in words, and what the tests said of golden cases."""
+    report = WORK / f"{name}.xml"
+    given = {f"SYNTHSEG_{environment.upper()}_PYTHON": python for environment, python in pythons.items()}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *part.tests]
+    command += [f"--junitxml={report}", "-o", "junit_logging=system-out"]
+    report.unlink(missing_ok=True)
+    status = subprocess.run(command, env=os.environ | given, cwd=ROOT).returncode
+    if not report.is_file():
+        return f"failed: pytest ended with status {status}", []
+    (suite,) = ElementTree.parse(report).getroot().iter("testsuite")
+    counts = {word: int(suite.get(word)) for word in ("tests", "failures", "errors", "skipped")}
+    bad = counts["failures"] + counts["errors"]
+    passed = counts["tests"] - bad - counts["skipped"]
+    words = f"{passed} tests passed" + f", {counts['skipped']} skipped" * bool(counts["skipped"])
+    said = "".join(element.text or "" for element in suite.iter("system-out"))
+    golden = re.findall(r"^(\w+?)_?: (\d+) of (\d+) foreground voxels differ", said, re.M)
+    engine = "tensorflow" if "test_golden.py" in part.tests[0] else "llvm"
+    lines = [f"| {engine} | `{case}` | {different} of {of} |" for case, different, of in dict.fromkeys(golden)]
+    return (f"failed: {bad} of {counts['tests']} tests" if status else words), lines
+
+
+def run_workflow() -> tuple[str, list[str]]:
+    """One golden image through the workflow, in the emulated root: the outcome in words."""
+    STUDY.mkdir(exist_ok=True)
+    (STUDY / "config").mkdir(exist_ok=True)
+    (STUDY / "config/config.yaml").write_text(CONFIG)
+    (STUDY / "samples.tsv").write_text(f"participant_id\timage\nsub-01\t{ROOT}/tests/golden/thick_image.nii.gz\n")
+    command = ["run", "sh", "-c", f"./snakemake --cores 2 results/summary.tsv --directory {STUDY}"]
+    done = subprocess.run([ARM64, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    print(done.stdout, flush=True)
+    table = STUDY / "results/summary.tsv"
+    rows = [line.split("\t") for line in table.read_text().splitlines()] if table.is_file() else []
+    row = dict(zip(*rows, strict=True)) if len(rows) == 2 else {}
+    if done.returncode or row.get("status") != "ok":
+        return f"failed: status {done.returncode}, {row.get('error', 'no row')}", []
+    return f"ok, by {row['engine']}", []
+
+
+def page_of(found: list, golden: list[str], versions: list[str], seconds: float) -> str:
+    """The page, as Markdown."""
+    qemu = subprocess.run(["qemu-aarch64-static", "--version"], stdout=subprocess.PIPE, text=True).stdout
+    version = re.search(r"version (\S+)", qemu)
+    rows = [f"| {title} | {outcome} | {took / 60:.1f} min |" for title, outcome, took in found]
+    text = f"""# Linux arm64, in emulation
+
+Written by `make verify-arm64` on {datetime.date.today().isoformat()}, in {seconds / 60:.0f} minutes, on
+{record.cpu_model()} ({os.cpu_count()} processors), QEMU {version[1] if version else "of unknown version"}, in a
+Debian 12 for arm64. The environments are installed from their locks by pip or uv as on a real machine; the tests are
+those of `make test`.
+
+| what | found | took |
+|---|---|---|
+{chr(10).join(rows)}
+
+What ran: {"; ".join(versions)}.
+
+| engine | golden case | voxels that differ from upstream's label map |
+|---|---|---|
+{chr(10).join(golden)}
+
+## What emulation does not show
+
+- Speed and memory: QEMU takes some thirty times as long, and needs memory of its own.
+- The processor's own faults: QEMU computes Arm's instructions by the rules of IEEE 754, as Arm's processors do. What
+  LLVM chooses for one of those (by its name) is not what it chooses here.
+- PyTorch: its locked environment for Linux arm64 brings gigabytes of CUDA and was not installed.
+- macOS, Apple's GPU, and SLURM or containers on Arm.
+"""
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main())
