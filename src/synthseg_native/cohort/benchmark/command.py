@@ -234,5 +234,6 @@ def _versions(pythons: dict[str, Path]) -> str:
     told = {}
     for name, python in sorted(pythons.items()):
         done = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True)
-        told[name] = done.stdout.strip() or "unknown"
+        engine, _, checkout = name.partition("@")
+        told[f"{engine} of {Path(checkout).name}" if checkout else engine] = done.stdout.strip() or "unknown"
     return "; ".join(f"{name}: {text}" for name, text in told.items())
