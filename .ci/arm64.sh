@@ -29,7 +29,10 @@ packages() {
 }
 
 emulate() { # The kernel runs arm64 programs by QEMU, also in another root (F: it has it open already)
-    [ -e $binfmt/status ] || mount -t binfmt_misc binfmt_misc $binfmt
+    [ -e $binfmt/status ] || mount -t binfmt_misc binfmt_misc $binfmt 2>/dev/null || {
+        say "this kernel has no binfmt_misc, or lends it to nobody here: no arm64 program can run"
+        exit 3
+    }
     [ -e $binfmt/synthseg-arm64 ] || printf '%s' ':synthseg-arm64:M::\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00:\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff:/usr/bin/qemu-aarch64-static:OCF' >$binfmt/register
 }
 
