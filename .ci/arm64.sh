@@ -6,13 +6,14 @@
 #                             from outside, with the same paths for this checkout and for /tmp
 # .ci/arm64.sh run WORDS ...  runs a command in it, in this checkout
 #
-# The root is kept beside .ci/cache.sh's things, by what this file says. Every call mounts what it needs in a namespace
-# of its own, so that nothing stays mounted.
+# The root is kept beside .ci/cache.sh's things, by what this file says, and the environments beside it: they take the
+# place of .envs/ there. Every call mounts what it needs in a namespace of its own, so that nothing stays mounted.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 checkout=$PWD
 cache=${SYNTHSEG_CI_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/synthseg-native-ci}
 root=$cache/arm64-$(sha256sum .ci/arm64.sh | cut -c 1-12)
+envs=$cache/arm64-envs
 binfmt=/proc/sys/fs/binfmt_misc
 
 say() { echo "arm64: $*" >&2; }
@@ -36,12 +37,6 @@ emulate() { # The kernel runs arm64 programs by QEMU, also in another root (F: i
     [ -e $binfmt/synthseg-arm64 ] || printf '%s' ':synthseg-arm64:M::\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00:\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff:/usr/bin/qemu-aarch64-static:OCF' >$binfmt/register
 }
 
-mirror() { # the first address that apt has for Debian itself; nothing where there is none
-    cat /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null |
-        sed -nE 's/^URIs:[[:space:]]*([^[:space:]]+).*/\1/p; s/^deb[[:space:]]+(\[[^]]*\][[:space:]]*)?([^[:space:]]+)[[:space:]].*/\2/p' |
-        head -n 1
-}
-
 make_root() {
     local folder proxy
     packages
@@ -53,14 +48,14 @@ make_root() {
     say "making a root file system, some six minutes, once"
     # shellcheck disable=SC2046 # no mirror is no argument
     http_proxy=${proxy:-${http_proxy:-}} debootstrap --arch=arm64 --variant=minbase --foreign \
-        --include=python3,python3-venv,ca-certificates bookworm "$folder" $(mirror) >"$folder.log" 2>&1 &&
+        --include=python3,python3-venv,ca-certificates bookworm "$folder" $(.ci/mirror.sh) >"$folder.log" 2>&1 &&
         chroot "$folder" /debootstrap/debootstrap --second-stage >>"$folder.log" 2>&1 || {
         tail -n 20 "$folder.log" >&2
         say "debootstrap failed"
         exit 1
     }
     rm -rf "$folder.log" "$folder"/var/cache/apt/archives/*.deb
-    rm -rf "$root" "$cache"/arm64-*
+    find "$cache" -maxdepth 1 -name 'arm64-*' ! -name arm64-envs -exec rm -rf {} +
     touch "$folder/made" && mv "$folder" "$root"
 }
 
@@ -69,11 +64,12 @@ inside='
 for place in /proc /sys /dev /tmp "$checkout"; do
     mkdir -p "$root$place" && mount --rbind "$place" "$root$place"
 done
+mkdir -p "$envs" "$checkout/.envs" && mount --bind "$envs" "$root$checkout/.envs"
 mount --bind /etc/ssl "$root/etc/ssl"
 touch "$root/etc/resolv.conf" && mount --bind /etc/resolv.conf "$root/etc/resolv.conf"
 exec chroot "$root" /usr/bin/env -C "$folder" PATH=/opt/uv/bin:/usr/local/bin:/usr/bin:/bin "$@"'
 
-run() { root=$root checkout=$checkout folder=${folder:-$checkout} unshare --mount sh -euc "$inside" sh "$@"; }
+run() { (export root envs checkout folder=$checkout && exec unshare --mount sh -euc "$inside" sh "$@"); }
 
 uv() { # in the root, of the version and with the hashes that the tests use
     [ -x "$root/opt/uv/bin/uv" ] && return
@@ -91,7 +87,7 @@ python() { # python NAME
     mkdir -p "${wrapper%/*}"
     {
         echo "#!/bin/sh"
-        echo "export root='$root' checkout='$checkout' folder=\"\$PWD\""
+        echo "export root='$root' envs='$envs' checkout='$checkout' folder=\"\$PWD\""
         echo "exec unshare --mount sh -euc '$inside' sh '$place' \"\$@\""
     } >"$wrapper"
     chmod +x "$wrapper"

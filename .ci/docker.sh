@@ -46,12 +46,6 @@ start() {
     exit 1
 }
 
-mirror() { # the first address that apt has for Debian itself; nothing where there is none
-    cat /etc/apt/sources.list.d/debian.sources /etc/apt/sources.list 2>/dev/null |
-        sed -nE 's/^URIs:[[:space:]]*([^[:space:]]+).*/\1/p; s/^deb[[:space:]]+(\[[^]]*\][[:space:]]*)?([^[:space:]]+)[[:space:]].*/\2/p' |
-        head -n 1
-}
-
 make_base() {
     local folder proxy
     if [ -s "$kept" ] && docker import "$kept" $made >/dev/null 2>&1; then
@@ -62,7 +56,7 @@ make_base() {
     say "no registry answers: making $made with debootstrap"
     # shellcheck disable=SC2046 # no mirror is no argument
     http_proxy=${proxy:-${http_proxy:-}} debootstrap --variant=minbase --include=python3,python3-venv \
-        bookworm "$folder/root" $(mirror) >"$folder/log" 2>&1 || {
+        bookworm "$folder/root" $("${0%/*}/mirror.sh") >"$folder/log" 2>&1 || {
         tail -n 20 "$folder/log" >&2
         say "debootstrap failed"
         exit 1
