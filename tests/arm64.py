@@ -53,7 +53,7 @@ PARTS = {
                          ("tests/unit/test_verify.py", "-k", "llvm_on_this or tensorflow_on_this")),
     "engine": Part("golden cases by llvm", ("llvm",), (GOLDEN, "-k", "float32_equals_upstream and llvm")),
     "tensorflow": Part("golden cases by tensorflow", ("tensorflow",),
-                       ("tests/golden/test_golden.py", "-k", "test_engine_equals_upstream and (t1_crop or t1_fast)")),
+                       ("tests/golden/test_golden.py", "-k", "test_engine_equals_upstream and t1_crop")),
     "workflow": Part("one scan through the workflow, engines: auto", ("llvm", "workflow")),
 }  # fmt: skip
 DEFAULT = ("kernels", "verification", "engine", "tensorflow", "workflow")
