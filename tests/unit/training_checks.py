@@ -133,14 +133,14 @@ def check_deformation_moves_but_invents_nothing(folder):
     plain = channels()[head.classes]
     before = np.bincount(plain.ravel(), minlength=32)
     seen = set()
-    for seed in range(4):
+    for seed in range(2):
         target = generate(head, channels(), (80, 80, 80), seed, settings, resolution=1.0).target.numpy()
         after = np.bincount(target.ravel(), minlength=32)
         assert not np.any(after[before == 0]) and np.all(after[before > 0] > 0)
         assert np.all(after[1:][before[1:] > 0] < 3 * before[1:][before[1:] > 0])
         assert np.mean(target[8:-8, 8:-8, 8:-8] != plain) > 0.02
         seen.add(target.tobytes())
-    assert len(seen) == 4
+    assert len(seen) == 2
 
 
 def check_the_target_is_the_most_frequent_label(folder):
