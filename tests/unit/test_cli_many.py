@@ -76,6 +76,7 @@ def test_a_folder_is_segmented_with_one_start(stand_in, run, cohort, tmp_path, c
     assert "2 segmented" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_second_call_leaves_out_what_is_current(stand_in, run, cohort, tmp_path, capsys):
     call = ("--i", cohort, "--o", tmp_path / "out", "--vol", tmp_path / "v.csv")
     assert run(*call) == 0
@@ -115,6 +116,7 @@ def test_threads_count_where_an_engine_does_not_promise_the_same_bytes(stand_in,
         assert ("again: threads: 1 to 3" in capsys.readouterr().out) == bool(again)
 
 
+@pytest.mark.slow
 def test_other_code_makes_scans_again_and_says_so(stand_in, run, cohort, tmp_path, monkeypatch, capsys):
     """A git pull between two calls: no table may hold what two versions made."""
     call = ("--i", cohort, "--o", tmp_path / "out", "--vol", tmp_path / "v.csv")
@@ -130,6 +132,7 @@ def test_other_code_makes_scans_again_and_says_so(stand_in, run, cohort, tmp_pat
     assert Brightness.passes == before + 4
 
 
+@pytest.mark.slow
 def test_a_label_map_that_was_edited_is_kept_and_said(stand_in, run, cohort, tmp_path, capsys):
     out = tmp_path / "out"
     call = ("--i", cohort, "--o", out, "--vol", tmp_path / "v.csv")
@@ -196,6 +199,7 @@ def test_a_label_map_of_which_nothing_says_what_made_it_is_kept(stand_in, run, s
     assert sorted({*tmp_path.iterdir()} - {*there}) == [kept, tmp_path / "o.nii.gz.kept-2"]
 
 
+@pytest.mark.slow
 def test_files_of_others_in_the_places_of_results_are_kept_or_refused(stand_in, run, scan, tmp_path, capsys):
     places = {"--picture": "p.png", "--record": "r.json", "--margin": "m.nii.gz", "--resample": "s.nii.gz"}
     places |= {"--post": "post.nii.gz", "--native-grid": "n.nii.gz"}

@@ -93,6 +93,7 @@ def reads(path: Path) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_every_module_that_reads_files_says_what_a_damaged_one_does():
     found = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if reads(path)}
     assert found - set(READERS) == set(), "say in READERS what happens where such a file is damaged"

@@ -113,6 +113,7 @@ def test_smooth_fields_follow_from_their_seed():
     assert max(np.abs(np.diff(field, axis=axis)).max() for axis in range(3)) < 0.25
 
 
+@pytest.mark.slow
 def test_distance_from_the_envelope():
     points = world((81, 81, 81), np.eye(4)) - 40
     distance = phantoms.envelope_distance(ball(points, (0, 0, 0), 22))
