@@ -32,6 +32,7 @@ from synthseg_native.cohort import environments, snakemake_arguments, variables
 ROOT = Path(__file__).resolve().parents[1]
 
 PROFILES = ("--workflow-profile", "--profile")
+ROOM = 2**16  # bytes that a folder to write to must have room for
 
 
 def main(argv):
@@ -86,6 +87,9 @@ def folder_to_write(path):
 def is_writable(path):
     try:
         path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=str(path)) as file:
+            file.write(bytes(ROOM))  # the disk may be full
+            file.flush()
     except OSError:
         return False
     return os.access(str(path), os.W_OK | os.X_OK)

@@ -1,6 +1,5 @@
 """The kernels of the llvm engine by themselves, against NumPy."""
 
-import hashlib
 import json
 import os
 import subprocess
@@ -112,8 +111,11 @@ def test_compiled_kernels_are_kept_for_the_next_process(found):
 
 def test_code_that_was_exchanged_after_it_was_looked_at_is_not_taken(tmp_path, monkeypatch):
     file = tmp_path / "code.o"
-    file.write_bytes(hashlib.sha256(b"code").digest() + b"code")
+    library._keep(file, b"code")
     assert library._kept(file) == b"code"
+    (tmp_path / "other.o").write_bytes(file.read_bytes())  # whole, and of another kernel
+    (tmp_path / "other.o").chmod(0o600)
+    assert library._kept(tmp_path / "other.o") is None
     monkeypatch.setattr(shared_disk, "is_private", lambda path: True)  # of the file that had the name before
     file.chmod(0o666)
     assert library._kept(file) is None

@@ -2,6 +2,7 @@
 
 import ast
 import codecs
+import errno
 import os
 import shutil
 import signal
@@ -660,13 +661,23 @@ def test_without_a_home_to_write_to(snakemake, tmp_path, monkeypatch, home):
         assert env["SYNTHSEG_NATIVE_CACHE"] == str(tmp_path / "home/.cache/synthseg-native")
 
 
-def test_engines_are_verified_where_nothing_can_be_kept(segment, monkeypatch, tmp_path):
+@pytest.mark.parametrize("why", ["no folder", "full"])
+def test_engines_are_verified_where_nothing_can_be_kept(segment, monkeypatch, tmp_path, why):
+    import environment
+
     (tmp_path / "home").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home/cache"))
+    cache = tmp_path / ("home/cache" if why == "no folder" else "cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     kept = []
 
+    def full(dir=None):
+        raise OSError(errno.ENOSPC, "No space left on device", dir)
+
+    if why == "full":
+        monkeypatch.setattr(environment.tempfile, "TemporaryFile", full)
+
     def for_command(arguments, folder):
-        assert folder.is_dir()
+        assert folder.is_dir() and cache not in folder.parents
         kept.append(folder)
         return "llvm", arguments
 

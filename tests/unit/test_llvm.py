@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 from dataclasses import replace
 
 import engine_cases
@@ -175,6 +176,18 @@ def test_what_it_cannot_do_is_one_line(how, words):
     if "device" not in how:
         others = "no engine has it" if words.endswith("mean") else "use --engine tensorflow"
         assert f"the llvm engine cannot compute it: {others}" in caught.value.message
+
+
+def test_a_damaged_llvmlite_is_one_line_that_says_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "llvmlite").mkdir()
+    (tmp_path / "llvmlite/__init__.py").touch()
+    (tmp_path / "llvmlite/binding.py").write_text("raise OSError('libllvmlite.so:\\n  invalid ELF header')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "llvmlite", raising=False)
+    with pytest.raises(SynthSegError) as caught:
+        engines.load("llvm").build(layer_table(levels=2, features=2, labels=2), {})
+    says = "llvmlite: cannot be imported (libllvmlite.so: invalid ELF header): install the environment envs/llvm.txt"
+    assert (caught.value.message, caught.value.exit_code) == (says, 2)
 
 
 def test_a_name_of_old_says_what_took_its_place():

@@ -92,7 +92,7 @@ def test_of_those_that_are_there_the_quickest_is_taken_by_the_numbers_of_this_ma
     assert found["engine"] == "tensorflow" and first.timed == ["llvm", "tensorflow"]
     assert first.looked_at == ["tensorflow"], "what is slower is not verified for nothing"
     assert first.said == [
-        "timing llvm and tensorflow on this machine, once ...",
+        "timing llvm and tensorflow on this machine ...",
         "engine auto: tensorflow on the CPU: chosen: passed every probe, 3 s for a slab",
     ]
     assert {row["engine"]: row["seconds"] for row in found["ranking"]} == slow | {"torch": None}
@@ -164,7 +164,8 @@ def test_a_real_engine_takes_a_slab_in_seconds(request, engine, monkeypatch):
 def test_precision_and_device_filter_the_candidates(machine):
     assert machine(gpu="Apple", torch=GPU).choose(device="cpu")["engine"] == "llvm"
     assert machine(gpu="Apple", torch=GPU).choose(device="gpu", precision="bf16")["engine"] == "torch"
-    with pytest.raises(SynthSegError, match="engine auto: none works here with bf16 on device auto: name one"):
+    says = "engine auto: none works here with bf16 on device auto: torch alone has it: name that, or use float32"
+    with pytest.raises(SynthSegError, match=says):
         (rough := machine(gpu="NVIDIA", bf16=False, torch=GPU)).choose(precision="bf16")
     assert "torch on the GPU: passed every probe, but not in bf16" in rough.said[-1]
     with pytest.raises(SynthSegError, match="engine auto: none works here with float32 on device gpu: name one"):
@@ -222,6 +223,8 @@ def test_a_dry_run_chooses_nothing(machine, monkeypatch, of_results, tmp_path):
     engine, said = of_results(looking=True)
     assert engine == "llvm" and "chosen when the workflow runs" in said[0]
     assert machine.looked_at == [] and list(tmp_path.iterdir()) == []
+    with pytest.raises(SynthSegError, match="engine auto: none works here with bf16 on device auto: torch alone"):
+        of_results(looking=True, precision="bf16")
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"engine": "abacus"}', '{"engine": ["llvm"]}'])

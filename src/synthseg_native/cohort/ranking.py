@@ -81,12 +81,20 @@ def choose(
                 chosen = row
                 break
     if not chosen:
-        raise SynthSegError("usage", f"engine auto: none works here with {precision} on device {device}: name one")
+        raise nothing_left(precision, device)
     for row in rows:
         there = row["seconds"] is not None
         row["outcome"] = row["outcome"] or ("slower" if there else "not needed: another one works")
     about = {"engine": chosen["engine"], "device": chosen["device"], "precision": precision}
     return {"schema": 2, **about, "machine": record.machine(), "ranking": rows}
+
+
+def nothing_left(precision: str, device: str) -> SynthSegError:
+    """The error where no engine is left for what is asked for."""
+    lack = f"engine auto: none works here with {precision} on device {device}"
+    if precision != "float32":
+        return SynthSegError("usage", f"{lack}: {' and '.join(BF16)} alone has it: name that, or use float32")
+    return SynthSegError("usage", f"{lack}: name one")
 
 
 def _time(rows, precision, log):
@@ -96,7 +104,7 @@ def _time(rows, precision, log):
             row["seconds"] = speed.kept(row["engine"], row["device"], precision)
     new = [row for row in rows if row["seconds"] is None]
     if new:
-        log(f"timing {' and '.join(row['engine'] for row in new)} on this machine, once ...")
+        log(f"timing {' and '.join(row['engine'] for row in new)} on this machine ...")
     for row in new:
         try:
             row["seconds"] = timed(row["engine"], row["device"], precision)
@@ -180,7 +188,7 @@ def of_results(
     path, found = Path(path), read_json(path)
     if isinstance(found, dict) and (now := FORMER.get(str(found.get("engine")))):
         old, place = found["engine"], path.parent / now
-        log(f"{path}: {old} is no more, {now} took its place: its runs are made anew, in {place}")
+        log(f"{path}: {old} is no more, {now} took its place: its runs are made anew, in {place}; the others stay")
         found = found | {"engine": now}
         if not dry_run:
             write_json(path, found)
@@ -194,7 +202,10 @@ def of_results(
             where = (machine.get("cpu") if isinstance(machine, dict) else None) or "another machine"
             log(f"engine auto: {found['engine']} was chosen on {where}, and stays: {path} (delete it to choose anew)")
     elif dry_run:
-        engine = next((row["engine"] for row in candidates(precision, device) if not row["outcome"]), "tensorflow")
+        left = [row["engine"] for row in candidates(precision, device) if not row["outcome"]]
+        if not left:
+            raise nothing_left(precision, device)
+        engine = left[0]
         log(f"engine auto: chosen when the workflow runs, and kept in {path}; this dry run goes by {engine}")
         return engine
     else:

@@ -61,9 +61,10 @@ def _import(threads):
     set_environment()
     try:
         import tensorflow as tf
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: a library of its is missing, or damaged
+        why = " ".join(str(error).split())
         raise SynthSegError(
-            "usage", f"tensorflow: cannot be imported ({error}): install the environment envs/tensorflow.txt"
+            "usage", f"tensorflow: cannot be imported ({why}): install the environment envs/tensorflow.txt"
         ) from error
     tf.get_logger().setLevel("ERROR")  # it warns of scans of several shapes
     try:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from synthseg_native.cohort.runs.files import LOG
-from synthseg_native.errors import SynthSegError, of_system
+from synthseg_native.errors import EXIT_CODES, SynthSegError, of_system
 from synthseg_native.results import record as record_of
 from synthseg_native.verification import verify
 
@@ -27,6 +27,8 @@ def failure(status: int, measured: dict, log: str, image: Path | str, timeout: f
 
     >>> print(failure(-9, {"oom_kills": 0, "peak_rss_mib": 812.4}, "", "sub-01_T1w.nii.gz"))
     sub-01_T1w.nii.gz: ended by SIGKILL (it had reached 812 MiB): call again
+    >>> print(failure(4, {}, "", "sub-01_T1w.nii.gz"))
+    sub-01_T1w.nii.gz: what it had to say could not be written: make room on the disk and call again
     >>> print(failure(3, {}, "synthseg-native: scan.nii: 4 dimensions: give a 3-D image", "scan.nii"))
     scan.nii: 4 dimensions: give a 3-D image
     """
@@ -39,7 +41,7 @@ def failure(status: int, measured: dict, log: str, image: Path | str, timeout: f
         return SynthSegError(
             "timeout", f"{image}: took longer than {timeout:.0f} s: give it more time, or more threads"
         )
-    if status == UNSAID and not lines:
+    if status in (UNSAID, EXIT_CODES["disk"]) and not lines:
         what = "what it had to say could not be written: make room on the disk and call again"
         return SynthSegError("disk", f"{image}: {what}")
     if _DISK.search(log):

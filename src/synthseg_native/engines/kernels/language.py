@@ -36,9 +36,10 @@ def llvm() -> Any:
     try:
         import llvmlite.binding
         import llvmlite.ir
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: its library is missing, or damaged
+        why = " ".join(str(error).split())
         raise SynthSegError(
-            "usage", f"llvmlite: cannot be imported ({error}): install the environment envs/llvm.txt"
+            "usage", f"llvmlite: cannot be imported ({why}): install the environment envs/llvm.txt"
         ) from error
     return llvmlite
 

@@ -90,15 +90,19 @@ def may_run_code() -> bool:
 def _kept(file: Path) -> bytes | None:
     """What `_keep` wrote; None where it is not there, not whole, or where another user could have put it.
 
-    It is machine code: the hash in the same file says that it is whole, not who wrote it.
+    It is machine code: the hash in the same file says that it is whole and that of this name, not who wrote it.
     """
     with contextlib.suppress(OSError), file.open("rb") as stream:
         # Of the file that is open, too: its name may lead elsewhere by now.
         if shared_disk.is_private(file) and shared_disk.is_mine(os.fstat(stream.fileno())):
             digest, code = stream.read(32), stream.read()
-            if hashlib.sha256(code).digest() == digest:
+            if _digest(file, code) == digest:
                 return code
     return None
+
+
+def _digest(file, code):
+    return hashlib.sha256(file.name.encode() + code).digest()
 
 
 def _keep(file, code):
@@ -106,7 +110,7 @@ def _keep(file, code):
     with contextlib.suppress(OSError):
         shared_disk.make_private(file.parent)
         with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as stream:
-            stream.write(hashlib.sha256(code).digest() + code)
+            stream.write(_digest(file, code) + code)
         Path(stream.name).replace(file)
 
 
