@@ -37,10 +37,7 @@ values = lambda *shape: rng.standard_normal(shape, dtype=np.float32)
 for name, settings, shape in json.loads(sys.argv[1]):
     smoothing = settings.pop("smoothing", 0.5)
     table = layer_table(**settings)
-    weights = {
-        layer.name: {key: probes._plausible(values, key, size) for key, size in layer.weights.items()}
-        for layer in table if layer.weights
-    }
+    weights = probes.plausible_weights(table, rng)
     inputs = [layer.name for layer in table if layer.kind == "input"]
     volumes = {name: values(*shape) for name in inputs}
     formulas = lambda volumes, weights=weights: probes._network(

@@ -43,10 +43,7 @@ values = lambda *shape: rng.standard_normal(shape, dtype=np.float32)
 for name, settings, shape in json.loads(sys.argv[1]):
     smoothing = settings.pop("smoothing", 0.5)
     table = layer_table(**settings)
-    weights = {
-        layer.name: {key: probes._plausible(values, key, size) for key, size in layer.weights.items()}
-        for layer in table if layer.weights
-    }
+    weights = probes.plausible_weights(table, rng)
     volume = values(*shape)
     other = np.moveaxis(volume, 0, 2)
     expected = probes._network(table, weights, inputs_of(table, volume), smoothing=smoothing)

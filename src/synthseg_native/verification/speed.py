@@ -8,7 +8,6 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from synthseg_native import shared_disk
@@ -17,7 +16,7 @@ from synthseg_native.networks.weights import default_cache
 from synthseg_native.verification import verify
 
 SLAB = (32, 96, 96)  # voxels; so small that a processor is done with it in a second or two
-NETWORK = {"levels": 5, "features": 24, "labels": 32}  # SynthSeg 1.0's
+NETWORK = "synthseg1"
 ENOUGH_S = 1.5  # a first run that takes longer is told as it is: what a runtime prepares is a small part of it then
 MOST_S = 120  # so long may a runtime take to start, and to compute
 
@@ -42,7 +41,7 @@ def _place(engine: str, device: str, precision: str) -> Path:
     return default_cache() / "speed" / f"{engine}-{device}-{precision}-{verify.fingerprint(engine)}.json"
 
 
-def measure(engine: str, device: str, precision: str, now: Callable[[], float] = time.perf_counter) -> float:
+def measure(engine: str, device: str, precision: str) -> float:
     """Seconds that an engine takes for SLAB with one thread, without its start. Runs in the engine's environment.
 
     The first run is left out where it is quick. Raises what the engine raises.
@@ -50,20 +49,20 @@ def measure(engine: str, device: str, precision: str, now: Callable[[], float] =
     import numpy as np
 
     from synthseg_native import engines
-    from synthseg_native.networks.layers import layer_table
+    from synthseg_native.networks import cards
     from synthseg_native.verification.probes import plausible_weights
 
-    table = layer_table(**NETWORK)
+    table = cards.load(NETWORK).network.table()
     rng = np.random.default_rng(20)
     module = engines.load(engine, precision)
     built = module.build(table, plausible_weights(table, rng), device=device, threads=1, precision=precision)
     volume = rng.random(SLAB, dtype=np.float32)
     seconds = 0.0
     for _ in range(2):
-        start = now()
+        start = time.perf_counter()
         for _, slab in built.run({"image": volume}):
             float(slab[0, 0, 0, 0])  # a device that computes meanwhile has to be done with it
-        seconds = now() - start
+        seconds = time.perf_counter() - start
         if seconds > ENOUGH_S:
             break
     return seconds
