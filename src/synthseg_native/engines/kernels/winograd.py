@@ -146,13 +146,12 @@ def winograd_weights(kernels: Sequence[np.ndarray], sources: Sequence[bool], blo
         pairs = [pair for pair in winograd.pairs if set(pair) <= set(points)]
         ins, outs = kernel.shape[3:]
         along, _ = along_z(winograd.size, upsampled)
-        wide = np.tensordot(winograd.kernel, kernel.astype(np.float64), axes=1)
-        ordered = np.empty((len(pairs), outs // block, ins, len(along), block), dtype=np.float32)
-        for target, (i, j) in zip(ordered, pairs, strict=True):
-            taps = np.tensordot(along, np.tensordot(winograd.kernel[j], wide[i], axes=1), axes=1)  # (along z, in, out)
-            target[...] = taps.reshape(len(along), ins, -1, block).transpose(2, 1, 0, 3)
-        packed.append(ordered.ravel())
-    return np.concatenate(packed)
+        taps = np.tensordot(along, kernel.astype(np.float64), axes=(1, 2))  # (along z, x, y, in, out)
+        taps = taps.reshape(*taps.shape[:3], ins, outs // block, block).transpose(1, 2, 4, 3, 0, 5)
+        factors = [np.outer(winograd.kernel[i], winograd.kernel[j]).ravel() for i, j in pairs]
+        # In the order in which they are kept before they become many: this is a part of every start.
+        packed.append((np.array(factors) @ taps.reshape(winograd.size**2, -1)).ravel())
+    return np.concatenate(packed, dtype=np.float32, casting="same_kind")
 
 
 def rows_together(z: int, size: int, lanes: int) -> int:
