@@ -4,11 +4,12 @@
 # .ci/arm64.sh root           a root file system for arm64: makes it where it is missing, prints its folder
 # .ci/arm64.sh python NAME    an environment of this project in it, from its lock: prints a program that runs its Python
 #                             from outside, with the same paths for this checkout and for /tmp
-# .ci/arm64.sh run WORDS ...  runs a command in it, in this checkout
+# .ci/arm64.sh run WORDS ...  runs a command in it, in the folder of the call
 #
 # The root is kept beside .ci/cache.sh's things, by what this file says, and the environments beside it: they take the
 # place of .envs/ there. Every call mounts what it needs in a namespace of its own, so that nothing stays mounted.
 set -euo pipefail
+folder=$PWD
 cd "$(dirname "$0")/.."
 checkout=$PWD
 cache=${SYNTHSEG_CI_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/synthseg-native-ci}
@@ -38,28 +39,27 @@ emulate() { # The kernel runs arm64 programs by QEMU, also in another root (F: i
 }
 
 make_root() {
-    local folder proxy
+    local made proxy
     packages
     emulate
     [ ! -e "$root/made" ] || return 0
     mkdir -p "$cache"
-    folder=$(mktemp -d "$cache/arm64.XXXXXX")
+    made=$(mktemp -d "$cache/arm64.XXXXXX")
     eval "$(apt-config shell proxy Acquire::http::Proxy)"
     say "making a root file system, some six minutes, once"
     # shellcheck disable=SC2046 # no mirror is no argument
     http_proxy=${proxy:-${http_proxy:-}} debootstrap --arch=arm64 --variant=minbase --foreign \
-        --include=python3,python3-venv,ca-certificates bookworm "$folder" $(.ci/mirror.sh) >"$folder.log" 2>&1 &&
-        chroot "$folder" /debootstrap/debootstrap --second-stage >>"$folder.log" 2>&1 || {
-        tail -n 20 "$folder.log" >&2
+        --include=python3,python3-venv,ca-certificates bookworm "$made" $(.ci/mirror.sh) >"$made.log" 2>&1 &&
+        chroot "$made" /debootstrap/debootstrap --second-stage >>"$made.log" 2>&1 || {
+        tail -n 20 "$made.log" >&2
         say "debootstrap failed"
         exit 1
     }
-    rm -rf "$folder.log" "$folder"/var/cache/apt/archives/*.deb
+    rm -rf "$made.log" "$made"/var/cache/apt/archives/*.deb
     find "$cache" -maxdepth 1 -name 'arm64-*' ! -name arm64-envs -exec rm -rf {} +
-    touch "$folder/made" && mv "$folder" "$root"
+    touch "$made/made" && mv "$made" "$root"
 }
 
-# What runs in the root: words of a command, in the folder of the caller.
 inside='
 for place in /proc /sys /dev /tmp "$checkout"; do
     mkdir -p "$root$place" && mount --rbind "$place" "$root$place"
@@ -69,7 +69,7 @@ mount --bind /etc/ssl "$root/etc/ssl"
 touch "$root/etc/resolv.conf" && mount --bind /etc/resolv.conf "$root/etc/resolv.conf"
 exec chroot "$root" /usr/bin/env -C "$folder" PATH=/opt/uv/bin:/usr/local/bin:/usr/bin:/bin "$@"'
 
-run() { (export root envs checkout folder=$checkout && exec unshare --mount sh -euc "$inside" sh "$@"); }
+run() { (export root envs checkout folder && exec unshare --mount sh -euc "$inside" sh "$@"); }
 
 uv() { # in the root, of the version and with the hashes that the tests use
     [ -x "$root/opt/uv/bin/uv" ] && return
@@ -82,14 +82,10 @@ python() { # python NAME
     local place wrapper=$checkout/build/arm64/$1/python
     make_root
     uv
-    run sh scripts/launch.sh ensure "$1" >&2
-    place=$(run sh scripts/launch.sh run "$1" -- -c 'import sys; print(sys.executable)' | tail -n 1)
+    run sh "$checkout/scripts/launch.sh" ensure "$1" >&2
+    place=$(run sh "$checkout/scripts/launch.sh" run "$1" -- -c 'import sys; print(sys.executable)' | tail -n 1)
     mkdir -p "${wrapper%/*}"
-    {
-        echo "#!/bin/sh"
-        echo "export root='$root' envs='$envs' checkout='$checkout' folder=\"\$PWD\""
-        echo "exec unshare --mount sh -euc '$inside' sh '$place' \"\$@\""
-    } >"$wrapper"
+    printf '#!/bin/sh\nexec "%s/.ci/arm64.sh" run "%s" "$@"\n' "$checkout" "$place" >"$wrapper"
     chmod +x "$wrapper"
     echo "$wrapper"
 }

@@ -142,7 +142,7 @@ def run_workflow() -> tuple[str, list[str]]:
     (STUDY / "config").mkdir(exist_ok=True)
     (STUDY / "config/config.yaml").write_text(CONFIG)
     (STUDY / "samples.tsv").write_text(f"participant_id\timage\nsub-01\t{ROOT}/tests/golden/thick_image.nii.gz\n")
-    command = ["run", "sh", "-c", f"./snakemake --cores 2 results/summary.tsv --directory {STUDY}"]
+    command = ["run", "sh", "-c", f"{ROOT}/snakemake --cores 2 results/summary.tsv --directory {STUDY}"]
     done = subprocess.run([ARM64, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     print(done.stdout, flush=True)
     table = STUDY / "results/summary.tsv"
