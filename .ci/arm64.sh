@@ -85,7 +85,9 @@ python() { # python NAME
     run sh "$checkout/scripts/launch.sh" ensure "$1" >&2
     place=$(run sh "$checkout/scripts/launch.sh" run "$1" -- -c 'import sys; print(sys.executable)' | tail -n 1)
     mkdir -p "${wrapper%/*}"
-    printf '#!/bin/sh\nexec "%s/.ci/arm64.sh" run "%s" "$@"\n' "$checkout" "$place" >"$wrapper"
+    # it finds this root whatever HOME a test gives it
+    printf '#!/bin/sh\nSYNTHSEG_CI_CACHE="%s" exec "%s/.ci/arm64.sh" run "%s" "$@"\n' \
+        "$cache" "$checkout" "$place" >"$wrapper"
     chmod +x "$wrapper"
     echo "$wrapper"
 }
