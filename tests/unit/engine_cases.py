@@ -22,18 +22,29 @@ MORE = {
     "no activation": ({"levels": 2, "features": 4, "labels": 3, "activation": "none"}, (20, 8, 12)),
     "no softmax": ({"levels": 2, "features": 4, "labels": 3, "end": "linear", "smoothing": 0}, (20, 8, 12)),
     "no softmax, smoothed": ({"levels": 2, "features": 4, "labels": 3, "end": "linear"}, (20, 8, 12)),
-    "two inputs": ({"levels": 2, "features": 4, "labels": 3, "inputs": ["image", "other"]}, (20, 8, 12)),
+    "two inputs": ({"levels": 2, "features": 4, "labels": 3, "inputs": {"image": 1, "other": 1}}, (20, 8, 12)),
 }
 
 # What the networks of SynthSeg 2.0 have besides.
 WIDER = {
     "kernel 5": ({"levels": 3, "features": 6, "labels": 5, "kernel": 5}, (40, 24, 20)),
-    "kernel 5, six inputs": (
-        {"levels": 2, "features": 4, "labels": 3, "kernel": 5, "inputs": ["image", "a", "b", "c", "d", "e"]},
-        (20, 8, 12),
+    "image and groups": ({"levels": 3, "features": 4, "labels": 5, "inputs": {"image": 1, "groups": 5}}, (36, 8, 12)),
+    "denoiser": (
+        {"levels": 4, "features": 4, "labels": 5, "kernel": 5, "levels_without_skip": 2, "inputs": {"groups": 5}},
+        (40, 16, 24),
+    ),
+    "encoder": (
+        {"levels": 3, "features": 4, "labels": 9, "kernel": 5, "activation": "relu", "form": "encoder",
+         "inputs": {"groups": 9}, "smoothing": 0},
+        (48, 16, 24),
+    ),
+    "encoder of as many features": (
+        {"levels": 2, "features": 6, "labels": 3, "activation": "relu", "form": "encoder", "inputs": {"groups": 6},
+         "smoothing": 0},
+        (24, 8, 12),
     ),
     "kernel 1": ({"levels": 2, "features": 4, "labels": 3, "kernel": 1}, (20, 8, 12)),
-}
+}  # fmt: skip
 
 
 def run(program, cases, python, root):

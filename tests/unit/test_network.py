@@ -33,6 +33,51 @@ def test_layers_of_synthseg_1():
     assert [layer.kind for layer in table[-2:]] == ["conv", "softmax"]
 
 
+GROUPS = {"image": 1, "groups": 5}
+SYNTHSEG_2 = {  # prefix: what is not as in `V1`, layers with weights, parameters
+    "unet": ({"labels": 5}, 28, 13_242_149),
+    "l2l": ({"labels": 5, "features": 16, "kernel": 5, "levels_without_skip": 2, "inputs": {"groups": 5}}, 28, 27_086_501),
+    "unet2": ({"labels": 33, "inputs": GROUPS}, 28, 13_246_089),
+    "unet_parc": ({"labels": 69, "inputs": {"image": 1, "cortex": 2}}, 28, 13_245_045),
+    "qc": (
+        {"form": "encoder", "levels": 4, "labels": 9, "kernel": 5, "activation": "relu", "inputs": {"groups": 9}},
+        18, 12_450_663,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", SYNTHSEG_2)
+def test_networks_of_synthseg_2(prefix):
+    """Numbers of the official files."""
+    more, layers, parameters = SYNTHSEG_2[prefix]
+    table = network.layer_table(**V1 | more, prefix=prefix)
+    assert sum(1 for layer in table if layer.weights) == layers
+    assert network.count_parameters(table) == parameters
+    assert all(layer.name.startswith(f"{prefix}_") for layer in table if layer.weights)
+
+
+def test_the_denoiser_has_no_skips_at_its_finest_levels():
+    more, _, _ = SYNTHSEG_2["l2l"]
+    table = network.layer_table(**V1 | more, prefix="l2l")
+    assert [layer.name for layer in table if layer.kind == "concat"] == ["l2l_merge_5", "l2l_merge_6"]
+    kernels = {layer.name: layer.weights["kernel"] for layer in table if layer.kind == "conv"}
+    assert kernels["l2l_conv_uparm_7_0"] == (5, 5, 5, 64, 32)
+    assert kernels["l2l_conv_uparm_8_0"] == (5, 5, 5, 32, 16)
+
+
+def test_layers_of_the_quality_network():
+    more, _, _ = SYNTHSEG_2["qc"]
+    layers = {layer.name: layer for layer in network.layer_table(**V1 | more, prefix="qc")}
+    assert layers["qc_conv_downarm_1_0"].inputs == layers["qc_expand_down_merge_1"].inputs == ("qc_maxpool_0",)
+    found = {name: layer.activation for name, layer in layers.items() if layer.activation != "none"}
+    assert set(found.values()) == {"relu"}
+    assert [name for name in layers if name.endswith("_2") and name in found] == [
+        "qc_expand_down_merge_2", "qc_res_down_merge_2"]  # fmt: skip
+    assert layers["qc_bn_down_3"].inputs == ("qc_res_down_merge_3",)
+    assert layers["qc_final_conv_0"].weights["kernel"] == (5, 5, 5, 192, 9)
+    assert (layers["qc_final_pred"].kind, layers["qc_final_pred"].channels) == ("mean", 9)
+
+
 def test_every_layer_reads_from_earlier_ones():
     known = set()
     for layer in network.layer_table(**V1):
@@ -54,16 +99,16 @@ def test_every_convolution_but_the_last_has_the_activation(activation):
 
 
 def test_several_inputs_are_put_together():
-    table = network.layer_table(**SMALL, inputs=("image", "cortex"))
+    table = network.layer_table(**SMALL, inputs={"image": 1, "groups": 5})
     assert [(layer.name, layer.kind, layer.channels) for layer in table[:3]] == [
         ("image", "input", 1),
-        ("cortex", "input", 1),
-        ("unet_inputs", "concat", 2),
+        ("groups", "onehot", 5),
+        ("unet_inputs", "concat", 6),
     ]
-    assert table[3].weights["kernel"] == (3, 3, 3, 2, 3)
+    assert table[3].weights["kernel"] == (3, 3, 3, 6, 3)
 
 
-@pytest.mark.parametrize("wrong", [{"activation": "gelu"}, {"end": "sigmoid"}])
+@pytest.mark.parametrize("wrong", [{"activation": "gelu"}, {"end": "sigmoid"}, {"form": "resnet"}])
 def test_other_activations_and_ends_are_refused(wrong):
     ((what, value),) = wrong.items()
     with pytest.raises(SynthSegError, match=f"^{what} {value}: no such {what}: use one of") as caught:

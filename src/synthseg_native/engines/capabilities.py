@@ -15,16 +15,15 @@ from synthseg_native.networks import layers
 class Capabilities:
     """What an engine compiles.
 
-    kinds, activations, ends : of those that `layers` has. The defaults are those of SynthSeg's U-Net; a kind that is
-    new there is nobody's until an engine says so
+    kinds, activations, ends : of those that `layers` has
     kernels : sizes of convolutions, along each axis; None for any odd one
     inputs : the most input layers that a network may have; None for any number
     smooths : whether `run` takes smoothing
     """
 
-    kinds: tuple[str, ...] = ("input", "conv", "norm", "pool", "up", "concat", "softmax")
+    kinds: tuple[str, ...] = layers.KINDS
     activations: tuple[str, ...] = ("elu", "relu", "none")
-    ends: tuple[str, ...] = ("softmax", "linear")
+    ends: tuple[str, ...] = layers.ENDS
     kernels: tuple[int, ...] | None = None
     inputs: int | None = None
     smooths: bool = True
@@ -45,7 +44,7 @@ class Capabilities:
             if layer.kind == "conv" and self.kernels and layer.weights["kernel"][0] not in self.kernels:
                 known = ", ".join(map(str, self.kernels))
                 return f"kernel {layer.weights['kernel'][0]} of {layer.name} (it has {known})"
-        inputs = sum(layer.kind == "input" for layer in table)
+        inputs = len(layers.given(table))
         if self.inputs and inputs > self.inputs:
             return f"{inputs} inputs (it has {self.inputs})"
         if layers.end_of(table) not in self.ends:

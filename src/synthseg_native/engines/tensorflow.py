@@ -12,7 +12,7 @@ import numpy as np
 
 from synthseg_native.engines import capabilities
 from synthseg_native.errors import SynthSegError
-from synthseg_native.networks.layers import NORMALISATION_EPSILON, Layer, Weights, gaussian_kernel
+from synthseg_native.networks.layers import NORMALISATION_EPSILON, Layer, Weights, gaussian_kernel, given
 
 CAN = capabilities.Capabilities()
 SLAB = 16  # planes handed out at a time
@@ -101,12 +101,12 @@ class TensorFlowEngine:
     def run(self, inputs: dict[str, np.ndarray], smoothing: float = 0.0) -> Iterator[tuple[int, np.ndarray]]:
         """See `engines`."""
         tf = self.tf
-        volumes = [inputs[layer.name] for layer in self._table if layer.kind == "input"]
+        volumes = [inputs[layer.name] for layer in given(self._table)]
         try:
             with tf.device(self._place):
                 network = self._graph(volumes[0].shape, smoothing)
                 result = network(*(tf.constant(volume[None, ..., None]) for volume in volumes))
-                for start in range(0, volumes[0].shape[0], SLAB):
+                for start in range(0, result.shape[1], SLAB):
                     yield start, result[0, start : start + SLAB].numpy()
         except tf.errors.ResourceExhaustedError as error:
             raise MemoryError(f"TensorFlow: {error.message.splitlines()[0]}") from error
@@ -115,8 +115,8 @@ class TensorFlowEngine:
         """The network, and the smoothing, as one graph for volumes of a shape; that of the last call is kept."""
         key, graph = self._kept
         if key != (shape, smoothing):
-            count = sum(layer.kind == "input" for layer in self._table)
-            signature = [self.tf.TensorSpec((1, *shape, 1), self.tf.float32)] * count
+            types = {"input": self.tf.float32, "onehot": self.tf.uint8}
+            signature = [self.tf.TensorSpec((1, *shape, 1), types[layer.kind]) for layer in given(self._table)]
             forward = partial(self._forward, smoothing)
             graph = self.tf.function(forward, input_signature=signature, autograph=False)
             self._kept = (shape, smoothing), graph
@@ -128,6 +128,8 @@ class TensorFlowEngine:
         for layer in self._table:
             if layer.kind == "input":
                 outputs[layer.name] = next(images)
+            elif layer.kind == "onehot":
+                outputs[layer.name] = self.tf.one_hot(next(images)[..., 0], layer.channels)
             else:
                 inputs = [outputs[name] for name in layer.inputs]
                 outputs[layer.name] = self._operations[layer.kind](self, layer, *inputs)
@@ -137,7 +139,9 @@ class TensorFlowEngine:
     def _conv(self, layer, x):
         weights = self._weights[layer.name]
         x = self.tf.nn.conv3d(x, weights["kernel"], [1] * 5, "SAME")
-        x = self.tf.nn.bias_add(x, weights["bias"])
+        return self._activated(layer, self.tf.nn.bias_add(x, weights["bias"]))
+
+    def _activated(self, layer, x):
         function = {"elu": self.tf.nn.elu, "relu": self.tf.nn.relu, "none": lambda x: x}[layer.activation]
         return function(x)
 
@@ -159,6 +163,12 @@ class TensorFlowEngine:
     def _concat(self, layer, *inputs):
         return self.tf.concat(inputs, axis=-1)
 
+    def _add(self, layer, *inputs):
+        return self._activated(layer, self.tf.add_n(inputs))
+
+    def _mean(self, layer, x):
+        return self.tf.reduce_mean(x, axis=[1, 2, 3], keepdims=True)
+
     def _softmax(self, layer, x):
         return self.tf.nn.softmax(x, axis=-1)
 
@@ -174,5 +184,7 @@ class TensorFlowEngine:
         "pool": _pool,
         "up": _up,
         "concat": _concat,
+        "add": _add,
         "softmax": _softmax,
+        "mean": _mean,
     }

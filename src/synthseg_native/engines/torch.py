@@ -7,8 +7,8 @@ has the same numbers as the whole.
 
 Two identities keep the upsampled and the concatenated tensor from existing: conv(concat(a, b)) = conv_a(a) +
 conv_b(b); and kernel 3 over an image doubled by nearest neighbour is, for every other voxel along each axis, kernel 2
-over the image itself. (That is a transposed convolution of kernel 4, stride 2, padding 1; as an ordinary convolution
-it needs no operation more than the rest, and Apple's GPUs have transposed ones in float32 only.)
+over the image itself, kernel 5 is kernel 3. (The first is a transposed convolution of kernel 4, stride 2, padding 1; as
+an ordinary convolution it needs no operation more than the rest, and Apple's GPUs have transposed ones in float32 only.)
 
 Only operations that are sound on Apple's GPUs are used: no padding of 5-D tensors, contiguous inputs and weights. What
 is sound on a machine is decided by the probes (`verify`), never here.
@@ -26,16 +26,14 @@ import numpy as np
 
 from synthseg_native.engines import capabilities
 from synthseg_native.errors import SynthSegError
-from synthseg_native.networks.layers import NORMALISATION_EPSILON, Layer, Weights, gaussian_kernel
+from synthseg_native.networks.layers import GIVEN, NORMALISATION_EPSILON, Layer, Weights, gaussian_kernel
 
-CAN = capabilities.Capabilities(kernels=(1, 3))
+CAN = capabilities.Capabilities()
 SLAB_BYTES = 2**27  # of one tensor in float32: a dozen planes of 256 x 256, 33 labels
 OLDEST = (2, 13)
 OLDEST_MPS = (2, 14)  # before it, 3-D convolutions on Apple's GPUs were slow or wrong
 NO_MEMORY = re.compile("out of memory|can't allocate memory|invalid buffer size", re.IGNORECASE)
 
-# Kernel 3 over doubled voxels as kernel 2 over the voxels: rows for the voxel before (even) or behind (odd) the middle.
-FOLDED = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], np.float32)
 
 
 def check(table: list[Layer]) -> None:
@@ -101,9 +99,22 @@ def precisions(torch: Any, place: str) -> list[str]:
     return ["float32", "bf16"] if bf16 else ["float32"]
 
 
+def folding(size: int) -> np.ndarray:
+    """How a line of a kernel of this odd size over doubled voxels is one over the voxels, (2, size // 2 + 1, size): for
+    even voxels of the doubled line, and for odd ones.
+
+    >>> folding(3).astype(int).tolist()
+    [[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]]
+    """
+    read = [[(odd + z - size // 2) // 2 for z in range(size)] for odd in (0, 1)]
+    return np.float32([[[n == each[0] + row for n in each] for row in range(size // 2 + 1)] for each in read])
+
+
 def _folded(kernel):
-    """The kernel (2, 2, 2, in, 8 out) over an image that equals `kernel` (3, 3, 3, in, out) over the doubled image."""
-    parts = [np.einsum("ai,bj,ck,ijkxy->abcxy", *(FOLDED[n] for n in odd), kernel) for odd in product((0, 1), repeat=3)]
+    """The kernel (n, n, n, in, 8 out) over an image that equals `kernel` (size, size, size, in, out) over the doubled
+    image."""
+    fold = folding(len(kernel))
+    parts = [np.einsum("ai,bj,ck,ijkxy->abcxy", *(fold[n] for n in odd), kernel) for odd in product((0, 1), repeat=3)]
     return np.concatenate(parts, axis=-1)
 
 
@@ -123,7 +134,7 @@ class TorchEngine:
         self._layout = torch.channels_last_3d if place == "cpu" else torch.contiguous_format
         self._layers = {layer.name: layer for layer in table}
         self._type = reduced or torch.float32
-        self._images = [layer.name for layer in table if layer.kind == "input"]
+        self._given = [layer for layer in table if layer.kind in GIVEN]
         self._steps = self._plan(table)
         self._whole = {name for name, _ in self._steps}
         # Where rounding costs most voxels, float32 stays: in what reads the images, and from the last doubling on.
@@ -142,6 +153,8 @@ class TorchEngine:
             size = shapes[layer.inputs[-1]] if layer.inputs else tuple(shape)
             if layer.kind == "pool":
                 size = tuple(n // 2 for n in size)
+            if layer.kind == "mean":
+                size = (1, 1, 1)
             shapes[layer.name] = tuple(2 * n for n in size) if layer.kind == "up" else size
 
     def release(self) -> None:
@@ -149,10 +162,13 @@ class TorchEngine:
 
     def run(self, inputs: dict[str, np.ndarray], smoothing: float = 0.0) -> Iterator[tuple[int, np.ndarray]]:
         """See `engines`."""
-        steps, (last, _) = self._steps[len(self._images) : -1], self._steps[-1]
-        self._shape(inputs[self._images[0]].shape)
+        steps, (last, _) = self._steps[len(self._given) : -1], self._steps[-1]
+        self._shape(inputs[self._given[0].name].shape)
         with self._told():
-            whole = {name: self._put(np.ascontiguousarray(inputs[name])[None, None]) for name in self._images}
+            whole = {}
+            for layer in self._given:
+                kind = np.uint8 if layer.kind == "onehot" else np.float32
+                whole[layer.name] = self._put(np.asarray(inputs[layer.name], kind)[None, None])
             for name, done in steps:
                 output = self._empty(self._layers[name].channels, self._shapes[name], self._type)
                 for start, stop in self._slabs(name):
@@ -187,8 +203,8 @@ class TorchEngine:
         out instead."""
         readers = {layer.name: [other for other in table if layer.name in other.inputs] for layer in table}
         names = [name for name, those in readers.items() if len(those) > 1 or any(r.kind == "up" for r in those)]
-        images = [layer.name for layer in table if layer.kind == "input"]
-        names = [*images, *(name for name in names if name not in images), table[-1].name]
+        given = [layer.name for layer in table if layer.kind in GIVEN]
+        names = [*given, *(name for name in names if name not in given), table[-1].name]
 
         def sources(name):
             for source in self._layers[name].inputs:
@@ -239,7 +255,8 @@ class TorchEngine:
         return [self._layers[part] for part in source.inputs] if source.kind == "concat" else [source]
 
     def _put(self, array, kind=None):
-        tensor = self.torch.tensor(np.ascontiguousarray(array, np.float32), dtype=kind, device=self._place)
+        array = np.ascontiguousarray(array, np.uint8 if array.dtype == np.uint8 else np.float32)
+        tensor = self.torch.tensor(array, dtype=kind, device=self._place)
         return tensor.contiguous(memory_format=self._layout) if tensor.ndim == 5 else tensor
 
     def _empty(self, channels, shape, kind):
@@ -255,7 +272,13 @@ class TorchEngine:
             return getattr(self, f"_{layer.kind}")(layer, start, stop, whole)
 
     def _planes(self, name, start, stop, whole):
-        return whole[name][:, :, start:stop] if name in whole else self._compute(name, start, stop, whole)
+        if name not in whole:
+            return self._compute(name, start, stop, whole)
+        planes, layer = whole[name][:, :, start:stop], self._layers[name]
+        if layer.kind == "onehot":
+            numbers = self.torch.arange(layer.channels, dtype=planes.dtype, device=self._place)
+            return (planes == numbers.view(1, -1, 1, 1, 1)).to(self.torch.float32)
+        return planes
 
     def _conv(self, layer, start, stop, whole):
         parts, bias = self._weights[layer.name]
@@ -263,10 +286,16 @@ class TorchEngine:
         for source, kernel in zip(self._read_by(layer), parts, strict=True):
             if source.kind == "up":
                 part = self._convolve_doubled(source.inputs[0], start, stop, kernel, whole)
+                if total is None:
+                    part.add_(bias.view(1, -1, 1, 1, 1))
             else:
                 part = self._convolve(source.name, start, stop, kernel, whole, bias if total is None else None)
             total = part if total is None else total.add_(part)
             del part
+        return self._activated(layer, total)
+
+    def _activated(self, layer, total):
+        """The activation of a layer, in place."""
         if layer.activation == "none":
             return total
         functional = self.torch.nn.functional
@@ -291,18 +320,19 @@ class TorchEngine:
         return y.contiguous(memory_format=self._layout)
 
     def _convolve_doubled(self, source, start, stop, kernel, whole):
-        """Planes start to stop of a convolution, kernel 3, of a layer's output doubled by nearest neighbour.
+        """Planes start to stop of a convolution of a layer's output doubled by nearest neighbour.
 
         kernel : from `_folded`. Voxel 2i of the doubled image is voxel i of the first eighth of the channels, voxel
-        2i + 1 is voxel i + 1 of the last, and so on along each axis.
+        2i + 1 is voxel i, where the folded kernel's size is even i + 1, of the last, and so on along each axis.
         """
-        first, last = start // 2, (stop + 1) // 2
-        folded = self._convolve(source, first, last + 1, kernel, whole)
-        sizes = [n - 1 for n in folded.shape[2:]]
+        first, last, shift = start // 2, (stop + 1) // 2, 1 - kernel.shape[-1] % 2
+        folded = self._convolve(source, first, last + shift, kernel, whole)
+        sizes = [n - shift for n in folded.shape[2:]]
         y = self._empty(folded.shape[1] // 8, [2 * n for n in sizes], folded.dtype)
         for part, odd in zip(folded.chunk(8, dim=1), product((0, 1), repeat=3), strict=True):
             (a, b, c), (n, m, k) = odd, sizes
-            y[:, :, a::2, b::2, c::2] = part[:, :, a : a + n, b : b + m, c : c + k]
+            i, j, h = (shift * each for each in odd)
+            y[:, :, a::2, b::2, c::2] = part[:, :, i : i + n, j : j + m, h : h + k]
         return y[:, :, start - 2 * first : stop - 2 * first]
 
     def _norm(self, layer, start, stop, whole):
@@ -312,6 +342,14 @@ class TorchEngine:
     def _pool(self, layer, start, stop, whole):
         x = self._planes(layer.inputs[0], 2 * start, 2 * stop, whole)
         return self.torch.nn.functional.max_pool3d(x.contiguous(memory_format=self._layout), 2)
+
+    def _add(self, layer, start, stop, whole):
+        one, other = (self._planes(name, start, stop, whole) for name in layer.inputs)
+        return self._activated(layer, one + other)
+
+    def _mean(self, layer, start, stop, whole):
+        (source,) = layer.inputs
+        return self._planes(source, 0, self._shapes[source][0], whole).mean(dim=(2, 3, 4), keepdim=True)
 
     def _softmax(self, layer, start, stop, whole):
         return self._planes(layer.inputs[0], start, stop, whole).softmax(dim=1)

@@ -1,9 +1,10 @@
 """Networks as tables of layers, from which every engine builds, and their weights.
 
-A table ends where its network ends: with the softmax, or without one. What is done with a network's numbers, smoothing,
+A table ends where its network ends: with the softmax, with a mean over space, or without either. What is done with a network's numbers, smoothing,
 the average with the mirror image, the likeliest label, are stages of the pipeline.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import ceil, prod
 from pathlib import Path
@@ -13,9 +14,11 @@ import numpy as np
 from synthseg_native.errors import SynthSegError
 
 NORMALISATION_EPSILON = 1e-3  # Keras' default, with which SynthSeg was trained
-KINDS = ("input", "conv", "norm", "pool", "up", "concat", "softmax")
+KINDS = ("input", "onehot", "conv", "norm", "pool", "up", "concat", "add", "softmax", "mean")
+GIVEN = ("input", "onehot")  # kinds of what a network reads
 ACTIVATIONS = ("elu", "relu", "none")
-ENDS = ("softmax", "linear")
+FORMS = ("unet", "encoder")
+ENDS = ("softmax", "linear", "mean")
 Weights = dict[str, dict[str, np.ndarray]]  # of a table: {layer name: {weight name: float32 array}}
 
 
@@ -23,9 +26,11 @@ Weights = dict[str, dict[str, np.ndarray]]  # of a table: {layer name: {weight n
 class Layer:
     """One row of a table.
 
-    name : upstream's name, by which weights are found; of an input the name of what it reads
-    kind : input · conv (zero padding, stride 1, bias, then activation) · norm (multiply-add with stored moments) ·
-           pool (maximum over 2x2x2) · up (nearest, factor 2) · concat (inputs in this order, along channels) · softmax
+    name : upstream's name, by which weights are found; of what is read the name of that
+    kind : input (an image) · onehot (a map of whole numbers, one channel for each) · conv (zero padding, stride 1,
+           bias, then activation) · norm (multiply-add with stored moments) · pool (maximum over 2x2x2) · up (nearest,
+           factor 2) · concat (inputs in this order, along channels) · add (their sum, then activation) · softmax ·
+           mean (over space)
     channels : channels of the output · inputs : names of the layers read
     weights : shape per weight, Keras' names and layout (kernel: x, y, z, in, out); empty for a layer without any
     activation : of ACTIVATIONS; elu has alpha 1
@@ -47,17 +52,23 @@ def layer_table(
     convolutions_per_level: int = 2,
     kernel: int = 3,
     activation: str = "elu",
-    end: str = "softmax",
-    inputs: tuple[str, ...] = ("image",),
+    form: str = "unet",
+    prefix: str = "unet",
+    levels_without_skip: int = 0,
+    end: str | None = None,
+    inputs: Mapping[str, int] | None = None,
 ) -> list[Layer]:
-    """The U-Net of SynthSeg, its layers in the order of execution; the last one gives the result.
+    """The layers of one of SynthSeg's networks in the order of execution; the last one gives the result.
 
     features : channels of the finest level, they double per level · labels : channels of the result
-    activation : of the convolutions but the last one, of ACTIVATIONS · end : of ENDS, what follows the last convolution
-    inputs : names of what the network reads, one channel each, put together in this order
+    activation : of the convolutions but the last one, of ACTIVATIONS
+    form : of FORMS: the U-Net, or the encoder that gives numbers for the whole volume · prefix : of all names
+    levels_without_skip : of a U-Net, the finest ones
+    end : of ENDS, what follows the last convolution; None: what its form ends with, softmax or mean
+    inputs : what the network reads, put together in this order, and how many channels that has: 1 of an image, more of
+    a map of whole numbers; None: the image alone
 
-    A skip connection leaves its level before the normalisation. Raises SynthSegError("usage") for an activation or an
-    end that there is not.
+    Raises SynthSegError("usage") for an activation, a form or an end that there is not.
 
     >>> [layer.kind for layer in layer_table(levels=1, features=8, labels=3, convolutions_per_level=1)]
     ['input', 'conv', 'norm', 'conv', 'softmax']
@@ -65,52 +76,102 @@ def layer_table(
     >>> table[-1].name, table[-1].activation, table[-1].weights["kernel"]
     ('unet_likelihood', 'none', (1, 1, 1, 8, 3))
     """
-    for what, value, known in (("activation", activation, ACTIVATIONS), ("end", end, ENDS)):
+    end = end or {"encoder": "mean"}.get(form, "softmax")
+    for what, value, known in (("activation", activation, ACTIVATIONS), ("form", form, FORMS), ("end", end, ENDS)):
         if value not in known:
             raise SynthSegError("usage", f"{what} {value}: no such {what}: use one of {', '.join(known)}")
-    table = [Layer(name, "input", 1) for name in inputs]
+    write = _Writer(prefix, {"image": 1} if inputs is None else inputs)
+    if form == "unet":
+        _unet(write, levels, features, labels, convolutions_per_level, kernel, activation, levels_without_skip)
+    else:
+        _encoder(write, levels, features, labels, convolutions_per_level, kernel, activation)
+    if end == "softmax":
+        write.add("prediction", "softmax", labels)
+    elif end == "mean":
+        write.add("final_pred", "mean", labels)
+    return write.table
 
-    def add(name, kind, channels, inputs=None, **more):
-        table.append(Layer(name, kind, channels, inputs or (table[-1].name,), **more))
 
-    def convolve(name, channels, size=kernel, function=activation):
-        shapes = {"kernel": (size, size, size, table[-1].channels, channels), "bias": (channels,)}
-        add(name, "conv", channels, weights=shapes, activation=function)
+class _Writer:
+    """A table that is written, layer after layer; each reads the one before, where nothing else is said."""
 
-    def normalise(name):
-        channels = table[-1].channels
+    def __init__(self, prefix, inputs):
+        self.prefix = prefix
+        self.table = [Layer(name, "onehot" if n > 1 else "input", n) for name, n in inputs.items()]
+        if len(inputs) > 1:
+            self.add("inputs", "concat", sum(inputs.values()), tuple(inputs))
+
+    @property
+    def last(self):
+        return self.table[-1]
+
+    def add(self, name, kind, channels, inputs=None, **more):
+        self.table.append(Layer(f"{self.prefix}_{name}", kind, channels, inputs or (self.last.name,), **more))
+        return self.last
+
+    def convolve(self, name, channels, size, activation, source=None):
+        source = source or self.last
+        shapes = {"kernel": (size, size, size, source.channels, channels), "bias": (channels,)}
+        return self.add(name, "conv", channels, (source.name,), weights=shapes, activation=activation)
+
+    def normalise(self, name):
         names = ("gamma", "beta", "moving_mean", "moving_variance")
-        add(name, "norm", channels, weights=dict.fromkeys(names, (channels,)))
+        return self.add(name, "norm", self.last.channels, weights=dict.fromkeys(names, (self.last.channels,)))
 
-    if len(inputs) > 1:
-        add("unet_inputs", "concat", len(inputs), tuple(inputs))
+
+def _unet(write, levels, features, labels, convolutions_per_level, kernel, activation, levels_without_skip):
+    """A skip connection leaves its level before the normalisation."""
     skips = []
     for level in range(levels):
-        channels = features * 2**level
         for i in range(convolutions_per_level):
-            convolve(f"unet_conv_downarm_{level}_{i}", channels)
-        skips.append(table[-1].name)
-        normalise(f"unet_bn_down_{level}")
+            write.convolve(f"conv_downarm_{level}_{i}", features * 2**level, kernel, activation)
+        skips.append(write.last)
+        write.normalise(f"bn_down_{level}")
         if level < levels - 1:
-            add(f"unet_maxpool_{level}", "pool", channels)
+            write.add(f"maxpool_{level}", "pool", write.last.channels)
     for i in range(levels - 1):
-        number = levels + i
-        channels = features * 2 ** (levels - 2 - i)
-        add(f"unet_up_{number}", "up", table[-1].channels)
-        both = channels + table[-1].channels
-        add(f"unet_merge_{number}", "concat", both, (skips[levels - 2 - i], table[-1].name))
+        number, level = levels + i, levels - 2 - i
+        up = write.add(f"up_{number}", "up", write.last.channels)
+        if level >= levels_without_skip:
+            skip = skips[level]
+            write.add(f"merge_{number}", "concat", skip.channels + up.channels, (skip.name, up.name))
         for j in range(convolutions_per_level):
-            convolve(f"unet_conv_uparm_{number}_{j}", channels)
-        normalise(f"unet_bn_up_{i}")
-    convolve("unet_likelihood", labels, 1, "none")
-    if end == "softmax":
-        add("unet_prediction", "softmax", labels)
-    return table
+            write.convolve(f"conv_uparm_{number}_{j}", features * 2**level, kernel, activation)
+        write.normalise(f"bn_up_{i}")
+    write.convolve("likelihood", labels, 1, "none")
+
+
+def _encoder(write, levels, features, labels, convolutions_per_level, kernel, activation):
+    """Each level adds what it reads to what its convolutions make of it, the last one of these without an activation;
+    where the number of channels changes, a convolution of its own makes them as many."""
+    for level in range(levels):
+        source, channels = write.last, features * 2**level
+        for i in range(convolutions_per_level):
+            last = i == convolutions_per_level - 1
+            write.convolve(f"conv_downarm_{level}_{i}", channels, kernel, "none" if last else activation)
+        convolved = write.last
+        if source.channels != channels:
+            source = write.convolve(f"expand_down_merge_{level}", channels, kernel, activation, source)
+        both = (source.name, convolved.name)
+        write.add(f"res_down_merge_{level}", "add", channels, both, activation=activation)
+        write.normalise(f"bn_down_{level}")
+        write.add(f"maxpool_{level}", "pool", channels)
+    for i in range(2):
+        write.convolve(f"final_conv_{i}", labels, kernel, activation)
 
 
 def end_of(table: list[Layer]) -> str:
-    """How a table ends: "softmax", or "linear" where its last layer is another one."""
-    return "softmax" if table[-1].kind == "softmax" else "linear"
+    """How a table ends: "softmax", "mean", or "linear" where its last layer is another one."""
+    return table[-1].kind if table[-1].kind in ENDS else "linear"
+
+
+def given(table: list[Layer]) -> list[Layer]:
+    """What a network reads, in the order in which it is put together.
+
+    >>> [layer.name for layer in given(layer_table(levels=1, features=8, labels=3))]
+    ['image']
+    """
+    return [layer for layer in table if layer.kind in GIVEN]
 
 
 def count_parameters(table: list[Layer]) -> int:

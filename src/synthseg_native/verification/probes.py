@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from synthseg_native.networks.layers import NORMALISATION_EPSILON, Layer, Weights, gaussian_kernel, layer_table
+from synthseg_native.networks.layers import GIVEN, NORMALISATION_EPSILON, Layer, Weights, gaussian_kernel, layer_table
 
 # Largest difference to the CPU in results of order 1. Other orders of summation stay below 1e-5; reduced precision
 # (TF32, bfloat16) and wrong kernels do not.
@@ -246,23 +246,35 @@ def _relu(x):
     return np.maximum(x, 0)
 
 
+def _mean(x):
+    return x.mean(axis=(1, 2, 3), keepdims=True, dtype=np.float64).astype(np.float32)
+
+
+ACTIVATIONS = {"elu": _elu, "relu": _relu, "none": lambda x: x}
+
+
 def _network(table, weights, x, precision="float32", smoothing=SMOOTHING):
     """The layer table, one array per layer, and the smoothing of what it gives; x is (X, Y, Z), or such arrays by
     the names of inputs, the result (X, Y, Z, labels). Precise at any precision."""
     given = x if isinstance(x, dict) else {table[0].name: x}
-    done = {name: volume[None, ..., None] for name, volume in given.items()}
-    for layer in table[len(done) :]:
+    done = {}
+    for layer in table:
+        if layer.kind in GIVEN:
+            volume = given[layer.name][None, ..., None]
+            done[layer.name] = volume if layer.kind == "input" else np.float32(volume == np.arange(layer.channels))
+            continue
         first, *others = (done[name] for name in layer.inputs)
         w = weights.get(layer.name)
         if layer.kind == "conv":
-            out = _conv3d(first, **w)
-            out = {"elu": _elu, "relu": _relu, "none": lambda x: x}[layer.activation](out)
+            out = ACTIVATIONS[layer.activation](_conv3d(first, **w))
         elif layer.kind == "norm":
             out = _batch_normalisation(first, w["moving_mean"], w["moving_variance"], w["beta"], w["gamma"])
         elif layer.kind == "concat":
             out = np.concatenate([first, *others], axis=-1)
+        elif layer.kind == "add":
+            out = ACTIVATIONS[layer.activation](sum(others, first))
         else:
-            out = {"pool": _max_pool3d, "up": _up_sampling3d, "softmax": _softmax}[layer.kind](first)
+            out = {"pool": _max_pool3d, "up": _up_sampling3d, "softmax": _softmax, "mean": _mean}[layer.kind](first)
         done[layer.name] = out
     if smoothing:
         out = _depthwise_conv3d(out, np.repeat(gaussian_kernel(smoothing)[..., None, None], out.shape[-1], -1))

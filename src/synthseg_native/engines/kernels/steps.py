@@ -1,15 +1,16 @@
 """From a table of layers to the steps that kernels compute.
 
 A step is a convolution or a pooling with the layers that belong to it: what a convolution reads is put together and
-upsampled while it is read (no concatenated tensor, no upsampled one), its activation and the normalisation behind it
-are done while its results are at hand. A normalisation that a pooling alone reads is done by that.
+upsampled while it is read (no concatenated tensor, no upsampled one); what is added to it, its activation and the
+normalisation behind it are done while its results are at hand. A normalisation that a pooling alone reads is done by
+that.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from synthseg_native.networks.layers import Layer
+from synthseg_native.networks.layers import Layer, given
 
 
 class Unlike(Exception):
@@ -18,10 +19,11 @@ class Unlike(Exception):
 
 @dataclass
 class Step:
-    """One step; what it gives is called by the name of its layer.
+    """One step; what it gives is called by the name of its layer, or of that which adds another tensor to it.
 
     layer : the convolution or the pooling · sources : (name of a step, or of the input; whether it is upsampled) of
     each tensor that it reads, put together in this order · norm : the normalisation that belongs to it, or None
+    activation : of its results · added : name of the tensor that is added to them before, or None
     level : how often its result is halved · whole : whether its result is kept whole, as several steps read it at
     different times, or as it is small
     """
@@ -30,22 +32,30 @@ class Step:
     sources: tuple[tuple[str, bool], ...]
     level: int
     norm: Layer | None = None
+    activation: str = "none"
+    added: str | None = None
     whole: bool = False
+
+    @property
+    def reads(self) -> list[str]:
+        """Names of all tensors that it reads."""
+        return [name for name, _ in self.sources] + [self.added] * (self.added is not None)
 
 
 @dataclass(frozen=True)
 class Steps:
     """A network in steps.
 
-    inputs : names of the input layers, in the order in which they are put together, as the tensor `source`
+    inputs : the layers of what is read, in the order in which that is put together, as the tensor `source`
     steps : by name, in the order of the table · last : the convolution of kernel 1 that gives a number per label, which
     reads the tensor `read` · softmax : whether a softmax follows
+    Where last is None the result is the mean over space of the tensor `read`.
     """
 
-    inputs: tuple[str, ...]
+    inputs: tuple[Layer, ...]
     source: str
     steps: dict[str, Step]
-    last: Layer
+    last: Layer | None
     read: str
     softmax: bool
 
@@ -69,13 +79,12 @@ class _Reader:
     """Goes through a table from its first layer to its last."""
 
     def __init__(self, table):
-        softmax = table[-1].kind == "softmax"
-        *self.layers, self.last = table[:-1] if softmax else table
-        self.softmax, self.readers = softmax, defaultdict(list)
+        self.end = table[-1].kind if table[-1].kind in ("softmax", "mean") else None
+        self.layers, self.readers = table[:-1] if self.end else table, defaultdict(list)
         for layer in table:
             for name in layer.inputs:
                 self.readers[name].append(layer)
-        self.inputs = tuple(layer.name for layer in table if layer.kind == "input")
+        self.table, self.inputs = table, tuple(given(table))
         self.parts: dict[str, tuple] = {}  # of a layer: the tensors that it stands for, and whether upsampled
         self.waiting: dict[str, Layer] = {}  # normalisations that a pooling has to do
         self.levels: dict[str, int] = {}
@@ -83,37 +92,44 @@ class _Reader:
         self.source = None
 
     def read(self) -> Steps:
-        for layer in self.layers:
+        *layers, last = self.layers
+        if self.end == "mean":
+            layers, last = self.layers, None
+        for layer in layers:
             getattr(self, f"_{layer.kind}")(layer)
-        last, softmax = self.last, self.softmax
-        alone = len(self.readers[last.name]) == int(softmax)
-        if last.kind != "conv" or last.activation != "none" or last.weights["kernel"][0] != 1 or not alone:
-            raise Unlike(f"last convolution {last.name} (it has one of kernel 1 without an activation, at the end)")
-        read = self._tensor(last)
-        if self.levels[read] or read == self.source:
-            raise Unlike(f"what {last.name} reads (it has features of the input's size there)")
+        read = self._tensor(last or self.table[-1])
+        if last:
+            alone = len(self.readers[last.name]) == (self.end == "softmax")
+            if last.kind != "conv" or last.activation != "none" or last.weights["kernel"][0] != 1 or not alone:
+                raise Unlike(f"last convolution {last.name} (it has one of kernel 1 without an activation, at the end)")
+            if self.levels[read] or read == self.source:
+                raise Unlike(f"what {last.name} reads (it has features of the input's size there)")
         self._keep(read)
-        return Steps(self.inputs, self.source, self.steps, last, read, softmax)
+        return Steps(self.inputs, self.source, self.steps, last, read, self.end == "softmax")
 
     def _keep(self, read):
         """Say which results are kept whole. At the finest level none is: the steps up to one that two read are done
         twice, which takes about as long as getting the memory from the system, and takes a quarter less of it."""
-        times = Counter(name for step in self.steps.values() for name, _ in step.sources)
+        times = Counter(name for step in self.steps.values() for name in step.reads)
         times[read] += 1
         deepest = max(self.levels.values())
         for name, step in self.steps.items():
             step.whole = step.level > 0 and (step.level == deepest or times[name] > 1)
+        if self.end == "mean" and read in self.steps:
+            self.steps[read].whole = True
 
     def _input(self, layer):
         if len(self.inputs) == 1:
             self._begin(layer)
+
+    _onehot = _input
 
     def _begin(self, layer):
         self.source, self.levels[layer.name] = layer.name, 0
         self.parts[layer.name] = ((layer.name, False),)
 
     def _concat(self, layer):
-        if len(self.inputs) > 1 and tuple(layer.inputs) == self.inputs:
+        if len(self.inputs) > 1 and layer.inputs == tuple(read.name for read in self.inputs):
             self._begin(layer)
         else:
             self.parts[layer.name] = tuple(part for name in layer.inputs for part in self._read(layer, name))
@@ -127,13 +143,34 @@ class _Reader:
         levels = {self.levels[tensor] - upsampled for tensor, upsampled in sources}
         if len(levels) > 1 or min(levels) < 0:
             raise Unlike(f"sizes of what {layer.name} reads")
-        self._add(layer, sources, levels.pop())
+        self._put(layer, sources, levels.pop(), activation=layer.activation)
 
     def _pool(self, layer):
         (name,) = layer.inputs
         norm = self.waiting.get(name)
         tensor = self._tensor(norm or layer)
-        self._add(layer, ((tensor, False),), self.levels[tensor] + 1, norm)
+        self._put(layer, ((tensor, False),), self.levels[tensor] + 1, norm=norm)
+
+    def _add(self, layer):
+        """Done by one of the two convolutions whose results it adds, which nobody else reads."""
+        for name, other in (layer.inputs, layer.inputs[::-1]):
+            step, (tensor, *more) = self.steps.get(name), self._read(layer, other)
+            alike = not more and not tensor[1] and tensor[0] != name
+            if step and step.layer.kind == "conv" and alike and self._bare(step) and self.readers[name] == [layer]:
+                if self.levels[tensor[0]] != step.level or self._channels(tensor[0]) != layer.channels:
+                    raise Unlike(f"sizes of what {layer.name} reads")
+                del self.steps[name]
+                self._put(layer, step.sources, step.level, activation=layer.activation, added=tensor[0])
+                self.steps[layer.name].layer = step.layer
+                return
+        raise Unlike(f"what {layer.name} reads (it has a convolution there, without an activation)")
+
+    @staticmethod
+    def _bare(step):
+        return step.activation == "none" and not step.norm and not step.added
+
+    def _channels(self, tensor):
+        return next(layer.channels for layer in self.table if layer.name == tensor)
 
     def _norm(self, layer):
         tensor = self._tensor(layer)
@@ -147,8 +184,8 @@ class _Reader:
         else:
             self.waiting[layer.name] = layer
 
-    def _add(self, layer, sources, level, norm=None):
-        self.steps[layer.name] = Step(layer, sources, level, norm)
+    def _put(self, layer, sources, level, **more):
+        self.steps[layer.name] = Step(layer, sources, level, **more)
         self.levels[layer.name], self.parts[layer.name] = level, ((layer.name, False),)
 
     def _read(self, layer, name):

@@ -18,7 +18,7 @@ from synthseg_native.engines.kernels import language, operations, winograd
 from synthseg_native.engines.kernels.layout import TILE, VECTORS, Layout, block_of, zeros
 from synthseg_native.engines.kernels.library import Library
 from synthseg_native.engines.kernels.steps import Step, Steps
-from synthseg_native.networks.layers import NORMALISATION_EPSILON, Weights, gaussian_kernel
+from synthseg_native.networks.layers import NORMALISATION_EPSILON, Layer, Weights, gaussian_kernel
 from synthseg_native.networks.weights import default_cache
 
 BLOCK = TILE  # planes done at a time
@@ -66,13 +66,24 @@ class Planes:
             self._memory.give(self.layout, self.array)
 
     @classmethod
-    def of(cls, memory: Memory, volumes: Sequence[np.ndarray], lanes: int, halo: int) -> "Planes":
-        """Planes of volumes (X, Y, Z), which are their channels."""
-        planes = cls(memory, Layout(volumes[0].shape[1:], len(volumes), lanes, halo), len(volumes[0]))
-        planes._take()
-        for channel, volume in enumerate(volumes):
-            planes.layout.inside(planes.array[: len(volume)])[..., channel] = volume
-        planes.done = planes.count
+    def of(
+        cls, memory: Memory, given: Sequence[tuple[Layer, np.ndarray]], lanes: int, halo: int, kept: int
+    ) -> "Planes":
+        """Planes of volumes (X, Y, Z) that are read, by their layers: of an image a channel, of a map of whole numbers
+        one for each."""
+        channels, (_, first) = sum(layer.channels for layer, _ in given), given[0]
+        planes = cls(memory, Layout(first.shape[1:], channels, lanes, halo), len(first), kept)
+
+        def make(x):
+            for i in range(x, min(x + BLOCK, planes.count)):
+                (inside,), channel = planes.layout.inside(planes.array[i % len(planes.array)][None]), 0
+                for layer, volume in given:
+                    for n in range(layer.channels):
+                        inside[..., channel + n] = volume[i] if layer.kind == "input" else volume[i] == n
+                    channel += layer.channels
+            return x + BLOCK
+
+        planes.make = make
         return planes
 
     @property
@@ -129,8 +140,10 @@ class Convolution:
         after = factors_of(step, weights)
         self.per_channel = np.ascontiguousarray(np.concatenate([w["bias"][None], after]), dtype=np.float32)
         self.scratch = winograd.scratch_size(self.size, self.sources, layer.channels, machine.lanes)
-        self.kernel = f"convolution_{self.size}_{layer.activation}_{''.join('du'[up] for up in ups)}_{block}"
-        library.add(self.kernel, winograd.convolution, self.size, layer.activation, ups, block, halo)
+        added = step.added is not None
+        named = self.size, step.activation, "".join("du"[up] for up in ups) + "a" * added, block
+        self.kernel = "_".join(["convolution", *map(str, named)])
+        library.add(self.kernel, winograd.convolution, self.size, step.activation, ups, block, halo, added)
 
     def together(self, z: int, lanes: int) -> int:
         """How many tiles along y are done side by side, of rows of z numbers."""
@@ -147,7 +160,7 @@ class Stream:
         self._machine, self._lanes = library.machine, library.machine.lanes
         convolutions = {name: step for name, step in network.steps.items() if step.layer.kind == "conv"}
         self._halo = max([1, *(step.layer.weights["kernel"][0] // 2 for step in convolutions.values())])
-        self._channels = {network.source: len(network.inputs)}
+        self._channels = {network.source: sum(layer.channels for layer in network.inputs)}
         self._channels |= {name: step.layer.channels for name, step in network.steps.items()}
         self._convolutions = {
             name: Convolution(step, self._channels, weights, library, self._halo) for name, step in convolutions.items()
@@ -156,51 +169,64 @@ class Stream:
             name: factors_of(step, weights) for name, step in network.steps.items() if step.layer.kind == "pool"
         }
         library.add("pooling", operations.pooling, self._halo)
-        self._labels, w = network.last.channels, weights[network.last.name]
-        block = operations.likelihood_block(self._labels, library.machine)
-        self._likelihood = operations.likelihood_weights(w["kernel"][0, 0, 0], w["bias"], block)
-        likelihood_scratch = len(self._likelihood) * block * VECTORS * self._lanes
-        library.add("likelihood", operations.likelihood, block, network.softmax, self._halo)
-        for size in SMOOTHED:
-            library.add(f"smoothing_{size}", operations.smoothing, size)
+        likelihood_scratch = self._add_likelihood(library, weights) if network.last else 0
         self._pool = ThreadPoolExecutor(threads)
         self._compiled = self._pool.submit(library.compile, default_cache() / "kernels")  # meanwhile the scan is read
         size = max([likelihood_scratch, *(layer.scratch for layer in self._convolutions.values())])
         self._scratch = zeros((threads, -(-size // 16) * 16))
 
+    def _add_likelihood(self, library, weights):
+        """Write the last convolution and the smoothing; returns the numbers that a thread needs for the first."""
+        last = self._network.last
+        w, block = weights[last.name], operations.likelihood_block(last.channels, library.machine)
+        self._likelihood = operations.likelihood_weights(w["kernel"][0, 0, 0], w["bias"], block)
+        library.add("likelihood", operations.likelihood, block, self._network.softmax, self._halo)
+        for size in SMOOTHED:
+            library.add(f"smoothing_{size}", operations.smoothing, size)
+        return len(self._likelihood) * block * VECTORS * self._lanes
+
     def run(self, volumes: dict[str, np.ndarray], sigma: float = 0.0) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (start, slab): posteriors (planes, Y, Z, labels) of volumes (X, Y, Z) by the names of the inputs; a
-        slab is valid until the next one is asked for. sigma : of the smoothing of the posteriors, 0 for none."""
-        self._gauss = _along_an_axis(sigma)
-        given = [volumes[name] for name in self._network.inputs]
+        """Yield (start, slab): what the network gives (planes, Y, Z, labels) of volumes (X, Y, Z) by the names of what
+        it reads; a slab is valid until the next one is asked for. sigma : of the smoothing of it, 0 for none."""
+        self._gauss, last = _along_an_axis(sigma), self._network.last
+        given = [(layer, volumes[layer.name]) for layer in self._network.inputs]
         halo = max(self._halo, len(self._gauss))
-        layout = Layout(given[0].shape[1:], max(self._labels, *self._channels.values()), self._lanes, halo)
+        channels = max(last.channels if last else 1, *self._channels.values())
+        layout = Layout(given[0][1].shape[1:], channels, self._lanes, halo)
         self._zeros = zeros(layout.plane)
         self._outside = zeros(layout.plane)  # written where no plane is, and never read
         self._kernels = self._compiled.result()
-        self._add_smoothing(len(self._gauss))
-        # Its memory is not kept: nothing else has this layout.
-        whole = {self._network.source: Planes.of(Memory(), given, self._lanes, self._halo)}
-        features = self._planes_of(self._network.read, whole)
+        whole = {}
+        features = self._planes_of(self._network.read, whole, given)
         for planes in whole.values():
             planes.need(planes.count)
-        del whole, planes
-        yield from self._results(features)
+        whole.clear()
+        planes = None
+        if last is None:
+            mean = features.layout.inside(features.array[: features.count]).mean(axis=(0, 1, 2), dtype=np.float64)
+            yield 0, mean.astype(np.float32)[None, None, None]
+        else:
+            self._add_smoothing(len(self._gauss))
+            yield from self._results(features)
 
     def release(self) -> None:
         """Give back the memory that one pass leaves for the next."""
         self._memory.release()
 
-    def _planes_of(self, name, whole):
-        """The planes that a step gives. whole : those that are kept whole, by name; new ones are added."""
+    def _planes_of(self, name, whole, given):
+        """The planes that a step gives. whole : those that are kept whole, by name; new ones are added · given : what
+        the network reads, put in place as often as it is read"""
+        if name == self._network.source:
+            return Planes.of(self._memory, given, self._lanes, self._halo, KEPT)
         if name in whole:
             return whole[name]
         step = self._network.steps[name]
-        sources = [self._planes_of(source, whole) for source, _ in step.sources]
+        sources = [self._planes_of(source, whole, given) for source in step.reads]
         if step.layer.kind == "pool":
             planes = self._pool_of(*sources, self._factors[name], step.whole)
         else:
-            planes = self._convolve(self._convolutions[name], sources, self._kept(name, step))
+            added = sources.pop() if step.added else None
+            planes = self._convolve(self._convolutions[name], sources, self._kept(name, step), added)
         if step.whole:
             whole[name] = planes
         return planes
@@ -218,7 +244,7 @@ class Stream:
             library.add(name, operations.smoothing, size)
             self._kernels |= library.compile(default_cache() / "kernels")
 
-    def _convolve(self, layer, sources, kept):
+    def _convolve(self, layer, sources, kept, added=None):
         (planes, (_, upsampled)), *_ = zip(sources, layer.sources, strict=True)
         double = 1 + upsampled
         shape = tuple(double * n for n in planes.layout.shape)
@@ -228,7 +254,8 @@ class Stream:
         tiles, together = -(-y // TILE), layer.together(z, self._lanes)
         groups = -(-tiles // together)
         # Small results in one go: else there were too little for many threads.
-        blocks = -(-result.count // BLOCK) if all(planes.whole for planes in [result, *sources]) else 1
+        read = [*sources, *([added] if added else [])]
+        blocks = -(-result.count // BLOCK) if all(planes.whole for planes in [result, *read]) else 1
 
         def tables(x):
             """What a block reads, and where its results are written."""
@@ -239,7 +266,11 @@ class Stream:
                 count = winograd.planes_read(layer.size, upsampled)
                 planes.need(first + count)
                 table += planes.addresses(first, first + count, zeros)
-            return np.array(table), np.array(result.addresses(x, x + BLOCK, self._outside.ctypes.data))
+            places = np.array(result.addresses(x, x + BLOCK, self._outside.ctypes.data))
+            if added is None:
+                return np.array(table), places, places
+            added.need(x + BLOCK)
+            return np.array(table), places, np.array(added.addresses(x, x + BLOCK, zeros))
 
         def make(x):
             given = [tables(x + n * BLOCK) for n in range(blocks)]
@@ -247,10 +278,10 @@ class Stream:
             sizes += [n for planes in sources for n in (planes.layout.channels, planes.layout.row)]
 
             def run(first, last, scratch):
-                for number, (table, places) in enumerate(given):
+                for number, addresses in enumerate(given):
                     start, stop = (min(max(n - number * groups, 0), groups) * together for n in (first, last))
                     if start < stop:
-                        arrays = table, places, layer.weights, layer.per_channel, scratch
+                        arrays = *addresses, layer.weights, layer.per_channel, scratch
                         pointers = [array.ctypes.data for array in arrays]
                         self._kernels[layer.kernel](*pointers, start, min(stop, tiles), *sizes)
 
@@ -285,7 +316,7 @@ class Stream:
 
     def _results(self, source):
         """Likelihoods, softmax and smoothing of the features of the finest level."""
-        (y, z), labels, size = source.layout.shape, self._labels, len(self._gauss)
+        (y, z), labels, size = source.layout.shape, self._network.last.channels, len(self._gauss)
         reach = size // 2
         layout = Layout((y, z), labels, self._lanes, halo=reach)
         # Smoothed plane by plane: what one takes lies in two blocks, if the kernel is not very large.

@@ -170,22 +170,23 @@ def rows_together(z: int, size: int, lanes: int) -> int:
 
 
 def convolution(
-    program: Program, name: str, size: int, activation: str, sources: Sequence[bool], block: int, halo: int
+    program: Program, name: str, size: int, activation: str, sources: Sequence[bool], block: int, halo: int, added: bool
 ) -> None:
-    """Write the convolution of a kernel with zero padding of one or more sources put together, then bias, activation,
-    and a factor and a summand per channel, for TILE planes of the result.
+    """Write the convolution of a kernel with zero padding of one or more sources put together, then bias, the sum with
+    another tensor where `added`, activation, and a factor and a summand per channel, for TILE planes of the result.
 
     size : of the kernel, of SIZES · activation : elu, relu, none
     sources : for each whether it is upsampled by 2 (nearest neighbour) before · block : see `block_of`
     halo : of all planes, size // 2 at least
     Pointers: table of planes, of a source from the first to the last that the results read, an upsampled one's without
-    repetition; table of planes of the result; `winograd_weights`; bias, factor, summand per channel; scratch.
+    repetition; table of planes of the result; the same of what is added to it, laid out like it; `winograd_weights`;
+    bias, factor, summand per channel; scratch.
     Integers: tiles along y, from and to; Y and Z of the result, its channels, its row; how many tiles are done side by
     side, and from one to the next in a chunk's rows (`rows_together`; 1 with an upsampled source); channels and row per
     source.
     """
-    with program.kernel(name, 5, 8 + 2 * len(sources)) as code:
-        _Convolution(code, size, activation, sources, block, halo).write()
+    with program.kernel(name, 6, 8 + 2 * len(sources)) as code:
+        _Convolution(code, size, activation, sources, block, halo, added).write()
 
 
 @dataclass
@@ -221,14 +222,15 @@ class _Source:
 class _Convolution:
     """The code of a `convolution`."""
 
-    def __init__(self, code, size, activation, sources, block, halo):
+    def __init__(self, code, size, activation, sources, block, halo, added):
         self.code, self.activation, self.block, self.halo = code, activation, block, halo
         self.winograd = Winograd(size, sources)
         self.place = {pair: number for number, pair in enumerate(self.winograd.pairs)}
         self.wide, self.step = _wide(False, code.lanes), VECTORS * code.lanes
-        self.table, results, self.weights, self.per_channel, self.scratch, *integers = code.arguments
+        self.table, results, others, self.weights, self.per_channel, self.scratch, *integers = code.arguments
         self.first, self.last, self.ys, self.zs, self.out, self.row, self.together, self.apart, *rest = integers
         self.results = [code.address(results, n) for n in range(TILE)]
+        self.added = [code.address(others, n) for n in range(TILE)] if added else [None] * TILE
         self.sources, scratch, weights, table = [], code.int(0), code.int(0), 0
         for number, (upsampled, channels, row) in enumerate(zip(sources, rest[::2], rest[1::2], strict=True)):
             matrix, points = self.winograd.inputs[number], self.winograd.points[number]
@@ -403,12 +405,13 @@ class _Convolution:
                         self.put_column(results, [code.load(self.scratch, at, start) for start in starts], j, points)
                 here = code.add(z, along.index)
                 within = [code.less(code.add(y, j), self.ys) for j in range(TILE)]
-                for i, plane in enumerate(self.results):
+                for i, (plane, other) in enumerate(zip(self.results, self.added, strict=True)):
                     with code.apart():
                         line = self.line(i, points)
                         for j, factors in enumerate(results):
                             above = code.times(code.add(y, j + self.halo), self.out, self.row)
                             at = code.add(above, code.times(channel.index, self.row), here, self.halo)
-                            vector = code.activated(code.plus(code.combination(factors, line), bias), self.activation)
-                            vector = code.fma(vector, factor, summand)
+                            vector = code.plus(code.combination(factors, line), bias)
+                            vector = code.plus(vector, code.load(other, at)) if other is not None else vector
+                            vector = code.fma(code.activated(vector, self.activation), factor, summand)
                             code.store(code.inside(vector, here, self.zs, within[j]), plane, at)
