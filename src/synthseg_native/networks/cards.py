@@ -1,6 +1,6 @@
-"""A model folder: ``card.yaml`` (a list of networks) and a label table per network (``labels.tsv``, a row per channel).
+"""A model folder: ``card.yaml`` (a list of networks) and tables of their channels (``labels.tsv``).
 
-models/README.md describes both. A card is checked when it is read; behind `load` everything is typed. It may come from
+A network's name says what it is for: ROLES. models/README.md describes card and tables. A card is checked when it is read; behind `load` everything is typed. It may come from
 anybody: names lead to no other folder, addresses are https and come with size and hash, numbers have bounds.
 """
 
@@ -10,6 +10,7 @@ import errno
 import os
 import re
 import reprlib
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,8 +23,9 @@ from synthseg_native.networks.weights import WeightsFile
 
 SHIPPED = Path(__file__).resolve().parents[3] / "models"
 # The name stands in those of results, where BIDS takes letters and digits; weights and table lie in the folder.
-NAME, FILE, SHA256, GIT_BLOB, ADDRESS, COLOR = (
+NAME, PREFIX, FILE, SHA256, GIT_BLOB, ADDRESS, COLOR = (
     (r"[A-Za-z0-9]+", "letters and digits alone"),
+    (r"[A-Za-z0-9_]+", "letters, digits and _ alone"),
     (r"[^./\\][^/\\]*", "the name of a file in its folder"),
     (r"[0-9a-f]{64}", "64 hexadecimal digits in lower case"),
     (r"[0-9a-f]{40}", "40 hexadecimal digits in lower case"),
@@ -35,18 +37,35 @@ NAME, FILE, SHA256, GIT_BLOB, ADDRESS, COLOR = (
 CSF = 24
 
 
+# What networks are for, what each reads, and how it ends. What is read: the image; the likeliest channel of another
+# network; "cortex", whether a voxel is outside or in the cortex; "quality_groups", what a label counts for in scores.
+ROLES = {
+    "segmentation": (("image",), "softmax"),
+    "groups": (("image",), "softmax"),
+    "denoised": (("groups",), "softmax"),
+    "robust": (("image", "denoised"), "softmax"),
+    "parcellation": (("image", "cortex"), "softmax"),
+    "quality": (("quality_groups",), "mean"),
+}
+SEGMENTS = ("segmentation", "robust")  # those whose channels are the labels
+ROBUST = ("groups", "denoised", "robust")  # what takes the segmentation's place, in this order
+COMPANIONS = ("parcellation", "quality")  # what a card may take from another model
+
+
 @dataclass(frozen=True)
 class Labels:
     """The label table, one entry per channel of the network, background first.
 
     index : (N,) int32, label values · flip : (N,) int, the channel of the mirrored structure
     topology : (N,) int, channels of one class are kept connected, 0 for none
+    quality_groups : (N,) int, the channel of the quality network that a label counts for, 0 for none
     names, freesurfer_names, hemispheres ("left", "right", "none"), colors ("#rrggbb") : lists of str
     """
 
     index: np.ndarray
     flip: np.ndarray
     topology: np.ndarray
+    quality_groups: np.ndarray
     names: list
     freesurfer_names: list
     hemispheres: list
@@ -63,23 +82,25 @@ class Labels:
 
 @dataclass(frozen=True)
 class Grid:
-    """The voxels that a network takes. resolution_mm : isotropic · pad_multiple, min_size : in voxels, per axis"""
+    """The voxels that a network takes. resolution_mm : isotropic · pad_multiple, min_size : in voxels, per axis
+    box : edge of the box that it takes whatever the size of the scan; None: it takes the padded scan"""
 
     resolution_mm: float
     pad_multiple: int
     min_size: int
+    box: int | None = None
 
 
 @dataclass(frozen=True)
 class Outputs:
     """What a network gives, and what is done with it.
 
-    channels : as many as the table of labels has rows · table : its file, beside the card · end : of `layers.ENDS`
+    channels : as many as the table has rows · table : its file, beside the card, or None · end : of `layers.ENDS`
     smoothing_sigma : of the posteriors, in voxels, 0 for none · threshold : of a posterior that counts for a component
     """
 
     channels: int
-    table: str
+    table: str | None
     end: str
     smoothing_sigma: float
     threshold: float
@@ -89,15 +110,17 @@ class Outputs:
 class Network:
     """One network of a card.
 
-    layers : levels, features, convolutions_per_level, kernel, activation, as `layers.layer_table` takes them
-    inputs : names of what it reads, in this order; today the image alone
+    name : of ROLES · folder : where weights and table are
+    layers : levels, features, convolutions_per_level, kernel, activation, form, prefix, levels_without_skip, as
+    `layers.layer_table` takes them · inputs : channels by the names of what it reads, in this order
     """
 
     name: str
+    folder: Path
     weights: WeightsFile
     layers: dict
     grid: Grid
-    inputs: tuple[str, ...]
+    inputs: dict[str, int]
     outputs: Outputs
 
     def shape(self) -> dict:
@@ -111,29 +134,33 @@ class Network:
     def computed_from(self) -> dict:
         """What of the card decides about its numbers, as JSON can hold it: all but the weights, whose bytes do."""
         found = {field: getattr(self, field) for field in ("name", "layers", "inputs")}
-        return {**found, "inputs": list(self.inputs), "grid": asdict(self.grid), "outputs": asdict(self.outputs)}
+        return {**found, "grid": asdict(self.grid), "outputs": asdict(self.outputs)}
 
 
 @dataclass(frozen=True)
 class Model:
     """What a card says.
 
-    card : as it was read, for those who write cards · labels : the label table of the segmentation
+    card : as it was read, for those who write cards · networks : by their names, those of its companion among them
+    labels : the label table of the segmentation · parcels : that of the parcellation, or None
+    scores : names of the quality network's channels, the first of which is no score; none without one
     memory_mb : what one run may take
     """
 
     name: str
     folder: Path
     card: dict
-    networks: tuple[Network, ...]
+    networks: dict[str, Network]
     labels: Labels
     research_grade: bool
     memory_mb: int
+    parcels: Labels | None = None
+    scores: tuple[str, ...] = ()
 
     @property
     def network(self) -> Network:
-        """The network that segments; today the only one."""
-        return self.networks[0]
+        """The network that segments, where nothing else is asked for."""
+        return self.networks["segmentation"]
 
     @property
     def weights(self) -> WeightsFile:
@@ -150,10 +177,22 @@ class Model:
         """Of the network's grid, mm."""
         return self.network.grid.resolution_mm
 
-    def computed_from(self) -> dict:
-        """What of the card decides about results, as JSON can hold it: not its title, accuracy, addresses, memory, nor
-        the weights and the label table, whose bytes do (`WeightsFile.sha256`, ``labels.tsv``)."""
-        return {"networks": [network.computed_from() for network in self.networks]}
+    def needed(self, robust: bool = False, parcellation: bool = False, scores: bool = False) -> list[Network]:
+        """The networks that a run takes, in their order. Raises SynthSegError("usage") for what the model lacks."""
+        asked = [*(ROBUST if robust else ("segmentation",)), *(["parcellation"] * parcellation), *(["quality"] * scores)]
+        for name in asked:
+            if name not in self.networks:
+                words = {"parcellation": "parcellation", "quality": "quality scores"}.get(name, "robust mode")
+                raise SynthSegError(
+                    "usage", f"{self.name}: its card has no network for the {words}: leave that out, or take another model"
+                )
+        return [self.networks[name] for name in asked]
+
+    def computed_from(self, networks: Iterable[Network] | None = None) -> dict:
+        """What of the card decides about results of these networks, by themselves of the segmentation's, as JSON can
+        hold it: not its title, accuracy, addresses, memory, nor the weights and the tables, whose bytes do
+        (`WeightsFile.sha256`, ``labels.tsv``)."""
+        return {"networks": [network.computed_from() for network in networks or [self.network]]}
 
 
 def find_folder(name_or_folder: str | Path) -> Path:
@@ -174,13 +213,18 @@ def find_folder(name_or_folder: str | Path) -> Path:
 
 def load(name_or_folder: str | Path) -> Model:
     """Read and check a model folder. Raises SynthSegError("usage") with the file and the field that is wrong."""
+    return _load(name_or_folder, companions=True)
+
+
+def _load(name_or_folder, companions):
+    """companions : whether networks are also taken from the model that the card names; of that model they are not"""
     folder = find_folder(name_or_folder)
     path = folder / "card.yaml"
     try:
         content = yaml_text.read(path)
     except (OSError, ValueError) as error:
         raise _unusable(path, " ".join(f"{error}".split())[:200]) from error
-    model = _model(folder, path, content)
+    model = _model(folder, path, content, companions)
     if model.research_grade and not is_shipped(folder):
         # A copy is the same; anything else would pass for it in the names of results.
         shipped = SHIPPED / model.name
@@ -190,7 +234,11 @@ def load(name_or_folder: str | Path) -> Model:
 
 
 def _same(model, other):
-    return (model.weights.sha256, model.computed_from()) == (other.weights.sha256, other.computed_from())
+    def of(model):
+        networks = model.networks.values()
+        return model.computed_from(networks), [network.weights.sha256 for network in networks]
+
+    return of(model) == of(other)
 
 
 def is_shipped(folder: Path) -> bool:
@@ -198,36 +246,82 @@ def is_shipped(folder: Path) -> bool:
     return folder.resolve().parent == SHIPPED
 
 
-def _model(folder, path, content):
+def _model(folder, path, content, companions):
     card = _Fields(path, "", content)
     if "networks" not in card.content and "network" in card.content:
         raise _unusable(path, "it has the old form (network, input, posterior)", "see models/README.md for networks")
-    entries = card.take("networks", list)
-    networks = tuple(_network(path, f"networks[{n}].", entry) for n, entry in enumerate(entries))
-    if len(networks) != 1:
-        raise _unusable(path, f"{len(networks)} networks", "list one: this version runs no others")
-    model = Model(
+    networks = {}
+    for n, entry in enumerate(card.take("networks", list)):
+        network = _network(path, f"networks[{n}].", entry, networks)
+        if network.name in networks:
+            raise _unusable(path, f"networks[{n}].name {network.name} occurs twice")
+        networks[network.name] = network
+    if "segmentation" not in networks:
+        raise _unusable(path, "no network is named segmentation", "name the one that gives labels so")
+    companion = card.take("companions", str, None, form=NAME)
+    if companion and companions:
+        others = _load(companion, companions=False).networks
+        networks |= {name: others[name] for name in COMPANIONS if name in others and name not in networks}
+    if 0 < sum(name in networks for name in ROBUST) < len(ROBUST):
+        raise _unusable(path, "robust mode needs networks named groups, denoised and robust", "add what is missing")
+    _check_together(path, networks)
+    tables = {name: _table(path, network) for name, network in networks.items()}
+    if "robust" in networks and tables["robust"].index.tolist() != tables["segmentation"].index.tolist():
+        raise _unusable(path, "robust and segmentation give other labels", "give both the same table")
+    labels = tables["segmentation"]
+    if "quality" in networks and labels.quality_groups.max() >= networks["quality"].outputs.channels:
+        raise _unusable(path, f"{networks['segmentation'].outputs.table}: a qc_group is no channel of the quality network")
+    return Model(
         name=card.take("name", str, form=NAME),
         folder=folder,
         card=content,
         networks=networks,
-        labels=read_labels(folder / networks[0].outputs.table),
+        labels=labels,
         research_grade=card.take("research_grade", bool, False),
         memory_mb=card.take("memory_mb", int, least=1),
+        parcels=tables.get("parcellation"),
+        scores=tables.get("quality", ()),
     )
-    outputs, rows = model.network.outputs, len(model.labels)
-    if outputs.channels != rows:
-        raise _unusable(path, f"{outputs.channels} channels, but {rows} rows in {outputs.table}", "make them agree")
-    return model
 
 
-def _network(path, place, content) -> Network:
+def _check_together(path, networks):
+    """What networks have in common: the voxels, and how often these are halved."""
+    grid = networks["segmentation"].grid
+    for name, network in networks.items():
+        own, levels = network.grid, network.layers["levels"]
+        if own.resolution_mm != grid.resolution_mm:
+            raise _unusable(path, f"{name} has voxels of {own.resolution_mm} mm, segmentation of {grid.resolution_mm} mm")
+        if own.box is None and own != grid:
+            raise _unusable(path, f"{name} has another grid than segmentation", "leave it out")
+        halvings = 2 ** (levels if network.layers["form"] == "encoder" else levels - 1)
+        if own.pad_multiple % halvings:
+            what = "box" if own.box else "pad_multiple"
+            raise _unusable(path, f"{name}: grid.{what} {own.pad_multiple} is no multiple of {halvings}")
+
+
+def _table(path, network):
+    """The table of a network's channels: `Labels`, of the quality network the names; None where it has none."""
+    outputs = network.outputs
+    if outputs.table is None:
+        return None
+    file = network.folder / outputs.table
+    found = read_scores(file) if network.name == "quality" else read_labels(file)
+    if outputs.channels != len(found):
+        raise _unusable(path, f"{outputs.channels} channels, but {len(found)} rows in {outputs.table}", "make them agree")
+    return found
+
+
+def _network(path, place, content, before) -> Network:
+    """before : the networks that stand above it, by name"""
     entry = _Fields(path, place, content)
-    shape, grid, outputs = (
-        _Fields(path, f"{place}{name}.", entry.take(name, dict)) for name in ("layers", "grid", "outputs")
-    )
+    name = entry.take("name", str, among=tuple(ROLES))
+    reads, end = ROLES[name]
+    shape, outputs = (_Fields(path, f"{place}{part}.", entry.take(part, dict)) for part in ("layers", "outputs"))
+    channels = outputs.take("channels", int, least=2, most=256)
+    inputs = tuple(entry.take("inputs", list))
     network = Network(
-        name=entry.take("name", str),
+        name=name,
+        folder=path.parent,
         weights=_weights(path, place, entry.take("weights", dict)),
         layers={
             "levels": shape.take("levels", int, least=1, most=12),
@@ -235,34 +329,51 @@ def _network(path, place, content) -> Network:
             "convolutions_per_level": shape.take("convolutions_per_level", int, least=1, most=64),
             "kernel": shape.take("kernel", int, least=1, most=31),
             "activation": shape.take("activation", str, among=layers.ACTIVATIONS),
+            "form": shape.take("form", str, "unet", among=layers.FORMS),
+            "prefix": shape.take("prefix", str, "unet", form=PREFIX),
+            "levels_without_skip": shape.take("levels_without_skip", int, 0, least=0, most=12),
         },
-        grid=Grid(
-            grid.take("resolution_mm", float, above=0, most=100),
-            grid.take("pad_multiple", int, least=1, most=4096),
-            grid.take("min_size", int, least=1, most=4096),
-        ),
-        inputs=tuple(entry.take("inputs", list)),
+        grid=_grid(path, place, entry, before),
+        inputs={
+            read: {"image": 1, "cortex": 2, "quality_groups": channels}.get(read)
+            or (before[read].outputs.channels if read in before else 0)
+            for read in inputs
+        },
         outputs=Outputs(
-            channels=outputs.take("channels", int, least=2, most=4096),
-            table=outputs.take("table", str, form=FILE),
+            channels=channels,
+            table=outputs.take("table", str, *([] if name in SEGMENTS or name in COMPANIONS else [None]), form=FILE),
             end=outputs.take("end", str, among=layers.ENDS),
-            smoothing_sigma=outputs.take("smoothing_sigma", float, least=0, most=100),
-            threshold=outputs.take("threshold", float, least=0, most=1),
+            smoothing_sigma=outputs.take("smoothing_sigma", float, *([] if name in SEGMENTS else [0.0]), least=0, most=100),
+            threshold=outputs.take("threshold", float, *([] if name in SEGMENTS else [0.0]), least=0, most=1),
         ),
     )
-    for fields in (entry, shape, grid, outputs):
+    for fields in (entry, shape, outputs):
         fields.no_others()
-    if network.inputs != ("image",):
-        given = reprlib.repr(list(network.inputs))
-        raise _unusable(path, f"{place}inputs {given}", "give [image]: this version has no other input")
-    if network.outputs.end != "softmax":
-        raise _unusable(path, f"{place}outputs.end {network.outputs.end}", "give softmax: labels are of posteriors")
+    if inputs != reads:
+        given, wanted = reprlib.repr(list(inputs)), ", ".join(reads)
+        raise _unusable(path, f"{place}inputs {given}", f"give [{wanted}]: this version has no other for {name}")
+    if not all(network.inputs.values()):
+        raise _unusable(path, f"{place}inputs {', '.join(inputs)}", "put the network that it reads above it")
+    if network.outputs.end != end:
+        raise _unusable(path, f"{place}outputs.end {network.outputs.end}", f"give {end}: {name} is made of that")
     if network.layers["kernel"] % 2 == 0:
         raise _unusable(path, f"{place}layers.kernel {network.layers['kernel']} is even")
-    halvings, multiple = 2 ** (network.layers["levels"] - 1), network.grid.pad_multiple
-    if multiple % halvings:
-        raise _unusable(path, f"{place}grid.pad_multiple {multiple} is no multiple of {halvings}")
     return network
+
+
+def _grid(path, place, entry, before) -> Grid:
+    """Of a network that says none that of the segmentation."""
+    content = entry.take("grid", dict, *([None] if "segmentation" in before else []))
+    if content is None:
+        return before["segmentation"].grid
+    fields = _Fields(path, f"{place}grid.", content)
+    resolution, box = fields.take("resolution_mm", float, above=0, most=100), None
+    if entry.content.get("name") == "quality":
+        box = multiple = smallest = fields.take("box", int, least=1, most=4096)
+    else:
+        multiple, smallest = (fields.take(name, int, least=1, most=4096) for name in ("pad_multiple", "min_size"))
+    fields.no_others()
+    return Grid(resolution, multiple, smallest, box)
 
 
 def _weights(path, place, content) -> WeightsFile:
@@ -336,29 +447,26 @@ class _Fields:
 
 
 def read_labels(path: str | Path) -> Labels:
-    """Read labels.tsv. Raises SynthSegError("usage") when it is missing, has other columns, or contradicts itself."""
-    path = Path(path)
-    try:
-        if path.exists() and not path.is_file():
-            raise OSError(errno.EINVAL, "No file")  # a pipe would be waited for
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file, delimiter="\t"))
-        labels = Labels(
+    """Read labels.tsv or parcels.tsv.
+
+    Raises SynthSegError("usage") when it is missing, has other columns, or contradicts itself.
+    """
+
+    def labels_of(rows):
+        return Labels(
             index=np.array([int(row["index"]) for row in rows], dtype=np.int32),
             flip=np.array([int(row["flip_channel"]) for row in rows]),
             topology=np.array([int(row["topology_class"]) for row in rows]),
+            quality_groups=np.array([int(row.get("qc_group") or 0) for row in rows]),
             names=[row["name"] for row in rows],
             freesurfer_names=[row["freesurfer_name"] for row in rows],
             hemispheres=[row["hemisphere"] for row in rows],
             colors=[row["color"] for row in rows],
         )
-        channels = [int(row["channel"]) for row in rows]
-    except OSError as error:
-        raise SynthSegError("usage", f"{path}: {error.strerror}: a model folder needs its label table") from error
-    except (KeyError, TypeError, ValueError, OverflowError, csv.Error) as error:
-        raise SynthSegError("usage", f"{path}: not a usable label table, {error}: correct it") from error
+
+    labels = _read_table(Path(path), labels_of)
     n = len(labels)
-    if channels != list(range(n)) or n < 2 or labels.index[0] != 0:
+    if n < 2 or labels.index[0] != 0:
         raise SynthSegError("usage", f"{path}: channels must count from 0, background first: correct the rows")
     if not all(re.fullmatch(COLOR[0], color) for color in labels.colors):
         raise SynthSegError("usage", f"{path}: color: each must be {COLOR[1]}: correct the rows")
@@ -368,4 +476,31 @@ def read_labels(path: str | Path) -> Labels:
         raise SynthSegError("usage", f"{path}: a label value occurs twice: correct column index")
     if not np.array_equal(np.sort(labels.flip), np.arange(n)) or np.any(labels.flip[labels.flip] != np.arange(n)):
         raise SynthSegError("usage", f"{path}: flipping twice must give each channel back: correct flip_channel")
+    if labels.quality_groups.min() < 0:
+        raise SynthSegError("usage", f"{path}: a qc_group is below 0: correct the rows")
     return labels
+
+
+def read_scores(path: str | Path) -> tuple[str, ...]:
+    """Read scores.tsv: the names of the quality network's channels. Raises as `read_labels` does."""
+    names = _read_table(Path(path), lambda rows: tuple(row["name"].strip() for row in rows))
+    if not all(name and name.isprintable() for name in names):
+        raise SynthSegError("usage", f"{path}: a name is empty, or holds what cannot be printed: correct the rows")
+    return names
+
+
+def _read_table(path, make):
+    """What is made of the rows of a table whose first column counts from 0."""
+    try:
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "No file")  # a pipe would be waited for
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+        made, channels = make(rows), [int(row["channel"]) for row in rows]
+    except OSError as error:
+        raise SynthSegError("usage", f"{path}: {error.strerror}: a model folder needs its label table") from error
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, csv.Error) as error:
+        raise SynthSegError("usage", f"{path}: not a usable label table, {error}: correct it") from error
+    if channels != list(range(len(rows))):
+        raise SynthSegError("usage", f"{path}: channels must count from 0, background first: correct the rows")
+    return made

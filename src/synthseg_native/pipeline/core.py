@@ -1,45 +1,62 @@
-"""One scan, as numbers, through the network to labels, volumes and what is odd about them.
+"""One scan, as numbers, through the networks to labels, volumes and what is odd about them.
 
-`segment` runs the stages in their order; each is a plain function of this package, `scan` or `results.quality`. `draw`
+`segment` runs the stages in their order; each is a plain function of this package, `scan` or `results.quality`. Which
+networks run, and which of their posteriors count for what, `modes` says. `draw`
 makes a picture of what it found, later, when that is written. Nothing here knows a path, a clock or a terminal, writes
 anything, or keeps anything between two calls: several threads may segment at once, each with an engine of its own.
 Reading before and writing after it: `pipeline.segment`.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from synthseg_native.engines.capabilities import Engine
-from synthseg_native.networks.cards import Model
+from synthseg_native.networks.cards import COMPANIONS, Model, Network
+from synthseg_native.pipeline import modes
+from synthseg_native.pipeline import parcels as parcels_of
 from synthseg_native.pipeline import posteriors as posteriors_of
+from synthseg_native.pipeline import scores as scores_of
 from synthseg_native.results import figures as figures_of
 from synthseg_native.results import picture, quality
 from synthseg_native.results.hashes import labels_sha256
 from synthseg_native.scan import grid, own_grid
 
-STAGES = ("grid", "network", "labels", "own grid", "measures", "quality")
+STAGES = ("grid", "network", "labels", "own grid", "parcels", "scores", "measures", "quality")
 
 
 @dataclass(frozen=True)
 class Options:
     """How a scan is segmented.
 
-    fast : neither average with the mirror image nor repair by topology · ct : Hounsfield units
+    fast : neither average with the mirror image nor repair by topology · robust : by SynthSeg-robust's networks
+    parcellation : parcels of the cortex · scores : SynthSeg's quality scores · ct : Hounsfield units
     crop : (3,) voxels in RAS order, or None · autocrop : leave out dark margins
     own_grid : also make a label map on the scan's own grid · interpolation : of that, "posterior" or "nearest"
+    parcel_volumes : of `parcels.VOLUMES` · posteriors : whether `Result.posteriors` is asked for
     threads : of the processor
     """
 
     fast: bool = False
+    robust: bool = False
+    parcellation: bool = False
+    scores: bool = False
     ct: bool = False
     crop: tuple[int, int, int] | None = None
     autocrop: bool = False
     own_grid: bool = False
     interpolation: str = "posterior"
+    parcel_volumes: str = parcels_of.VOLUMES[0]
+    posteriors: bool = True
     threads: int = 1
+
+    @property
+    def mode(self) -> str:
+        """The name of the mode."""
+        return modes.name_of(self.fast, self.robust)
 
 
 @dataclass
@@ -69,9 +86,11 @@ def image_of(array: ArrayLike, affine: ArrayLike) -> Image:
 class Result:
     """What is known of a scan afterwards. Arrays are in its axis order, on the network's voxel size, uncropped.
 
-    labels : (X, Y, Z) int32 · affine : (4, 4) · voxel_mm : (3,), by which volumes are counted
+    labels : (X, Y, Z) int32, with parcels in the place of the cortex where they were asked for
+    affine : (4, 4) · voxel_mm : (3,), by which volumes are counted
     own : `own_grid.GridLabels` on the scan's own grid, where asked for
     volumes : (N,) soft volumes in mm3, background first · found : `posteriors.Segmentation`, of the (cropped) RAS image
+    parcels, parcel_volumes : `parcels.Parcels`, and (M,) in mm3 · scores : (8,) between 0 and 1; None where not asked for
     quality : as `quality.assess` gives it · facts : ``output`` of a run record
     """
 
@@ -84,6 +103,9 @@ class Result:
     quality: dict
     facts: dict
     prepared: grid.Prepared
+    parcels: parcels_of.Parcels | None = None
+    parcel_volumes: np.ndarray | None = None
+    scores: np.ndarray | None = None
 
     def posteriors(self) -> np.ndarray:
         """(X, Y, Z, N) float32, normalised; outside a crop all is background."""
@@ -92,13 +114,13 @@ class Result:
 
     def margin(self) -> np.ndarray:
         """(X, Y, Z) float32, best minus second-best posterior, at most `posteriors.MAX_MARGIN`."""
-        return _on_scan(self.found.margin, self.prepared)
+        return _on_scan((self.parcels or self.found).margin, self.prepared)
 
 
 def segment(
     scan: Image,
     model: Model,
-    engine: Engine | Callable[[], Engine],
+    engine: Engine | Callable[[Network], Engine],
     options: Options = Options(),
     *,
     on_stage: Callable[[str, float], None] = lambda stage, share: None,
@@ -107,15 +129,17 @@ def segment(
 ) -> Result:
     """Segment a scan.
 
-    scan : an `Image`, also a `reading.Scan` · engine : built for `model.network.table()`, or a function that gives it,
-    which is called when the network's input is there
+    scan : an `Image`, also a `reading.Scan` · engine : built for `model.network.table()`, or a function that gives that
+    of a network, which is called when the network's input is there
     on_stage : told a stage of STAGES and the share of it that is done, in [0, 1], when it begins and now and then
     on_grid : told the scan on the network's grid, which is let go afterwards
     release : let go of the scan's voxels, ``scan.data``, as soon as they are not needed any more
 
     Raises SynthSegError("internal") for posteriors that are no numbers, MemoryError, and what the functions raise.
     """
-    network, labels, threads = model.network, model.labels, options.threads
+    networks = model.needed(options.robust, options.parcellation, options.scores)
+    network, labels, threads = model.networks["robust" if options.robust else "segmentation"], model.labels, options.threads
+    mode = modes.MODES[options.mode, options.parcellation, options.scores]
 
     on_stage("grid", 0.0)
     gridded = grid.regrid(scan, network.grid.resolution_mm, threads)
@@ -134,30 +158,82 @@ def segment(
     if release:
         scan.data = None
 
-    engine = engine() if callable(engine) else engine
-    on_stage("network", 0.0)
-    posteriors = posteriors_of.predict(
-        engine,
-        prepared.volume,
-        None if options.fast else labels.flip,
-        network.outputs.smoothing_sigma,
-        lambda share: on_stage("network", share),
-        threads,
-    )
-    prepared.volume = None
+    run = _Networks(networks, engine, on_stage, threads)
+    inputs = {"image": prepared.volume}
+    for name in ("groups", "denoised") if options.robust else ():
+        inputs[name] = run.likeliest(name, inputs)
+    sigma = network.outputs.smoothing_sigma if options.mode != modes.ROBUST else 0.0
+    with run.engine(network.name) as (built, progress):
+        posteriors = posteriors_of.predict(
+            built,
+            {name: inputs[name] for name in network.inputs},
+            labels.flip if mode.labels == modes.AVERAGED else None,
+            0.0 if mode.labels == modes.RAW else sigma,
+            progress,
+            threads,
+        )
+    # Of what comes next: these are taken before anything is dropped from the posteriors.
+    channels = {
+        kind: posteriors_of.likeliest(posteriors, 0.0 if kind == mode.labels else sigma, threads)
+        for kind in {mode.cortex, mode.scores} - {None}
+    }
+    inputs, prepared.volume = {"image": prepared.volume} if options.parcellation else {}, None
 
     on_stage("labels", 0.0)
-    found = posteriors_of.finish(posteriors, prepared.box, labels, network.outputs.threshold, options.fast, threads)
+    found = posteriors_of.finish(
+        posteriors, prepared.box, labels, network.outputs.threshold, options.mode != modes.DEFAULT, threads
+    )
     del posteriors
-    label_map = _on_scan(found.labels, prepared)
 
     own = None
-    if options.own_grid:
+    if options.own_grid and options.interpolation != "nearest":
         on_stage("own grid", 0.0)
-        own = _own_grid(found, label_map, labels, gridded.factor, shape, prepared, options)
+        own = own_grid.labels_on_grid(
+            grid.from_ras(found.posteriors, prepared.axes, prepared.flipped),
+            labels.index,
+            gridded.factor,
+            shape,
+            grid.crop_origin(prepared),
+            threads,
+        )
+    if not options.posteriors:
+        found.posteriors = None
+
+    parcelled = None
+    if options.parcellation:
+        on_stage("parcels", 0.0)
+        cortex = np.isin(labels.index, parcels_of.CORTEX)[channels[mode.cortex]]
+        network = model.networks["parcellation"]
+        near = _around(parcels_of.is_cortex(found.labels)) if own is not None else None
+        with run.engine("parcellation") as (built, progress):
+            slabs = posteriors_of.slabs_of(
+                built,
+                inputs | {"cortex": cortex.view(np.uint8)},
+                network.outputs.smoothing_sigma if mode.parcels == modes.SMOOTHED else 0.0,
+            )
+            slabs = _told(slabs, progress, len(cortex))
+            parcelled = parcels_of.parcellate(
+                slabs, found.labels, found.margin, prepared.box, model.parcels.index, near, threads
+            )
+        del inputs, cortex, slabs
+        if own is not None:
+            _own_parcels(own, parcelled, model.parcels, gridded.factor, prepared, threads)
+    judged = None
+    if options.scores:
+        on_stage("scores", 0.0)
+        with run.engine("quality") as (built, _):
+            judged = scores_of.predict(built, channels[mode.scores], labels, model.networks["quality"].grid.box)
+    del channels
+    label_map = _on_scan((parcelled or found).labels, prepared)
+    if options.own_grid and own is None:
+        on_stage("own grid", 0.0)
+        own = own_grid.nearest_labels(label_map, gridded.factor, shape)
 
     on_stage("measures", 0.0)
     volumes = posteriors_of.volumes_mm3(found, gridded.voxel_mm)
+    of_parcels = None
+    if parcelled:
+        of_parcels = parcels_of.volumes_mm3(parcelled, model.parcels, volumes, labels, options.parcel_volumes)
 
     on_stage("quality", 0.0)
     figures = figures_of.measure(labels, found.labels, found, gridded.voxel_mm)
@@ -171,8 +247,11 @@ def segment(
         volumes=volumes,
         found=found,
         quality=assessed,
-        facts=_facts(label_map, gridded.voxel_mm, found, figures, own, scan.voxel_mm, options),
+        facts=_facts(label_map, gridded.voxel_mm, found, figures, own, scan.voxel_mm, options, judged, model.scores),
         prepared=prepared,
+        parcels=parcelled,
+        parcel_volumes=of_parcels,
+        scores=judged,
     )
 
 
@@ -187,21 +266,71 @@ def _on_scan(array, prepared, background=0):
     return grid.from_ras(grid.uncrop(array, prepared, background), prepared.axes, prepared.flipped)
 
 
-def _own_grid(found, label_map, labels, factor, shape, prepared, options):
-    """The label map on the scan's own grid of a shape (3,)."""
-    if options.interpolation == "nearest":
-        return own_grid.nearest_labels(label_map, factor, shape)
-    return own_grid.labels_on_grid(
-        grid.from_ras(found.posteriors, prepared.axes, prepared.flipped),
-        labels.index,
-        factor,
-        shape,
-        grid.crop_origin(prepared),
-        options.threads,
+class _Networks:
+    """The networks of a run, one after the other, and what share of the whole they are.
+
+    engine : as `segment` takes it · on_stage : told the share of each that is done
+    """
+
+    def __init__(self, networks, engine, on_stage, threads):
+        self._networks, self._engine, self._on_stage, self._threads = networks, engine, on_stage, threads
+        self._first = [network.name for network in networks if network.name not in COMPANIONS]
+
+    @contextmanager
+    def engine(self, name):
+        """The engine of a network, and a function that is told the share of it that is done; its memory is given back
+        afterwards."""
+        (network,) = (network for network in self._networks if network.name == name)
+        built = self._engine(network) if callable(self._engine) else self._engine
+        stage, before, parts = {"parcellation": "parcels", "quality": "scores"}.get(name, "network"), 0, 1
+        if stage == "network":
+            before, parts = self._first.index(name), len(self._first)
+        self._on_stage(stage, before / parts)
+        try:
+            yield built, lambda share: self._on_stage(stage, (before + share) / parts)
+        finally:
+            built.release()
+
+    def likeliest(self, name, inputs):
+        """The likeliest channel of what a network gives; see `posteriors.likeliest_of`."""
+        with self.engine(name) as (built, progress):
+            (network,) = (network for network in self._networks if network.name == name)
+            given = {read: inputs[read] for read in network.inputs}
+            return posteriors_of.likeliest_of(built, given, progress, self._threads)
+
+
+def _told(slabs, progress, planes):
+    for start, slab in slabs:
+        yield start, slab
+        progress((start + len(slab)) / planes)
+
+
+def _around(mask):
+    """The box around a mask (x, y, z), two voxels larger where the image goes on; of no mask one voxel."""
+    box = posteriors_of.extent(mask)
+    return tuple(
+        slice(max(part.start - 2, 0), min(max(part.stop, 1) + 2, n)) for part, n in zip(box, mask.shape, strict=True)
     )
 
 
-def _facts(label_map, voxel_mm, found, figures, own, own_voxel_mm, options) -> dict:
+def _own_parcels(own, parcelled, table, factor, prepared, threads):
+    """Put parcels in the place of the cortex on the scan's own grid, from their posteriors there."""
+    (near, box), parcelled.near = parcelled.near, None
+    crop = [slice(*part.indices(n)) for part, n in zip(prepared.crop, prepared.shape, strict=True)]
+    crop = tuple(slice(c.start + b.start, c.start + b.stop) for c, b in zip(crop, box, strict=True))
+    own_grid.parcels_on_grid(
+        own,
+        parcels_of.is_cortex(own.labels),
+        grid.from_ras(near, prepared.axes, prepared.flipped),
+        table.index,
+        np.nonzero(parcelled.counts)[0],
+        factor,
+        grid.crop_origin(replace(prepared, crop=crop)),
+        threads,
+    )
+
+
+def _facts(label_map, voxel_mm, found, figures, own, own_voxel_mm, options, judged, names) -> dict:
     """What the run record says of the results, as JSON can hold it."""
 
     def about(labels, sizes):
@@ -218,5 +347,6 @@ def _facts(label_map, voxel_mm, found, figures, own, own_voxel_mm, options) -> d
         **about(label_map, voxel_mm),
         "mean_confidence": None if np.isnan(found.confidence) else round(found.confidence, 6),
         "qc": figures,
+        "quality_scores": None if judged is None else dict(zip(names[1:], judged.round(4).tolist(), strict=True)),
         "native_grid": of_own,
     }

@@ -7,7 +7,7 @@ labels stay in float32 and in SynthSeg's order; volumes are summed in float64.
 any layout, and give the same bits for it and for any number of threads.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from synthseg_native.engines.capabilities import Engine
 from synthseg_native.errors import SynthSegError
 from synthseg_native.networks.cards import Labels
-from synthseg_native.pipeline.smoothing import smoothed
+from synthseg_native.pipeline.smoothing import smoothed, smoothed_channels
 from synthseg_native.scan.grid import workers
 
 Box = tuple[slice, slice, slice]
@@ -49,29 +49,32 @@ class Segmentation:
 
 def predict(
     engine: Engine,
-    volume: np.ndarray,
+    inputs: dict[str, np.ndarray],
     flip: np.ndarray | None,
     sigma: float = 0.0,
     progress: Callable[[float], None] = lambda share: None,
     threads: int = 1,
 ) -> np.ndarray:
-    """Posteriors of a volume (X, Y, Z), smoothed, averaged with those of its mirror image, sides swapped back.
+    """Posteriors of what a network reads, smoothed, averaged with those of its mirror image, sides swapped back.
 
+    inputs : volumes (X, Y, Z) by their names, as `engine.run` takes them
     flip : (N,) channel of the mirrored structure; None: no averaging (fast mode) · sigma : of the smoothing, in voxels,
     0 for none. The engine's slabs go straight into the one array of the result. progress is told the share that is
     done, in [0, 1].
     """
-    planes, total, passes = volume.shape[0], None, 1 if flip is None else 2
+    planes, *plane = next(iter(inputs.values())).shape
+    total, passes = None, 1 if flip is None else 2
     engine.release()  # of what a pass left that failed
     with workers(threads) as each:
-        for start, slab in _slabs(engine, volume, sigma):
+        for start, slab in slabs_of(engine, inputs, sigma):
             if total is None:
-                total = np.empty((planes, slab.shape[-1], *volume.shape[1:]), dtype=np.float32)
+                total = np.empty((planes, slab.shape[-1], *plane), dtype=np.float32)
             each(_put, total[start : start + len(slab)], slab)
         progress(1 / passes)
         if flip is not None:
             del slab
-            for start, slab in _slabs(engine, volume[::-1], sigma):
+            mirrored = {name: volume[::-1] for name, volume in inputs.items()}
+            for start, slab in slabs_of(engine, mirrored, sigma):
                 first = planes - start - len(slab)
                 each(lambda target, plane: _average(target, plane, flip), total[first : planes - start], slab[::-1])
             progress(1.0)
@@ -79,11 +82,55 @@ def predict(
     return np.moveaxis(total, 1, 3)
 
 
-def _slabs(engine, volume, sigma):
-    """What the engine makes of an image, smoothed by itself where it offers that: it has the planes at hand."""
+def slabs_of(
+    engine: Engine, inputs: dict[str, np.ndarray], sigma: float = 0.0
+) -> Iterable[tuple[int, np.ndarray]]:
+    """What a network gives, slab by slab, smoothed by its engine where that offers it: it has the planes at hand."""
     if engine.can.smooths:
-        return engine.run({"image": volume}, sigma)
-    return smoothed(engine.run({"image": volume}), sigma)
+        return engine.run(inputs, sigma)
+    return smoothed(engine.run(inputs), sigma)
+
+
+def likeliest_of(
+    engine: Engine,
+    inputs: dict[str, np.ndarray],
+    progress: Callable[[float], None] = lambda share: None,
+    threads: int = 1,
+) -> np.ndarray:
+    """The likeliest channel (X, Y, Z) uint8 of what a network gives, which is never whole; the first one on a tie.
+
+    inputs, progress : as of `predict`. Raises SynthSegError("internal") for posteriors that are no numbers.
+    """
+    found = np.empty(next(iter(inputs.values())).shape, dtype=np.uint8)
+    with workers(threads) as each:
+        for start, slab in engine.run(inputs):
+            each(_put_likeliest, found[start : start + len(slab)], (np.moveaxis(plane, 2, 0) for plane in slab))
+            progress((start + len(slab)) / len(found))
+    engine.release()
+    return found
+
+
+def likeliest(posteriors: np.ndarray, sigma: float = 0.0, threads: int = 1) -> np.ndarray:
+    """The likeliest channel (X, Y, Z) uint8 of posteriors, the first one on a tie. sigma : of a smoothing, in voxels,
+    of what is compared; 0 for none. Raises SynthSegError("internal") for posteriors that are no numbers."""
+    found = np.empty(posteriors.shape[:3], dtype=np.uint8)
+    planes = np.moveaxis(posteriors, 3, 1)
+    around = (smoothed_channels(planes, x, sigma) for x in range(len(planes))) if sigma else planes
+    with workers(threads) as each:
+        each(_put_likeliest, found, around)
+    return found
+
+
+def _put_likeliest(target, channels):
+    """channels : (Y, Z) each, one after the other"""
+    channels = iter(channels)
+    best = np.array(next(channels))
+    target[...] = 0
+    for c, channel in enumerate(channels, 1):
+        target[channel > best] = c
+        np.maximum(channel, best, out=best)  # which keeps what is no number
+    if not np.isfinite(best).all():
+        raise SynthSegError("internal", "posteriors: some are no numbers: use another engine, device or precision")
 
 
 def _blocks(target, plane):

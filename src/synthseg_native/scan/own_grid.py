@@ -107,6 +107,34 @@ def labels_on_grid(
     )
 
 
+def parcels_on_grid(
+    own: GridLabels,
+    cortex: np.ndarray,
+    posteriors: np.ndarray,
+    values: np.ndarray,
+    present: Sequence[int],
+    factor: np.ndarray | None,
+    origin: Sequence[int],
+    threads: int = 1,
+) -> None:
+    """Give the voxels of the cortex on a scan's own grid their likeliest parcel, in place; background without any.
+
+    cortex : (x, y, z), where it is · posteriors, values, factor, origin : as `labels_on_grid` takes them, of parcels
+    present : channels that occur on the network's grid; those without a voxel here are added to ``own.missing``
+    """
+    shape = own.labels.shape
+    factor, grid = _geometry(factor, shape)
+    taps = [_taps(*sizes) for sizes in zip(shape, factor, grid, strict=True)]
+    start = np.tile(origin, (posteriors.shape[3], 1))
+    stop = start + posteriors.shape[:3]
+    channel = _likeliest(posteriors, origin, [k for k in present if k], start, stop, taps, shape, threads)
+    found = np.zeros(len(values), dtype=bool)
+    for plane, winners, there in zip(own.labels, channel, cortex, strict=True):
+        plane[there] = values[winners[there]]
+        found[winners[there]] = True
+    own.missing += [int(values[k]) for k in present if k and not found[k]]
+
+
 def _geometry(factor, shape):
     """factor (3,) float64, and the size of the network's grid that `grid.resample` makes of `shape`."""
     if factor is None:

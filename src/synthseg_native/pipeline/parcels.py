@@ -1,0 +1,130 @@
+"""From the parcellation's posteriors to parcels of the cortex, a few planes at a time: they are never whole.
+
+In the cortex of the label map a voxel becomes its likeliest parcel, wherever that belongs to: nothing keeps a left one
+out of the right hemisphere (as in SynthSeg). Volumes are sums of posteriors over the whole image, scaled so that the
+parcels of a hemisphere add up to its cortex.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from synthseg_native.errors import SynthSegError
+from synthseg_native.networks.cards import Labels
+from synthseg_native.pipeline.posteriors import MAX_MARGIN, Box, channel_sum
+from synthseg_native.scan.grid import workers
+
+CORTEX = (3, 42)  # labels of the left and the right one
+VOLUMES = ("cortex", "upstream-66342c1")  # what the volumes of parcels add up to: see `volumes_mm3`
+
+
+@dataclass
+class Parcels:
+    """Parcels of one image, in RAS order, as the network saw it.
+
+    labels : (x, y, z) int32, label map with parcels in the place of the cortex · margin : (x, y, z) float32, as of the
+    label map, in the cortex the smaller one of it and of the parcels'
+    soft : (N,) float64 sums of posteriors, in voxels · counts : (N,) voxels per parcel · confidences : (N,) the mean of
+    the best posterior over them (nan where it has none)
+    near : posteriors (x, y, z, N) where there is cortex, and the box that it is, where they were asked for
+    """
+
+    labels: np.ndarray
+    margin: np.ndarray
+    soft: np.ndarray
+    counts: np.ndarray
+    confidences: np.ndarray
+    near: tuple[np.ndarray, Box] | None = None
+
+
+def is_cortex(labels: np.ndarray) -> np.ndarray:
+    """Where a label map is cortex."""
+    return (labels == CORTEX[0]) | (labels == CORTEX[1])
+
+
+def parcellate(
+    slabs: Iterable[tuple[int, np.ndarray]],
+    labels: np.ndarray,
+    margin: np.ndarray,
+    box: Box,
+    values: np.ndarray,
+    near: Box | None = None,
+    threads: int = 1,
+) -> Parcels:
+    """Give each voxel of the cortex its likeliest parcel; the first one on a tie.
+
+    slabs : posteriors of the padded volume, as `engine.run` yields them · labels, margin : (x, y, z) of the image, which
+    is the part `box` of it · values : (N,) label per channel · near : a part of the image whose posteriors are kept
+    A voxel of the cortex without any parcel's posterior becomes background, as in SynthSeg. Raises
+    SynthSegError("internal") for posteriors that are no numbers.
+    """
+    n, shape = len(values), labels.shape
+    result, margin = labels.copy(), margin.copy()
+    soft, best_sums = np.zeros((2, shape[0], n))
+    counts = np.zeros((shape[0], n), dtype=np.int64)
+    kept = None if near is None else np.empty([part.stop - part.start for part in near] + [n], dtype=np.float32)
+    first = box[0].start or 0
+
+    def plane(x, channels):
+        channels = np.array(np.moveaxis(channels[box[1:]], 2, 0), order="C")
+        cortex = is_cortex(labels[x])
+        channels[0] = ~cortex
+        total = channel_sum(channels)
+        total[total == 0] = 1
+        best, second = np.zeros((2, *shape[1:]), dtype=np.float32)
+        winner = np.zeros(shape[1:], dtype=np.intp)
+        for c, posterior in enumerate(channels):
+            posterior /= total
+            soft[x, c] = posterior.sum(dtype=np.float64)
+            np.copyto(winner, c, where=posterior > best)
+            np.maximum(second, np.minimum(posterior, best), out=second)
+            np.maximum(posterior, best, out=best)
+        np.copyto(result[x], values[winner], where=cortex)
+        np.copyto(margin[x], np.minimum(margin[x], np.minimum(best - second, np.float32(MAX_MARGIN))), where=cortex)
+        counts[x] = np.bincount(winner[cortex], minlength=n)
+        best_sums[x] = np.bincount(winner[cortex], weights=best[cortex], minlength=n)
+        if kept is not None and near[0].start <= x < near[0].stop:
+            kept[x - near[0].start] = np.moveaxis(channels, 0, 2)[near[1:]]
+
+    with workers(threads) as each:
+        for start, slab in slabs:
+            places = range(start - first, start - first + len(slab))
+            inside = [(x, channels) for x, channels in zip(places, slab, strict=True) if 0 <= x < shape[0]]
+            if inside:
+                each(plane, *zip(*inside, strict=True))
+    soft, best_sums, counts = (sums.sum(axis=0) for sums in (soft, best_sums, counts))
+    if not np.isfinite(soft).all():
+        raise SynthSegError("internal", "parcels: some posteriors are no numbers: use another engine, device or precision")
+    return Parcels(
+        labels=result,
+        margin=margin,
+        soft=soft,
+        counts=counts,
+        confidences=np.divide(best_sums, counts, out=np.full(n, np.nan), where=counts > 0),
+        near=None if kept is None else (kept, near),
+    )
+
+
+def volumes_mm3(
+    parcels: Parcels, table: Labels, volumes: np.ndarray, labels: Labels, form: str = VOLUMES[0]
+) -> np.ndarray:
+    """Volumes of parcels (N,) in mm3, 0 of the background.
+
+    table : of the parcels · volumes, labels : (M,) volumes of the structures, and their table
+    form : "cortex", the parcels of a hemisphere add up to its cortex; "upstream-66342c1", as SynthSeg's code of that
+    state has them: all parcels add up to the white matter of both sides, with labels of SynthSeg 1.0 to both cortices
+    """
+    of = {int(value): float(volume) for value, volume in zip(labels.index, volumes, strict=True)}
+    sides = np.array([{"left": 0, "right": 1}.get(side, -1) for side in table.hemispheres])
+    found = np.zeros(len(table))
+    if form == VOLUMES[0]:
+        parts = [(sides == side, of.get(CORTEX[side], 0.0)) for side in (0, 1)]
+    else:
+        # Upstream looks for the cortex one column too early where the total stands in front.
+        parts = [(sides >= 0, sum(of.get(value, 0.0) for value in ((2, 41) if labels.has_total_intracranial else CORTEX)))]
+    for those, total in parts:
+        whole = parcels.soft[those].sum()
+        if whole > 0:
+            found[those] = parcels.soft[those] / whole * total
+    return found
