@@ -71,6 +71,8 @@ def parser() -> argparse.ArgumentParser:
     add = p.add_argument_group("further results").add_argument
     add("--vol", metavar="CSV", help="volumes in mm3, one row per scan, as SynthSeg writes them; .csv is added; "
         "rows of earlier calls stay")  # fmt: skip
+    add("--qc", metavar="CSV", help="SynthSeg's quality scores of eight groups of structures, one row per scan: "
+        "look at what is below 0.65")  # fmt: skip
     add("--volumes-tsv", metavar="TSV", help="volumes, voxel counts and confidence, one row per scan and structure")
     add("--picture", metavar="PNG", help="outlines on 15 slices, and what looks odd, to check by eye")
     add("--post", metavar="IMAGE", help="posteriors, one volume per label (large)")
@@ -82,7 +84,12 @@ def parser() -> argparse.ArgumentParser:
     add("--v1", action="store_true", help="SynthSeg 1.0 (default: SynthSeg 2.0), the same as --model synthseg1")
     add("--model", metavar="NAME", help="synthseg1, synthseg2, or a model's folder")
     add("--weights", metavar="H5", help="the model's weights (default: beside its card, or fetched once)")
+    add("--robust", action="store_true", help="SynthSeg-robust, three networks in a row: for clinical scans, of low "
+        "resolution or contrast; no --v1")  # fmt: skip
     add("--fast", action="store_true", help="half the time: no left-right averaging, no repair of stray parts")
+    add("--parc", action="store_true", help="parcels of the cortex (Desikan-Killiany) in its place, and their volumes")
+    add("--parcel-volumes", default="cortex", metavar="HOW", help="what they add up to: cortex, each hemisphere's to "
+        "its own (default), or upstream-66342c1, for an old series of SynthSeg's")  # fmt: skip
     add("--ct", action="store_true", help="the scan is CT in Hounsfield units: clip to 0..80")
     add(
         "--crop",
@@ -128,7 +135,7 @@ def _run(arguments, argv):
         try:
             with _as_synthseg_error(arguments.i or "--i"):
                 call, segmenter = options.read(arguments)
-                tables = Tables(call, segmenter.model.labels)
+                tables = Tables(call, segmenter.model, arguments.parc)
         except SynthSegError as failure:
             notes = record.new("native", ["synthseg-native", *argv])
             # Only of a single scan it is known where its record would go; wrong use must not replace a good one, nor
@@ -269,7 +276,8 @@ def _segment_one(job, segmenter, tables, bar, argv, overwrite):
         return _fail(notes, failure, job.outputs.get("record"))
     tables.volumes[id(job)] = volumes
     grade = "" if notes["model"]["research_grade"] else " (not for research)"
-    took = f"segmented with {notes['model']['name']}{grade} in {notes['seconds']['total']:.1f} s"
+    robust = ", robust" if notes["mode"] == "robust" else ""
+    took = f"segmented with {notes['model']['name']}{robust}{grade} in {notes['seconds']['total']:.1f} s"
     bar.say(f"{job.outputs['o']}: {took}{_remarks(notes, segmenter.model.labels)}", sys.stdout)
     if notes["memory_remark"]:
         bar.say(f"synthseg-native: {job.image}: {notes['memory_remark']}", sys.stderr)
@@ -318,33 +326,40 @@ def _as_synthseg_error(path):
 class Tables:
     """The tables over all scans of a call, written anew, whole, whenever a scan is done.
 
-    The rows that earlier calls with other scans have left in the table of --vol stay there; --volumes-tsv is of one
-    call. volumes : id of a job -> {"csv": row, "tsv": rows} · said : lines about the table that is there
+    The rows that earlier calls with other scans have left in the tables of --vol and --qc stay there; --volumes-tsv is
+    of one call. volumes : id of a job -> {"csv": row, "qc": row, "tsv": rows} · said : lines about what they hold
     remarks : id of a job that was current -> what is said of it. Raises SynthSegError("usage") where rows that are not
     of this call have other columns.
     """
 
-    def __init__(self, call, labels):
+    def __init__(self, call, model, parcellation=False):
+        """parcellation : whether volumes are also of parcels"""
         from synthseg_native import jobs as planning
         from synthseg_native.results import tables
 
-        self.call, self.labels, self.volumes, self.remarks = call, labels, {}, {}
+        self.call, self.labels, self.volumes, self.remarks = call, model.labels, {}, {}
+        columns = tables.csv_columns(model.labels, model.parcels if parcellation else None)
+        self.columns = {"vol": columns, "qc": list(model.scores[1:])}
         self.predicted = 0  # MiB, of the largest scan so far
-        self.ours = {planning.row_before(job) for job in call.jobs}  # what this call writes in their place
+        # What this call writes in their place.
+        self.ours = {option: {planning.row_before(job, option) for job in call.jobs} for option in planning.CSV}
         names = {planning.row_name(job) for job in call.jobs}
-        same = sorted({row[0] for part in self._others() for row in part} & names)
+        said = {}
+        for option in planning.CSV:
+            for name in sorted({row[0] for part in self._others(option) for row in part} & names):
+                said.setdefault(name, call.tables[option])
         tsv = call.tables.get("volumes_tsv")
         if tsv and tsv.is_file() and not tables.is_volumes_tsv(tsv):
             text = f"{tsv}: is something else than a table of volumes: choose another name, or remove it"
             raise SynthSegError("usage", text)
         about = "has a row {} already, and nothing says that it is of this scan: it stays"
-        self.said = [f"{call.tables['vol']}: {about.format(name)}" for name in same]
+        self.said = [f"{path}: {about.format(name)}" for name, path in said.items()]
 
-    def _others(self) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
-        """The rows of the table of --vol that are of no scan of this call: those before its first, and those after."""
-        from synthseg_native.results.tables import TABLE, csv_columns
+    def _others(self, option: str) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
+        """The rows of a table that are of no scan of this call: those before its first, and those after."""
+        from synthseg_native.results.tables import TABLE
 
-        path = self.call.tables.get("vol")
+        path, ours = self.call.tables.get(option), self.ours[option]
         if not path or not path.is_file():
             return [], []
         with path.open(**TABLE) as file:
@@ -352,12 +367,13 @@ class Tables:
                 header, *rows = [tuple(row) for row in csv.reader(file, strict=True) if row] or [()]
             except csv.Error:
                 header, rows = (), [("no table",)]
-        number = next((n for n, row in enumerate(rows) if row in self.ours), len(rows))
-        before, after = ([row for row in part if row not in self.ours] for part in (rows[:number], rows[number:]))
+        number = next((n for n, row in enumerate(rows) if row in ours), len(rows))
+        before, after = ([row for row in part if row not in ours] for part in (rows[:number], rows[number:]))
         whole = all(len(row) == len(header) for row in [*before, *after])
-        foreign = bool(header) and header[1:] != tuple(csv_columns(self.labels))  # maybe a line alone, of any text
+        foreign = bool(header) and header[1:] != tuple(self.columns[option])  # maybe a line alone, of any text
         if ((before or after) and not whole) or (foreign and (before or after or not rows)):
-            what = "has rows of something else than this model's volumes, or cut ones"
+            of = {"vol": "volumes", "qc": "quality scores"}[option]
+            what = f"has rows of something else than this call's {of}, or cut ones"
             raise SynthSegError("usage", f"{path}: {what}: choose another name, or remove it")
         return before, after
 
@@ -384,15 +400,16 @@ class Tables:
 
     def write(self, places: dict[str, Path], more: dict[int, dict]) -> None:
         """Write the tables of all scans that are done, `more` among them."""
+        from synthseg_native.jobs import ROWS
         from synthseg_native.results import tables
 
         known = self.volumes | more
         done = [(job, known[id(job)]) for job in self.call.jobs if id(job) in known]
-        if "vol" in places:
-            rows = [volumes["csv"] for _, volumes in done]
-            self.ours.update(map(tuple, rows))
-            before, after = self._others()
-            tables.save_volumes_csv(places["vol"], self.labels, [*before, *rows, *after])
+        for option in set(places) & set(ROWS):
+            rows = [volumes[ROWS[option]] for _, volumes in done]
+            self.ours[option].update(map(tuple, rows))
+            before, after = self._others(option)
+            tables.save_csv(places[option], self.columns[option], [*before, *rows, *after])
         if "volumes_tsv" in places:
             rows = {str(job.image): volumes["tsv"] for job, volumes in done}
             tables.save_volumes_tsv(places["volumes_tsv"], next(iter(rows.values()), []) if self.call.single else rows)

@@ -25,7 +25,9 @@ PER_SCAN = {
     "picture": ("_qc", ".png"),
     "record": ("_run", ".json"),
 }
-TABLES = {"vol": ".csv", "volumes_tsv": ".tsv"}
+TABLES = {"vol": ".csv", "qc": ".csv", "volumes_tsv": ".tsv"}
+CSV = ("vol", "qc")  # of these SynthSeg's own, of which a list has one per scan
+ROWS = {"vol": "csv", "qc": "qc"}  # what `note` calls a scan's row in these
 NOT_WRITTEN = (".hdr", ".img", ".npz", ".gz", ".dcm", ".mnc", ".png", ".json")  # no folder is meant by these
 OTHER_IMAGES = (".img", ".img.gz", ".mnc", ".nrrd", ".nhdr", ".mha", ".mhd", ".dcm", ".nii.bz2", ".nii.xz", ".nii.zst")
 NOTE = "SynthSegNative"
@@ -33,7 +35,7 @@ NOTE = "SynthSegNative"
 
 @dataclass
 class Job:
-    """One scan. outputs : option ("o", "post", ...) -> path; of a list "vol" is one of them, a table per scan.
+    """One scan. outputs : option ("o", "post", ...) -> path; of a list CSV are among them, a table per scan.
 
     alike : another scan of the call has the same name up to the extension · same : up to capitals of the extension
     refused : why it may not be segmented
@@ -112,7 +114,7 @@ def _stem(name):
 
 def _table(option, path):
     ending = TABLES[option]
-    if option == "vol" and not path.lower().endswith(ending):
+    if option in CSV and not path.lower().endswith(ending):
         path += ending  # as SynthSeg does
     if not path.lower().endswith(ending):
         raise _usage(path, f"not a file name for {flag(option)}", f"end it in {ending}")
@@ -384,10 +386,10 @@ def remembered(job: Job) -> tuple[dict, dict]:
     return found["Volumes"], found["Remarks"]
 
 
-def row_before(job: Job) -> tuple[str, ...]:
-    """The row of SynthSeg's table that the results of an earlier call have left of this scan; () without any."""
+def row_before(job: Job, option: str = "vol") -> tuple[str, ...]:
+    """The row of a table of CSV that the results of an earlier call have left of this scan; () without any."""
     try:
-        return tuple(_note(job.sidecars["o"])["Volumes"]["csv"])
+        return tuple(_note(job.sidecars["o"])["Volumes"][ROWS[option]] or ())
     except (KeyError, TypeError):
         return ()
 

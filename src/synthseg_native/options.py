@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 
 # What SynthSeg_predict.py and mri_synthseg also have.
 NOT_YET = {
-    "robust": "SynthSeg-robust",
-    "parc": "the cortical parcellation",
-    "qc": "SynthSeg's quality scores (--picture and the qc figures in --record are this program's own)",
     "photo": "Photo-SynthSeg",
 }
 MAX_CROP = 512  # larger than any head, and as small as the network then works on
@@ -32,7 +29,7 @@ def read(arguments: argparse.Namespace) -> tuple[jobs.Call, segment.Segmenter]:
     from synthseg_native.pipeline import segment
     from synthseg_native.scan import reading
 
-    _check(arguments, segment.INTERPOLATIONS)
+    _check(arguments, segment.INTERPOLATIONS, segment.PARCEL_VOLUMES)
     if arguments.engine == "auto":
         arguments.engine = _engine_here()
     accept = tuple(sorted({name.strip() for name in arguments.accept.split(",")} - {""}))
@@ -45,6 +42,10 @@ def read(arguments: argparse.Namespace) -> tuple[jobs.Call, segment.Segmenter]:
         precision=arguments.precision,
         threads=arguments.threads,
         fast=arguments.fast,
+        robust=arguments.robust,
+        parcellation=arguments.parc,
+        scores=bool(arguments.qc),
+        parcel_volumes=arguments.parcel_volumes,
         ct=arguments.ct,
         crop=crop and tuple(crop * (3 // len(crop))),
         autocrop=arguments.autocrop,
@@ -58,7 +59,7 @@ def read(arguments: argparse.Namespace) -> tuple[jobs.Call, segment.Segmenter]:
     return call, segment.Segmenter(at_home(name), options, weights)
 
 
-def _check(arguments, interpolations):
+def _check(arguments, interpolations, parcel_volumes):
     for name, what in NOT_YET.items():
         if getattr(arguments, name):
             raise _usage(f"--{name}: {what}: synthseg-native does not have it yet: leave it out")
@@ -71,9 +72,13 @@ def _check(arguments, interpolations):
         raise _usage(f"--v1 and --model {arguments.model}: they contradict each other: give one of them")
     if arguments.cpu and arguments.device not in (None, "cpu"):
         raise _usage(f"--cpu and --device {arguments.device}: they contradict each other: give one of them")
-    if arguments.interpolation not in interpolations:
-        known = " or ".join(interpolations)
-        raise _usage(f"--interpolation {arguments.interpolation}: not known: give {known}")
+    if arguments.robust and arguments.v1:
+        raise _usage("--robust and --v1: SynthSeg 1.0 has no robust networks: give one of them")
+    for name, known in (("interpolation", interpolations), ("parcel_volumes", parcel_volumes)):
+        if (value := getattr(arguments, name)) not in known:
+            raise _usage(f"--{name.replace('_', '-')} {value}: not known: give {' or '.join(known)}")
+    if arguments.parcel_volumes != parcel_volumes[0] and not arguments.parc:
+        raise _usage("--parcel-volumes: of parcels, which only --parc makes: add it, or leave this out")
     crop = arguments.crop
     if crop and (len(crop) not in (1, 3) or min(crop) < 1 or max(crop) > MAX_CROP):
         sizes = " ".join(map(str, crop))

@@ -40,7 +40,8 @@ for name, settings, shape in json.loads(sys.argv[1]):
     weights = probes.plausible_weights(table, rng)
     maps = lambda n: rng.integers(0, n, shape, np.uint8)
     inputs = {layer.name: layer for layer in given(table)}
-    volumes = {name: values(*shape) if layer.kind == "input" else maps(layer.channels) for name, layer in inputs.items()}
+    is_image = {name: layer.kind == "input" for name, layer in inputs.items()}
+    volumes = {name: values(*shape) if is_image[name] else maps(inputs[name].channels) for name in inputs}
     formulas = lambda volumes, weights=weights: probes._network(
         table, weights, volumes, smoothing=smoothing
     )
@@ -58,12 +59,12 @@ for name, settings, shape in json.loads(sys.argv[1]):
     engine = llvm.build(table, weights, threads=2)
     result = posteriors(engine, volumes)
     # Whose features the next pass finds in its memory.
-    posteriors(engine, {name: 2 - volume if volume.dtype == np.float32 else volume[::-1] for name, volume in volumes.items()})
+    posteriors(engine, {name: 2 - volume if is_image[name] else volume[::-1] for name, volume in volumes.items()})
     three = llvm.build(table, weights, threads=3)
     found[name]["same"] = [bool(np.array_equal(posteriors(e, volumes), result)) for e in (engine, three)]
     found[name]["type"] = str(result.dtype)
     found[name]["unseen"] = []  # voxels that are no numbers by the formulas, and are by the engine
-    images = [name for name, layer in inputs.items() if layer.kind == "input"]
+    images = [name for name in inputs if is_image[name]]
     for broken in (volumes, weights) if images else (weights,):
         spoilt, bad = {name: volume.copy() for name, volume in volumes.items()}, weights
         if broken is volumes:
@@ -162,7 +163,10 @@ def changed(name, **what):
         ({"change": changed("unet_bn_up_0", inputs=("unet_bn_down_1",))}, "normalisation unet_bn_up_0"),
         ({"change": changed("unet_bn_up_0", inputs=("image",))}, "normalisation unet_bn_up_0"),
         ({"change": lambda table: [*table, Layer("last", "sharpen", 2)]}, "layer last of kind sharpen"),
-        ({"form": "encoder", "change": changed("unet_res_down_merge_0", inputs=("image",) * 2)}, "what unet_res_down_merge_0 reads"),
+        (
+            {"form": "encoder", "change": changed("unet_res_down_merge_0", inputs=("image",) * 2)},
+            "what unet_res_down_merge_0 reads",
+        ),
     ],
 )
 def test_what_it_cannot_do_is_one_line(how, words):

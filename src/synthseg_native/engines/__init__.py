@@ -12,10 +12,11 @@ The contract of a module ``engines.<name>``:
     `check` does, for a device that it does not have, and for a precision that this machine has not.
 ``engine.run(inputs, smoothing=0.0)``
     Runs the network. inputs : {name of what it reads (`layers.given`): volume (X, Y, Z)}, float32 of an image, uint8 of
-    a map that is read one-hot, all of one shape; a volume may be a mirrored view. Yields ``(start, slab)``: what the last layer of the table gives, as float32 (planes, Y, Z, channels)
-    for the planes ``start: start + planes`` of the first axis. The slabs cover the volume once, the first planes first;
-    a slab is only valid until the next one is asked for. (Of a table that ends with the mean over space there is one
-    slab, (1, 1, 1, channels).) A consumer thus accumulates an average in a single array.
+    a map that is read one-hot, all of one shape; a volume may be a mirrored view. Yields ``(start, slab)``: what the
+    last layer of the table gives, as float32 (planes, Y, Z, channels) for the planes ``start: start + planes`` of the
+    first axis. The slabs cover the volume once, the first planes first; a slab is only valid until the next one is
+    asked for. (Of a table that ends with the mean over space there is one slab, (1, 1, 1, channels).) A consumer thus
+    accumulates an average in a single array.
     smoothing : sigma in voxels of a Gaussian (`layers.gaussian_kernel`, zeros outside the volume) over each channel of
     the result, 0 for none; only of an engine whose ``CAN.smooths``. It is a stage of the pipeline, which decides what
     is smoothed, and does it itself (`pipeline.smoothing`) for an engine that does not offer it. Engines may: they have

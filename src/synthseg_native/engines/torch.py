@@ -7,8 +7,9 @@ has the same numbers as the whole.
 
 Two identities keep the upsampled and the concatenated tensor from existing: conv(concat(a, b)) = conv_a(a) +
 conv_b(b); and kernel 3 over an image doubled by nearest neighbour is, for every other voxel along each axis, kernel 2
-over the image itself, kernel 5 is kernel 3. (The first is a transposed convolution of kernel 4, stride 2, padding 1; as
-an ordinary convolution it needs no operation more than the rest, and Apple's GPUs have transposed ones in float32 only.)
+over the image itself, and kernel 5 is kernel 3. (The first is a transposed convolution of kernel 4, stride 2, padding
+1; as an ordinary convolution it needs no operation more than the rest, and Apple's GPUs have transposed ones in float32
+only.)
 
 Only operations that are sound on Apple's GPUs are used: no padding of 5-D tensors, contiguous inputs and weights. What
 is sound on a machine is decided by the probes (`verify`), never here.

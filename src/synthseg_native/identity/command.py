@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from synthseg_native.identity import current, stages
+from synthseg_native.pipeline import modes
 from synthseg_native.scan.formats import image_extension
 
 if TYPE_CHECKING:
@@ -30,16 +31,18 @@ def wanted(segmenter: Segmenter, job: Job, content: str | None) -> dict:
     coloured = options["addctab"] and any(image_extension(path).startswith(".mg") for path in maps)
     same = ("engine", "device", "precision", "threads", "ct", "autocrop", "keepgeom")
     return current.identity(
-        stages.ONE_SCAN,
+        stages.one_scan(options["parcellation"], options["scores"]),
         **{name: options[name] for name in same},
-        mode="fast" if options["fast"] else "default",
+        mode=modes.name_of(options["fast"], options["robust"]),
+        parcels=options["parcel_volumes"] if options["parcellation"] else None,
+        scores=options["scores"] or None,
         crop=list(options["crop"]) if options["crop"] else None,
         interpolation=options["interpolation"] if own_grid else None,
         addctab=coloured,
         display=stages.display_digest(model) if coloured else None,
         accept=list(options["accept"]),
-        model=stages.model_digest(model),
-        weights=segmenter.weights_sha256[:12],
+        model=stages.model_digest(model, segmenter.networks),
+        weights=" ".join(dict.fromkeys(sha256[:12] for sha256 in segmenter.weights_sha256.values())),
         content=content and content[:12],
         environment=environment(options["engine"]),
     )

@@ -62,6 +62,8 @@ def differences(recorded: dict | None, wanted: dict) -> list[str]:
         if old != new and not (new is None and name in ("content", "existing")):
             found.append(WHY.get(name, f"{name}: {_said(old)} to {_said(new)}"))
     changed = [name for name in {**code, **recorded["code"]} if code.get(name) != recorded["code"].get(name)]
+    if found:  # a setting that changed says why a stage is there, or gone
+        changed = [name for name in changed if name in code and name in recorded["code"]]
     return found + ([f"the code changed ({', '.join(changed)})"] if changed else [])
 
 

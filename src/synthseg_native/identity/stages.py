@@ -11,7 +11,7 @@ from pathlib import Path
 from synthseg_native import engines
 from synthseg_native.identity import keys
 from synthseg_native.identity.code import code_digest
-from synthseg_native.networks.cards import Model
+from synthseg_native.networks.cards import Model, Network
 
 PACKAGE = Path(__file__).resolve().parents[1]
 FORM = 2  # of an identity: a record without it was made before records noted all that made them
@@ -43,10 +43,13 @@ STAGES = {
         Stage("grid", "the scan on the network's grid", ("read",), ("model", "ct", "crop", "autocrop"),
               ("scan/grid.py",)),
         Stage("network", "posteriors", ("grid", "weights"),
-              ("engine", "precision", "device", "threads", "mode", "model", "weights", "environment"),
+              ("engine", "precision", "device", "threads", "mode", "parcels", "scores", "model", "weights",
+               "environment"),
               ("networks/cards.py", "networks/layers.py", "engines/{engine}.py", "engines/capabilities.py")),
         Stage("labels", "labels, margins, volumes", ("network",), ("mode", "model"),
-              ("pipeline/posteriors.py", "pipeline/smoothing.py")),
+              ("pipeline/modes.py", "pipeline/posteriors.py", "pipeline/smoothing.py")),
+        Stage("parcels", "parcels of the cortex", ("labels", "weights"), (), ("pipeline/parcels.py",)),
+        Stage("scores", "SynthSeg's quality scores", ("network", "weights"), (), ("pipeline/scores.py",)),
         Stage("own grid", "labels on the scan's own grid", ("labels",), ("interpolation", "keepgeom"),
               ("scan/own_grid.py",)),
         Stage("measures", "label maps, tables, sidecars", ("labels", "own grid"), ("model", "addctab", "display"),
@@ -156,6 +159,11 @@ UNCHANGING = {
 }
 
 
+def one_scan(parcellation: bool = False, scores: bool = False) -> tuple[str, ...]:
+    """The stages of a segmentation."""
+    return (*ONE_SCAN, *(["parcels"] * parcellation), *(["scores"] * scores))
+
+
 def reference_stages(kind: str, runtime: str) -> tuple[str, ...]:
     """The stages of a reference run."""
     if kind == "existing":
@@ -199,11 +207,18 @@ def counted(names: Iterable[str], engine: str = "") -> tuple[str, ...]:
     return tuple(found)
 
 
-def model_digest(model: Model) -> str:
-    """What of a model (`cards.Model`) decides about labels: its networks, and of the label table values, sides and
-    classes. Titles, accuracy, colours and the names that are shown do not."""
-    computed_from, labels = model.computed_from(), model.labels
+def model_digest(model: Model, networks: Iterable[Network] | None = None) -> str:
+    """What of a model (`cards.Model`) decides about labels: the networks that run, by themselves the segmentation's,
+    and of their tables values, sides, classes and groups. Titles, accuracy, colours and the names that are shown do
+    not."""
+    networks = list(networks or [model.network])
+    computed_from, labels = model.computed_from(networks), model.labels
     table = {name: getattr(labels, name).tolist() for name in ("index", "flip", "topology")}
+    names = {network.name for network in networks}
+    if "parcellation" in names:
+        table["parcels"] = [model.parcels.index.tolist(), model.parcels.hemispheres]
+    if "quality" in names:
+        table["quality_groups"] = labels.quality_groups.tolist()
     return keys.digest(keys.settings_json(**computed_from, **table))
 
 

@@ -1,7 +1,8 @@
 """A model folder: ``card.yaml`` (a list of networks) and tables of their channels (``labels.tsv``).
 
-A network's name says what it is for: ROLES. models/README.md describes card and tables. A card is checked when it is read; behind `load` everything is typed. It may come from
-anybody: names lead to no other folder, addresses are https and come with size and hash, numbers have bounds.
+A network's name says what it is for: ROLES. models/README.md describes card and tables. A card is checked when it is
+read; behind `load` everything is typed. It may come from anybody: names lead to no other folder, addresses are https
+and come with size and hash, numbers have bounds.
 """
 
 import csv
@@ -78,6 +79,18 @@ class Labels:
     def has_total_intracranial(self) -> bool:
         """Whether the volumes open with "total intracranial", as SynthSeg 2.0's do."""
         return CSF in self.index
+
+
+def with_parcels(labels: Labels, parcels: Labels | None) -> Labels:
+    """The table of a label map with parcels: structures, then parcels; by itself the table of the structures."""
+    if parcels is None:
+        return labels
+    n, joined = len(labels), {}
+    for name in ("index", "topology", "quality_groups"):
+        joined[name] = np.concatenate([getattr(labels, name), getattr(parcels, name)[1:]])
+    for name in ("names", "freesurfer_names", "hemispheres", "colors"):
+        joined[name] = getattr(labels, name) + getattr(parcels, name)[1:]
+    return Labels(flip=np.concatenate([labels.flip, parcels.flip[1:] - 1 + n]), **joined)
 
 
 @dataclass(frozen=True)
@@ -179,13 +192,13 @@ class Model:
 
     def needed(self, robust: bool = False, parcellation: bool = False, scores: bool = False) -> list[Network]:
         """The networks that a run takes, in their order. Raises SynthSegError("usage") for what the model lacks."""
-        asked = [*(ROBUST if robust else ("segmentation",)), *(["parcellation"] * parcellation), *(["quality"] * scores)]
+        asked = list(ROBUST if robust else ("segmentation",))
+        asked += [name for name, wanted in zip(COMPANIONS, (parcellation, scores), strict=True) if wanted]
         for name in asked:
             if name not in self.networks:
-                words = {"parcellation": "parcellation", "quality": "quality scores"}.get(name, "robust mode")
-                raise SynthSegError(
-                    "usage", f"{self.name}: its card has no network for the {words}: leave that out, or take another model"
-                )
+                what = {"parcellation": "the parcellation", "quality": "quality scores"}.get(name, "robust mode")
+                text = f"{self.name}: its card has no network for {what}: leave that out, or take another model"
+                raise SynthSegError("usage", text)
         return [self.networks[name] for name in asked]
 
     def computed_from(self, networks: Iterable[Network] | None = None) -> dict:
@@ -270,7 +283,7 @@ def _model(folder, path, content, companions):
         raise _unusable(path, "robust and segmentation give other labels", "give both the same table")
     labels = tables["segmentation"]
     if "quality" in networks and labels.quality_groups.max() >= networks["quality"].outputs.channels:
-        raise _unusable(path, f"{networks['segmentation'].outputs.table}: a qc_group is no channel of the quality network")
+        raise _unusable(path, f"{networks['segmentation'].outputs.table} has a qc_group beyond the quality network's")
     return Model(
         name=card.take("name", str, form=NAME),
         folder=folder,
@@ -290,7 +303,7 @@ def _check_together(path, networks):
     for name, network in networks.items():
         own, levels = network.grid, network.layers["levels"]
         if own.resolution_mm != grid.resolution_mm:
-            raise _unusable(path, f"{name} has voxels of {own.resolution_mm} mm, segmentation of {grid.resolution_mm} mm")
+            raise _unusable(path, f"{name} and segmentation have other voxels", "give both the same resolution_mm")
         if own.box is None and own != grid:
             raise _unusable(path, f"{name} has another grid than segmentation", "leave it out")
         halvings = 2 ** (levels if network.layers["form"] == "encoder" else levels - 1)
@@ -307,7 +320,8 @@ def _table(path, network):
     file = network.folder / outputs.table
     found = read_scores(file) if network.name == "quality" else read_labels(file)
     if outputs.channels != len(found):
-        raise _unusable(path, f"{outputs.channels} channels, but {len(found)} rows in {outputs.table}", "make them agree")
+        what = f"{outputs.channels} channels, but {len(found)} rows in {outputs.table}"
+        raise _unusable(path, what, "make them agree")
     return found
 
 
@@ -318,6 +332,9 @@ def _network(path, place, content, before) -> Network:
     reads, end = ROLES[name]
     shape, outputs = (_Fields(path, f"{place}{part}.", entry.take(part, dict)) for part in ("layers", "outputs"))
     channels = outputs.take("channels", int, least=2, most=256)
+    # What may lack: a table where no labels come of it, smoothing and threshold where none are asked for.
+    no_table = () if name in (*SEGMENTS, *COMPANIONS) else (None,)
+    no_number = () if name in SEGMENTS else (0.0,)
     inputs = tuple(entry.take("inputs", list))
     network = Network(
         name=name,
@@ -341,10 +358,10 @@ def _network(path, place, content, before) -> Network:
         },
         outputs=Outputs(
             channels=channels,
-            table=outputs.take("table", str, *([] if name in SEGMENTS or name in COMPANIONS else [None]), form=FILE),
+            table=outputs.take("table", str, *no_table, form=FILE),
             end=outputs.take("end", str, among=layers.ENDS),
-            smoothing_sigma=outputs.take("smoothing_sigma", float, *([] if name in SEGMENTS else [0.0]), least=0, most=100),
-            threshold=outputs.take("threshold", float, *([] if name in SEGMENTS else [0.0]), least=0, most=1),
+            smoothing_sigma=outputs.take("smoothing_sigma", float, *no_number, least=0, most=100),
+            threshold=outputs.take("threshold", float, *no_number, least=0, most=1),
         ),
     )
     for fields in (entry, shape, outputs):

@@ -1,7 +1,7 @@
 """Networks as tables of layers, from which every engine builds, and their weights.
 
-A table ends where its network ends: with the softmax, with a mean over space, or without either. What is done with a network's numbers, smoothing,
-the average with the mirror image, the likeliest label, are stages of the pipeline.
+A table ends where its network ends: with the softmax, with a mean over space, or without either. What is done with a
+network's numbers, smoothing, the average with the mirror image, the likeliest label, are stages of the pipeline.
 """
 
 from collections.abc import Mapping

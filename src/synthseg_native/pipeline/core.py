@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from synthseg_native.engines.capabilities import Engine
-from synthseg_native.networks.cards import COMPANIONS, Model, Network
+from synthseg_native.networks.cards import COMPANIONS, Model, Network, with_parcels
 from synthseg_native.pipeline import modes
 from synthseg_native.pipeline import parcels as parcels_of
 from synthseg_native.pipeline import posteriors as posteriors_of
@@ -90,7 +90,7 @@ class Result:
     affine : (4, 4) · voxel_mm : (3,), by which volumes are counted
     own : `own_grid.GridLabels` on the scan's own grid, where asked for
     volumes : (N,) soft volumes in mm3, background first · found : `posteriors.Segmentation`, of the (cropped) RAS image
-    parcels, parcel_volumes : `parcels.Parcels`, and (M,) in mm3 · scores : (8,) between 0 and 1; None where not asked for
+    parcels, parcel_volumes : `parcels.Parcels`, and (M,) in mm3 · scores : (8,), between 0 and 1; where asked for
     quality : as `quality.assess` gives it · facts : ``output`` of a run record
     """
 
@@ -138,7 +138,8 @@ def segment(
     Raises SynthSegError("internal") for posteriors that are no numbers, MemoryError, and what the functions raise.
     """
     networks = model.needed(options.robust, options.parcellation, options.scores)
-    network, labels, threads = model.networks["robust" if options.robust else "segmentation"], model.labels, options.threads
+    network, labels = model.networks["robust" if options.robust else "segmentation"], model.labels
+    threads = options.threads
     mode = modes.MODES[options.mode, options.parcellation, options.scores]
 
     on_stage("grid", 0.0)
@@ -236,7 +237,8 @@ def segment(
         of_parcels = parcels_of.volumes_mm3(parcelled, model.parcels, volumes, labels, options.parcel_volumes)
 
     on_stage("quality", 0.0)
-    figures = figures_of.measure(labels, found.labels, found, gridded.voxel_mm)
+    named = None if judged is None else dict(zip(model.scores[1:], judged.round(4).tolist(), strict=True))
+    figures = figures_of.measure(labels, found.labels, found, gridded.voxel_mm, named)
     assessed = quality.assess(figures, labels)
 
     return Result(
@@ -247,7 +249,7 @@ def segment(
         volumes=volumes,
         found=found,
         quality=assessed,
-        facts=_facts(label_map, gridded.voxel_mm, found, figures, own, scan.voxel_mm, options, judged, model.scores),
+        facts=_facts(label_map, gridded.voxel_mm, found, figures, own, scan.voxel_mm, options),
         prepared=prepared,
         parcels=parcelled,
         parcel_volumes=of_parcels,
@@ -258,7 +260,8 @@ def segment(
 def draw(scan: Image, result: Result, model: Model, title: str, remarks: Sequence[str] = ()) -> bytes:
     """A picture of what `segment` found of a scan, a PNG. remarks : what is odd about the scan, in sentences"""
     lines = picture.lines(result.quality, model.labels, result.volumes, remarks)
-    return picture.draw(scan.data, scan.affine, result.labels, result.affine, model.labels, title=title, lines=lines)
+    table = with_parcels(model.labels, model.parcels if result.parcels else None)
+    return picture.draw(scan.data, scan.affine, result.labels, result.affine, table, title=title, lines=lines)
 
 
 def _on_scan(array, prepared, background=0):
@@ -330,7 +333,7 @@ def _own_parcels(own, parcelled, table, factor, prepared, threads):
     )
 
 
-def _facts(label_map, voxel_mm, found, figures, own, own_voxel_mm, options, judged, names) -> dict:
+def _facts(label_map, voxel_mm, found, figures, own, own_voxel_mm, options) -> dict:
     """What the run record says of the results, as JSON can hold it."""
 
     def about(labels, sizes):
@@ -347,6 +350,5 @@ def _facts(label_map, voxel_mm, found, figures, own, own_voxel_mm, options, judg
         **about(label_map, voxel_mm),
         "mean_confidence": None if np.isnan(found.confidence) else round(found.confidence, 6),
         "qc": figures,
-        "quality_scores": None if judged is None else dict(zip(names[1:], judged.round(4).tolist(), strict=True)),
         "native_grid": of_own,
     }

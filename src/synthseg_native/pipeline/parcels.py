@@ -54,8 +54,8 @@ def parcellate(
 ) -> Parcels:
     """Give each voxel of the cortex its likeliest parcel; the first one on a tie.
 
-    slabs : posteriors of the padded volume, as `engine.run` yields them · labels, margin : (x, y, z) of the image, which
-    is the part `box` of it · values : (N,) label per channel · near : a part of the image whose posteriors are kept
+    slabs : posteriors of the padded volume, as `engine.run` yields them · labels, margin : (x, y, z) of the image, the
+    part `box` of it · values : (N,) label per channel · near : a part of the image whose posteriors are kept
     A voxel of the cortex without any parcel's posterior becomes background, as in SynthSeg. Raises
     SynthSegError("internal") for posteriors that are no numbers.
     """
@@ -95,7 +95,8 @@ def parcellate(
                 each(plane, *zip(*inside, strict=True))
     soft, best_sums, counts = (sums.sum(axis=0) for sums in (soft, best_sums, counts))
     if not np.isfinite(soft).all():
-        raise SynthSegError("internal", "parcels: some posteriors are no numbers: use another engine, device or precision")
+        text = "parcels: some posteriors are no numbers: use another engine, device or precision"
+        raise SynthSegError("internal", text)
     return Parcels(
         labels=result,
         margin=margin,
@@ -122,7 +123,8 @@ def volumes_mm3(
         parts = [(sides == side, of.get(CORTEX[side], 0.0)) for side in (0, 1)]
     else:
         # Upstream looks for the cortex one column too early where the total stands in front.
-        parts = [(sides >= 0, sum(of.get(value, 0.0) for value in ((2, 41) if labels.has_total_intracranial else CORTEX)))]
+        counted = (2, 41) if labels.has_total_intracranial else CORTEX
+        parts = [(sides >= 0, sum(of.get(value, 0.0) for value in counted))]
     for those, total in parts:
         whole = parcels.soft[those].sum()
         if whole > 0:

@@ -1,7 +1,5 @@
 """SynthSeg's own quality scores: a network that sees labels alone says how well eight groups of them were found."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from synthseg_native.engines.capabilities import Engine
@@ -9,7 +7,6 @@ from synthseg_native.errors import SynthSegError
 from synthseg_native.networks.cards import Labels
 
 LEFT_OUT = 24  # upstream means label 24, and leaves out the channel of that number
-ENOUGH = 0.65  # SynthSeg's paper: look at what lies below
 
 
 def box_of(channels: np.ndarray, edge: int) -> np.ndarray:
@@ -55,8 +52,3 @@ def predict(engine: Engine, channels: np.ndarray, labels: Labels, edge: int) -> 
     if not np.isfinite(found).all():
         raise SynthSegError("internal", "scores: some are no numbers: use another engine, device or precision")
     return np.clip(found, 0, 1)
-
-
-def low(scores: Sequence[float], names: Sequence[str]) -> list[str]:
-    """Names of the scores below ENOUGH, as they are written: rounded to four digits."""
-    return [name for score, name in zip(scores, names, strict=True) if round(score, 4) < ENOUGH]

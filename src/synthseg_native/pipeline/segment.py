@@ -12,14 +12,16 @@ from synthseg_native import engines, jobs, memory
 from synthseg_native.files import sha256_of
 from synthseg_native.identity import command
 from synthseg_native.networks import cards, layers, weights
-from synthseg_native.pipeline import core
+from synthseg_native.pipeline import core, modes, parcels
 from synthseg_native.results import images, tables
+from synthseg_native.results.figures import edge_voxels
 from synthseg_native.results.record import Clock
 from synthseg_native.results.sidecar import save_json, sidecar
 from synthseg_native.results.staged import Staged
 from synthseg_native.scan import reading
 
 INTERPOLATIONS = ("posterior", "nearest")
+PARCEL_VOLUMES = parcels.VOLUMES
 OPTIONAL = ("resample", "post", "margin", "picture")  # what a label map does not wait for
 
 
@@ -32,6 +34,10 @@ class Options:
     precision: str = "float32"
     threads: int = 1
     fast: bool = False
+    robust: bool = False
+    parcellation: bool = False
+    scores: bool = False
+    parcel_volumes: str = PARCEL_VOLUMES[0]
     ct: bool = False
     crop: tuple | None = None
     autocrop: bool = False
@@ -41,28 +47,49 @@ class Options:
     accept: tuple = ()
 
 
-# Of the stages of `core`, the share of a run at which they begin, and the phase of the record that they are timed in.
-BEGINS = {
-    "read": 0.0,
-    "grid": 0.03,
-    "start": 0.05,
-    "network": 0.08,
-    "labels": 0.80,
-    "own grid": 0.88,
-    "measures": 0.91,
-    "quality": 0.91,
-    "write": 0.92,
-    "picture": 0.96,
+# How long the stages of `core` and those around them take, beside a network's pass, and the phase of the record that
+# they are timed in.
+TAKES = {
+    "read": 0.08,
+    "grid": 0.06,
+    "start": 0.08,
+    "network": 2.0,
+    "labels": 0.22,
+    "own grid": 0.08,
+    "parcels": 1.2,
+    "scores": 2.5,
+    "quality": 0.03,
+    "write": 0.11,
+    "picture": 0.11,
 }
-PHASES = {"grid": "read", "labels": "postprocess", "own grid": "postprocess", "measures": "postprocess",
-          "quality": "postprocess", "picture": "write"}  # fmt: skip
+PASSES = {modes.DEFAULT: 2.0, modes.FAST: 1.0, modes.ROBUST: 4.0}  # as many as the networks' work is, in all
+PHASES = {"grid": "read", "labels": "postprocess", "own grid": "postprocess", "parcels": "network", "scores": "network",
+          "measures": "postprocess", "quality": "postprocess", "picture": "write"}  # fmt: skip
+
+
+def begins(options: Options) -> dict[str, float]:
+    """The share of a run at which each stage begins, and 1 for its end.
+
+    >>> found = begins(Options())
+    >>> [f"{name} {found[name]:.2f}" for name in ("read", "network", "labels", "parcels", "scores", "write", "end")]
+    ['read 0.00', 'network 0.08', 'labels 0.80', 'parcels 0.91', 'scores 0.91', 'write 0.92', 'end 1.00']
+    """
+    takes = TAKES | {"network": PASSES[modes.name_of(options.fast, options.robust)]}
+    takes |= {} if options.parcellation else {"parcels": 0.0}
+    takes |= {} if options.scores else {"scores": 0.0}
+    whole, done = sum(takes.values()), 0.0
+    found = {}
+    for stage, share in takes.items():
+        found[stage], done = done / whole, done + share
+    return found | {"measures": found["quality"], "end": 1.0}
 
 
 class _Course:
     """How far a run is: each stage on the clock, and told to `progress`. Ended when its block ends."""
 
-    def __init__(self, clock, progress):
+    def __init__(self, clock, progress, begins):
         self._clock, self._progress, self._phase, self._stack = clock, progress, None, ExitStack()
+        self._begins = begins
 
     def __enter__(self):
         return self
@@ -73,8 +100,8 @@ class _Course:
     def at(self, stage, share=0.0):
         """So much of a stage is done, in [0, 1]."""
         self.time(PHASES.get(stage, stage))
-        begin = BEGINS[stage]
-        end = min((other for other in BEGINS.values() if other > begin), default=1.0)
+        begin = self._begins[stage]
+        end = min((other for other in self._begins.values() if other > begin), default=1.0)
         self._progress(stage, begin + share * (end - begin))
 
     def time(self, phase):
@@ -85,10 +112,15 @@ class _Course:
             self._phase = phase
 
 
+def _one_file(network, other):
+    return (network.folder, network.weights.file) == (other.folder, other.weights.file)
+
+
 class Segmenter:
     """A model and the way to run it, for many scans.
 
-    The network is built at the first scan, and again only for a scan of another padded shape.
+    A network that is the only one is built at the first scan, and kept. Of several each is built when its turn comes,
+    and let go of after it: together they take more memory than a scan.
     """
 
     def __init__(self, name, options, weights_file=None):
@@ -97,28 +129,39 @@ class Segmenter:
         self.options = options
         self.module = engines.load(options.engine, options.precision)
         self.model = cards.load(name)
-        self.table = self.model.network.table()
-        self.module.check(self.table)
+        self.networks = self.model.needed(options.robust, options.parcellation, options.scores)
+        self.tables = {network.name: network.table() for network in self.networks}
+        for table in self.tables.values():
+            self.module.check(table)
         self._named = weights_file
         if weights_file:
-            self.weights_file  # noqa: B018 (a wrong name is wrong use, before anything is run)
+            self._find_weights(self.networks[0])  # a wrong name is wrong use, before anything is run
         self.engine = None
 
     @cached_property
-    def weights_file(self) -> Path:
-        """Looked for, and maybe fetched, when a scan is found to be worth it."""
-        model = self.model
-        return weights.resolve(model.weights, model.name, model.folder, weights=self._named)
+    def weights_files(self) -> dict[str, Path]:
+        """By the networks' names; looked for, and maybe fetched, when a scan is found to be worth it."""
+        found = {}
+        for network in self.networks:
+            known = [found[other.name] for other in self.networks if other.name in found and _one_file(other, network)]
+            found[network.name] = known[0] if known else self._find_weights(network)
+        return found
+
+    def _find_weights(self, network):
+        """A file that the user names is the segmentation's, or robust mode's."""
+        named = self._named if network.name not in cards.COMPANIONS else None
+        return weights.resolve(network.weights, self.model.name, network.folder, weights=named)
 
     @cached_property
-    def weights_sha256(self) -> str:
-        """Of the file that is used."""
-        return sha256_of(self.weights_file)
+    def weights_sha256(self) -> dict[str, str]:
+        """Of the files that are used, by the networks' names."""
+        digests = {path: sha256_of(path) for path in set(self.weights_files.values())}
+        return {name: digests[path] for name, path in self.weights_files.items()}
 
     def describe(self, notes: dict) -> None:
         """What the run record says before a scan is looked at."""
         notes.update(
-            mode="fast" if self.options.fast else "default",
+            mode=modes.name_of(self.options.fast, self.options.robust),
             precision=self.options.precision,
             threads=self.options.threads,
         )
@@ -137,18 +180,19 @@ class Segmenter:
         """Segment the scan of a `jobs.Job`; write its results through `staged.Staged`, fill the run record.
 
         progress(stage, share of the run that is done) is told now and then; in_thread(call, *arguments) makes the one
-        long call. Returns {"csv": row, "tsv": rows} for the tables. Raises SynthSegError, MemoryError, OSError.
+        long call. Returns {"csv": row, "qc": row or None, "tsv": rows} for the tables. Raises SynthSegError,
+        MemoryError, OSError.
         """
-        with _Course(clock, progress) as course:
+        with _Course(clock, progress, begins(self.options)) as course:
             course.at("read")
             if self.engine is not None:  # a scan was before this one
                 memory.give_back(rings="picture" in job.outputs)
             scan = self._read(job, notes)
             places = {option: staged.path(path) for option, path in job.outputs.items() if option != "record"}
 
-            def engine():
-                course.at("start")
-                return self._engine_for(notes)
+            def engine(network):
+                course.time("start")
+                return self._engine_for(network, notes)
 
             def resampled(gridded):
                 if "resample" in places:
@@ -183,6 +227,11 @@ class Segmenter:
         o = self.options
         return core.Options(
             fast=o.fast,
+            robust=o.robust,
+            parcellation=o.parcellation,
+            scores=o.scores,
+            parcel_volumes=o.parcel_volumes,
+            posteriors="post" in job.outputs,
             ct=o.ct,
             crop=o.crop,
             autocrop=o.autocrop,
@@ -213,35 +262,51 @@ class Segmenter:
         notes["input"] = found.description
         return found
 
-    def _engine_for(self, notes):
-        """The engine, built at the first scan, and noted in the record."""
-        notes["model"]["weights_sha256"] = self.weights_sha256
-        if self.engine is None:
-            options = self.options
-            self.engine = self.module.build(
-                self.table,
-                layers.read_weights(self.weights_file, self.table),
+    def _engine_for(self, network, notes):
+        """The engine of a network, noted in the record."""
+        first, *more = self.weights_sha256.values()
+        notes["model"]["weights_sha256"] = first
+        if more:
+            notes["model"]["networks"] = self.weights_sha256
+        built = self.engine
+        if built is None:
+            options, table = self.options, self.tables[network.name]
+            built = self.module.build(
+                table,
+                layers.read_weights(self.weights_files[network.name], table),
                 device=options.device,
                 threads=options.threads,
                 precision=options.precision,
             )
-        notes["engine"].update(version=self.engine.version, onednn=getattr(self.engine, "onednn", None))
-        notes.update(device=self.engine.device, device_reason=self.engine.device_reason)
-        return self.engine
+            self.engine = built if len(self.networks) == 1 else None
+        notes["engine"].update(version=built.version, onednn=getattr(built, "onednn", None))
+        notes.update(device=built.device, device_reason=built.device_reason)
+        return built
 
     def _write_maps(self, scan, result, job, staged, places, notes):
         """Write label maps and volumes, and beside them what they are; returns what `run` returns."""
-        labels, header = self.model.labels, scan.header
-        color_table = labels if self.options.addctab else None
+        model, labels, header = self.model, self.model.labels, scan.header
+        table = model.parcels if result.parcels else None
+        color_table = cards.with_parcels(labels, table) if self.options.addctab else None
         for option in self._own_grid_maps(places):
             images.save_labels(places[option], result.own.labels, scan.affine, header, color_table)
         if "o" not in self._own_grid_maps(places):
             images.save_labels(places["o"], result.labels, result.affine, header, color_table)
         found, at_edge = result.found, result.quality["labels_at_fov_edge"]
         rows = tables.volume_rows(labels, result.volumes, found.counts, result.voxel_mm, found.confidences, at_edge)
-        made = {"csv": tables.csv_row(job.image.name, labels, result.volumes), "tsv": rows}
+        if parcelled := result.parcels:
+            at_edge = [int(value) for value in edge_voxels(parcelled.labels)]
+            of = parcelled.counts, result.voxel_mm, parcelled.confidences, at_edge
+            rows += tables.volume_rows(table, result.parcel_volumes, *of)
+        made = {
+            "csv": tables.csv_row(job.image.name, labels, result.volumes, result.parcel_volumes),
+            "qc": None if result.scores is None else tables.scores_row(job.image.name, result.scores),
+            "tsv": rows,
+        }
         if "vol" in places:
-            tables.save_volumes_csv(places["vol"], labels, [made["csv"]], first_cell="")
+            tables.save_csv(places["vol"], tables.csv_columns(labels, table), [made["csv"]], first_cell="")
+        if "qc" in places:
+            tables.save_csv(places["qc"], model.scores[1:], [made["qc"]], first_cell="")
         written = {option: path for option, path in places.items() if option not in OPTIONAL}
         self._write_sidecars(job, staged, written, notes, made)
         return made

@@ -1,4 +1,4 @@
-"""The smoothing of a network's result, for engines that do not offer it, and where both are needed, with and without."""
+"""The smoothing of a network's result, for engines that do not offer it, and where it is needed with and without."""
 
 from collections.abc import Iterable, Iterator
 
@@ -40,7 +40,7 @@ def smoothed_channels(planes: np.ndarray, x: int, sigma: float) -> Iterator[np.n
     """The channels (Y, Z) of plane x of an array (X, N, Y, Z), each as `smoothed` makes it.
 
     >>> ones = np.ones((4, 1, 5, 6), np.float32)
-    >>> [float(next(smoothed_channels(ones, x, 0.5))[2, 2].round(3)) for x in range(4)]
+    >>> [round(float(next(smoothed_channels(ones, x, 0.5))[2, 2]), 3) for x in range(4)]
     [0.893, 1.0, 1.0, 0.893]
     """
     line = gaussian_kernel(sigma).sum(axis=(1, 2), dtype=np.float64).astype(np.float32)

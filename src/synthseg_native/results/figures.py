@@ -15,17 +15,23 @@ FACES = {
 }  # fmt: skip
 
 
-def measure(labels_table: Labels, labels: np.ndarray, segmentation: object, voxel_mm: Sequence[float]) -> dict:
+def measure(
+    labels_table: Labels,
+    labels: np.ndarray,
+    segmentation: object,
+    voxel_mm: Sequence[float],
+    scores: dict[str, float] | None = None,
+) -> dict:
     """The figures, ready for JSON.
 
     labels_table : `cards.Labels` · labels (X, Y, Z) : label values of what the network saw, RAS, without padding
     segmentation : has counts, soft, confidence, confidences, removed, as `posteriors.Segmentation`
-    voxel_mm : (3,) of that grid
+    voxel_mm : (3,) of that grid · scores : SynthSeg's own, by their names, where they were asked for
 
     Returns voxel_mm3; per label of the table, background first, in lists: values, voxels, soft_mm3 (sum of posteriors),
     confidence (mean posterior over its voxels, None without any); mean_confidence (the same over the foreground);
     removed_voxels ({topology class: voxels of detached parts that were dropped}, class 0: of the brain); and
-    edge_voxels ({label value: {face of the image: voxels in its plane}}), those that are not 0.
+    edge_voxels ({label value: {face of the image: voxels in its plane}}), those that are not 0; and scores.
     """
     size = float(np.prod(voxel_mm, dtype=np.float64))
     return {
@@ -36,7 +42,8 @@ def measure(labels_table: Labels, labels: np.ndarray, segmentation: object, voxe
         "confidence": [_number(value) for value in segmentation.confidences],
         "mean_confidence": _number(segmentation.confidence),
         "removed_voxels": {str(group): int(number) for group, number in segmentation.removed.items()},
-        "edge_voxels": _edges(labels),
+        "edge_voxels": edge_voxels(labels),
+        **({} if scores is None else {"scores": scores}),
     }
 
 
@@ -44,7 +51,8 @@ def _number(value) -> float | None:
     return None if value is None or not np.isfinite(value) else float(value)
 
 
-def _edges(labels) -> dict[str, dict[str, int]]:
+def edge_voxels(labels: np.ndarray) -> dict[str, dict[str, int]]:
+    """{label value: {face of the image: voxels in its plane}} of labels (X, Y, Z), RAS; those that are not 0."""
     found: dict[str, dict[str, int]] = {}
     for (axis, end), face in FACES.items():
         values, counts = np.unique(np.take(labels, end, axis=axis), return_counts=True)

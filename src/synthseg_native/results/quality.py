@@ -30,6 +30,8 @@ MIN_CONFIDENCE = 0.70
 MIN_LABEL_CONFIDENCE = 0.50
 MAX_REMOVED = 0.05
 
+MIN_SCORE = 0.65  # of SynthSeg's own quality scores, as its paper has it
+
 FLAGS = {
     "no_foreground": "no voxel has a label",
     "brain_volume": f"the brain, ventricles included, is not within {BRAIN_ML[0]} to {BRAIN_ML[1]} mL",
@@ -38,6 +40,7 @@ FLAGS = {
     "labels_missing": "a label of the model has no voxel",
     "labels_at_fov_edge": "a label has a voxel in the first or last plane of an axis",
     "asymmetry": "the volumes of a paired structure differ by more than the limit of that structure",
+    "low_scores": f"a quality score of SynthSeg's is below {MIN_SCORE:.2f}",
     "components_removed": f"detached parts of more than {MAX_REMOVED:.0%} of the foreground were dropped",
 }
 
@@ -50,7 +53,7 @@ def assess(figures: dict, labels_table: Labels) -> dict:
     Returns flags (names of FLAGS), remarks (a sentence per flag or structure, in the same order), brain_mm3 (soft,
     ventricles included, without label 24), labels_missing, labels_at_fov_edge and labels_low_confidence (label
     values), asymmetry (structure: (left - right) / mean of the soft volumes, None where neither side has a voxel),
-    removed_mm3 and removed_fraction (of the foreground, None without one).
+    scores_low (names), removed_mm3 and removed_fraction (of the foreground, None without one).
     """
     volumes, counts = (np.array(figures[name]) for name in ("soft_mm3", "voxels"))
     index = labels_table.index
@@ -64,11 +67,12 @@ def assess(figures: dict, labels_table: Labels) -> dict:
         "labels_at_fov_edge": _values(index, [str(value) in figures["edge_voxels"] for value in index.tolist()]),
         "labels_low_confidence": _values(index, low),
         "asymmetry": {name: _asymmetry(*sides[name]) if name in sides else None for name in pairs},
+        "scores_low": [name for name, score in (figures.get("scores") or {}).items() if score < MIN_SCORE],
         "removed_mm3": round(removed * figures["voxel_mm3"], 3),
         "removed_fraction": round(removed / foreground, 6) if foreground else None,
     }
     if foreground:
-        remarks = _remarks(found, labels_table, figures["mean_confidence"], sides)
+        remarks = _remarks(found, labels_table, figures, sides)
     else:
         remarks = {"no_foreground": ["no voxel has a label"]}  # which says it all
     flags = [flag for flag in FLAGS if remarks.get(flag)]
@@ -86,9 +90,9 @@ def of_record(record: dict, labels_table: Labels) -> dict | None:
     return assess(stored, labels_table) if stored and "soft_mm3" in stored else stored
 
 
-def _remarks(found, labels_table, confidence, sides) -> dict:
+def _remarks(found, labels_table, figures, sides) -> dict:
     """Sentences per flag; none where nothing is odd. sides : {structure: (left, right) in mm3}"""
-    brain_ml, removed = found["brain_mm3"] / 1000, found["removed_fraction"]
+    brain_ml, removed, confidence = found["brain_mm3"] / 1000, found["removed_fraction"], figures["mean_confidence"]
     remarks = {
         "asymmetry": [_sides(name, *sides[name]) for name, value in found["asymmetry"].items() if _beyond(name, value)]
     }
@@ -103,6 +107,9 @@ def _remarks(found, labels_table, confidence, sides) -> dict:
     ):
         if found[flag]:
             remarks[flag] = [f"{text}: {_listed(labels_table, found[flag])}"]
+    if found["scores_low"]:
+        scores = ", ".join(f"{name} {figures['scores'][name]:.2f}" for name in found["scores_low"])
+        remarks["low_scores"] = [f"quality scores below {MIN_SCORE:.2f}: {scores}"]
     if removed > MAX_REMOVED:
         remarks["components_removed"] = [
             f"detached parts were dropped: {found['removed_mm3'] / 1000:.1f} mL, {removed:.0%} of the foreground"

@@ -12,28 +12,46 @@ from synthseg_native.networks.cards import Labels
 TABLE = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 
 
-def csv_row(image_name: str, labels: Labels, volumes: np.ndarray) -> list[str]:
+def csv_row(
+    image_name: str, labels: Labels, volumes: np.ndarray, parcel_volumes: np.ndarray | None = None
+) -> list[str]:
     """What SynthSeg's table says of one image: its name, then mm3 rounded to 3 decimals.
 
-    volumes : (N,) soft volumes, background first. Models with label 24 open with the total intracranial volume.
+    volumes : (N,) soft volumes, background first · parcel_volumes : (M,) the same of parcels, where there are any
+    Models with label 24 open with the total intracranial volume.
     """
     values = [float(v) for v in volumes[1:]]
     if labels.has_total_intracranial:
         values.insert(0, sum(values))
-    return [image_name.replace(".nii.gz", ""), *(str(round(value, 3)) for value in values)]
+    if parcel_volumes is not None:
+        values += [float(v) for v in parcel_volumes[1:]]
+    return [_subject(image_name), *(str(round(value, 3)) for value in values)]
 
 
-def save_volumes_csv(path: str | Path, labels: Labels, rows: list, first_cell: str = "subject") -> None:
-    """SynthSeg's own table: header and `csv_row`s, CR LF, lower-case names. For lists its first cell is empty."""
+def scores_row(image_name: str, scores: np.ndarray) -> list[str]:
+    """What SynthSeg's table of quality scores says of one image: its name, then the scores (N,) with 4 decimals."""
+    return [_subject(image_name), *(f"{score:.4f}" for score in scores)]
+
+
+def _subject(image_name):
+    return image_name.replace(".nii.gz", "")
+
+
+def save_csv(path: str | Path, columns: Sequence[str], rows: list, first_cell: str = "subject") -> None:
+    """A table as SynthSeg writes it: header and `csv_row`s or `scores_row`s, CR LF. For lists its first cell is empty.
+
+    columns : behind the first
+    """
     with Path(path).open("w", **TABLE) as file:
         writer = csv.writer(file)
-        writer.writerow([first_cell, *csv_columns(labels)])
+        writer.writerow([first_cell, *columns])
         writer.writerows(rows)
 
 
-def csv_columns(labels: Labels) -> list[str]:
-    """The columns of SynthSeg's own table behind the first."""
-    return [*(["total intracranial"] if labels.has_total_intracranial else []), *labels.names[1:]]
+def csv_columns(labels: Labels, parcels: Labels | None = None) -> list[str]:
+    """The columns of SynthSeg's own table of volumes behind the first; parcels : their table, where there are any."""
+    total = ["total intracranial"] if labels.has_total_intracranial else []
+    return [*total, *labels.names[1:], *(parcels.names[1:] if parcels else [])]
 
 
 VOLUME_COLUMNS = (
