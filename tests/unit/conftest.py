@@ -31,12 +31,25 @@ def scan(tmp_path):
     return tmp_path / "scan.nii.gz"
 
 
+def smaller(root, tmp_path_factory, name, *changes):
+    """A model's folder on a grid of 32 voxels, not 64: these scans would be a twentieth of that."""
+    folder = tmp_path_factory.mktemp("models") / name
+    shutil.copytree(root / "models" / name, folder)
+    card = (folder / "card.yaml").read_text()
+    for old, new in (("min_size: 64", "min_size: 32"), *changes):
+        assert old in card
+        card = card.replace(old, new)
+    (folder / "card.yaml").write_text(card)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def small_model(root, tmp_path_factory):
-    """compact2mm's folder, on a grid of 32 voxels, not 64: these scans would be a twentieth of that."""
-    folder = tmp_path_factory.mktemp("models") / "compact2mm"
-    shutil.copytree(root / "models" / "compact2mm", folder)
-    card = (folder / "card.yaml").read_text()
-    assert "min_size: 64" in card
-    (folder / "card.yaml").write_text(card.replace("min_size: 64", "min_size: 32"))
-    return folder
+    """compact2mm, and no companion: that one's grid is another."""
+    return smaller(root, tmp_path_factory, "compact2mm", ("companions: golden2", "# no companions"))
+
+
+@pytest.fixture(scope="session")
+def whole_model(root, tmp_path_factory):
+    """golden2, which has all that SynthSeg 2.0 has."""
+    return smaller(root, tmp_path_factory, "golden2")

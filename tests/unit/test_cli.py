@@ -278,6 +278,12 @@ def test_bad_input_is_one_line_and_status_3(call, capsys, tmp_path):
         (["--accept", "everything"], "everything"),
         (["--post", "posteriors.txt"], "--i is none"),
         (["--crop", "100000"], "1 to 512"),
+        (["--robust"], "compact2mm: its card has no network for robust mode: leave that out"),
+        (["--parc"], "compact2mm: its card has no network for the parcellation: leave that out"),
+        (["--qc", "scores.csv"], "compact2mm: its card has no network for quality scores: leave that out"),
+        (["--qc", "scores.txt"], "scores.txt"),
+        (["--parc", "--parcel-volumes", "mine"], "--parcel-volumes mine: not known: give cortex or upstream-66342c1"),
+        (["--parcel-volumes", "upstream-66342c1"], "--parcel-volumes: of parcels, which only --parc makes: add it"),
     ],
 )
 def test_wrong_use_is_one_line_and_status_2(call, capsys, scan, flags, words):
@@ -318,10 +324,9 @@ def test_what_the_parser_does_not_take_is_one_line(capsys, wrong):
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("flag", ["--robust", "--parc", "--qc", "--photo"])
+@pytest.mark.parametrize("flag", ["--photo"])
 def test_what_is_not_there_yet_is_refused_in_one_line(capsys, flag):
-    value = ["scores.csv"] if flag == "--qc" else []
-    assert cli.main(["--i", "a.nii", "--o", "b.nii", flag, *value]) == 2
+    assert cli.main(["--i", "a.nii", "--o", "b.nii", flag]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith(f"synthseg-native: {flag}: ")

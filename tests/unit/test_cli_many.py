@@ -432,7 +432,7 @@ def test_a_table_of_somebody_else_s_is_not_overwritten(stand_in, run, scan, tmp_
     table.write_bytes(content.encode())
     assert run("--i", scan, "--o", tmp_path / "o.nii", "--vol", table) == 2
     assert capsys.readouterr().err == (
-        f"synthseg-native: {table}: has rows of something else than this model's volumes, or cut ones: choose another "
+        f"synthseg-native: {table}: has rows of something else than this call's volumes, or cut ones: choose another "
         "name, or remove it\n"
     )
     assert table.read_bytes() == content.encode() and not (tmp_path / "o.nii").exists()

@@ -178,7 +178,7 @@ def test_what_it_cannot_do_is_one_line(how, words):
     assert caught.value.exit_code == 2
     assert "\n" not in caught.value.message
     if "device" not in how:
-        others = "no engine has it" if words.endswith("mean") else "use --engine tensorflow"
+        others = "no engine has it" if words.endswith("sharpen") else "use --engine tensorflow"
         assert f"the llvm engine cannot compute it: {others}" in caught.value.message
 
 

@@ -12,7 +12,8 @@ import yaml
 from synthseg_native.errors import SynthSegError
 from synthseg_native.networks import cards
 
-NAMES = ["compact2mm", "synthseg1", "synthseg2"]
+NAMES = ["compact2mm", "golden2", "synthseg1", "synthseg2"]
+SMALL, WITH_CSF = ("compact2mm", "golden2"), ("golden2", "synthseg2")
 # Ten lists in each of ten lists, and so on, by reference: short until it is written out.
 BOMB = "\n".join(["a0: &a0 [x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 30))])
 BOMB += "\nname: *a29"
@@ -35,7 +36,7 @@ def edit(path, old, new):
 def test_shipped_label_tables_are_consistent(root, name):
     labels = cards.read_labels(root / "models" / name / "labels.tsv")
     n = len(labels)
-    assert n == (33 if name == "synthseg2" else 32)
+    assert n == (33 if name in WITH_CSF else 32)
     assert np.all(np.diff(labels.index) > 0)  # channels are in ascending order of values
     np.testing.assert_array_equal(labels.flip[labels.flip], np.arange(n))
     opposite = {"left": "right", "right": "left", "none": "none"}
@@ -48,7 +49,7 @@ def test_shipped_label_tables_are_consistent(root, name):
     # Both sides have the same classes, and no class has both.
     for group in range(1, 24):
         assert len({labels.hemispheres[c] for c in np.flatnonzero(labels.topology == group)}) == 1
-    assert labels.has_total_intracranial == (name == "synthseg2")
+    assert labels.has_total_intracranial == (name in WITH_CSF)
 
 
 def test_topology_classes_of_the_specification(root):
@@ -68,9 +69,9 @@ def test_topology_classes_of_the_specification(root):
 def test_shipped_cards_load(root, name):
     settings = cards.load(root / "models" / name)
     assert settings.name == name
-    assert settings.research_grade is (name != "compact2mm")
-    assert settings.resolution == (2.0 if name == "compact2mm" else 1.0)
-    assert settings.memory_mb == (3000 if name == "compact2mm" else 20000)
+    assert settings.research_grade is (name not in SMALL)
+    assert settings.resolution == (2.0 if name in SMALL else 1.0)
+    assert settings.memory_mb == (3000 if name in SMALL else 20000)
 
 
 def test_models_are_found_by_name(root, tmp_path, monkeypatch, folder):
@@ -128,7 +129,7 @@ def test_models_are_found_by_name(root, tmp_path, monkeypatch, folder):
         ("card.yaml", "table: labels.tsv", "table: [labels.tsv]", "outputs.table .* is not text"),
         ("card.yaml", "weights: {file", "weights: {path", "lacks the field .*weights.file"),
         ("card.yaml", "sha256: ", "sha: ", "weights.sha is not known: did you mean sha256"),
-        ("card.yaml", "networks:", "networks: []\nold:", "0 networks: list one"),
+        ("card.yaml", "networks:", "networks: []\nold:", "no network is named segmentation: name the one that gives"),
         ("card.yaml", "networks:", "networks: [segmentation]\nold:", r"networks\[0\] is no mapping"),
         ("card.yaml", "networks:", "network:", "it has the old form .*: see models/README.md for networks"),
         ("card.yaml", "networks:", "nets:", "lacks the field networks"),
@@ -206,12 +207,183 @@ def test_another_network_does_not_pass_for_an_official_one(root, tmp_path):
         cards.load(copy)
 
 
-def test_a_card_of_many_networks_is_refused(folder):
+def test_a_network_that_occurs_twice_is_refused(folder):
     card = yaml.safe_load((folder / "card.yaml").read_text())
     card["networks"] *= 3
     (folder / "card.yaml").write_text(yaml.safe_dump(card))
-    with pytest.raises(SynthSegError, match=r"card\.yaml: .* 3 networks: list one"):
+    with pytest.raises(SynthSegError, match=r"card\.yaml: .* networks\[1\].name segmentation occurs twice"):
         cards.load(folder)
+
+
+# Several networks, and those of another model ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def whole(root, tmp_path):
+    """golden2's card and tables, for edits."""
+    folder = tmp_path / "whole"
+    folder.mkdir()
+    for file in ("card.yaml", "labels.tsv", "parcels.tsv", "scores.tsv"):
+        shutil.copy(root / "models" / "golden2" / file, folder)
+    return folder
+
+
+def without(card, *names):
+    return card | {"networks": [network for network in card["networks"] if network["name"] not in names]}
+
+
+def of(name, part, **values):
+    """A change of one network of a card."""
+
+    def change(card):
+        (network,) = (network for network in card["networks"] if network["name"] == name)
+        network[part] = network.get(part, {}) | values
+        return card
+
+    return change
+
+
+def again(name):
+    return lambda card: card | {"networks": [*card["networks"], *(n for n in card["networks"] if n["name"] == name)]}
+
+
+def with_inputs(name, *inputs):
+    def change(card):
+        (network,) = (network for network in card["networks"] if network["name"] == name)
+        network["inputs"] = list(inputs)
+        return card
+
+    return change
+
+
+def last_first(card):
+    return card | {"networks": [*card["networks"][:1], *reversed(card["networks"][1:])]}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda card: without(card, "groups"), r"networks\[1\].inputs groups: put the network that it reads above it"),
+        (lambda card: without(card, "denoised"), r"inputs image, denoised: put the network that it reads above it"),
+        (lambda card: without(card, "robust"), "robust mode needs networks named groups, denoised and robust: add"),
+        (lambda card: without(card, "denoised", "robust"), "robust mode needs networks named groups, denoised and"),
+        (lambda card: without(card, "segmentation"), r"lacks the field networks\[0\].grid"),
+        (again("quality"), r"networks\[6\].name quality occurs twice"),
+        (last_first, r"networks\[3\].inputs image, denoised: put the network that it reads above it"),
+        (with_inputs("groups", "image", "groups"), r"networks\[1\].inputs \['image', 'groups'\]: give \[image\]"),
+        (with_inputs("denoised", "image"), r"inputs \['image'\]: give \[groups\]: .* no other for denoised"),
+        (with_inputs("robust", "denoised", "image"), r"\['denoised', 'image'\]: give \[image, denoised\]"),
+        (with_inputs("robust", "image", "groups"), r"\['image', 'groups'\]: give \[image, denoised\]"),
+        (with_inputs("parcellation", "image"), r"\['image'\]: give \[image, cortex\]"),
+        (with_inputs("quality", "cortex"), r"\['cortex'\]: give \[quality_groups\]"),
+        (with_inputs("quality", ["quality_groups"], {}), r"\[\['quality_groups'\], {}\]: give \[quality_groups\]"),
+        (with_inputs("quality"), r"inputs \[\]: give \[quality_groups\]"),
+        (of("quality", "outputs", end="softmax"), "outputs.end softmax: give mean: quality is made of that"),
+        (of("robust", "outputs", end="mean"), "outputs.end mean: give softmax: robust is made of that"),
+        (of("quality", "grid", box=72), "quality: grid.box 72 is no multiple of 16"),
+        (of("quality", "grid", box=0), "grid.box 0 is not 1 or more"),
+        (of("quality", "grid", min_size=64), "grid.min_size is not known: the fields are resolution_mm, box"),
+        (of("quality", "grid", resolution_mm=1.0), "quality and segmentation have other voxels: give both the same"),
+        (of("robust", "grid", resolution_mm=2.0, pad_multiple=32, min_size=64), "robust has another grid than segm"),
+        (of("denoised", "layers", levels=6), "denoised: grid.pad_multiple 16 is no multiple of 32"),
+        (of("denoised", "layers", levels_without_skip=-1), "levels_without_skip -1 is not 0 or more"),
+        (of("denoised", "layers", form="decoder"), "layers.form decoder is not known: use one of unet, encoder"),
+        (of("denoised", "layers", prefix="a/b"), "layers.prefix a/b is not letters, digits and _ alone"),
+        (of("robust", "outputs", table="parcels.tsv", channels=69), "robust and segmentation give other labels"),
+        (of("parcellation", "outputs", table="labels.tsv"), "69 channels, but 33 rows in labels.tsv"),
+        (of("parcellation", "outputs", table=None), r"lacks the field networks\[4\].outputs.table"),
+        (of("quality", "outputs", channels=8), "8 channels, but 9 rows in scores.tsv"),
+        (lambda card: card | {"companions": "nowhere9"}, "companions: nowhere9: no such model: give a folder"),
+        (lambda card: card | {"companions": "../golden2"}, "companions ../golden2 is not letters and digits alone"),
+        (lambda card: card | {"companions": ["golden2"]}, r"companions \['golden2'\] is not text"),
+        (
+            lambda card: without(card, "parcellation") | {"companions": "synthseg2"},
+            "parcellation and segmentation have other voxels: leave companions out",
+        ),
+    ],
+)
+def test_networks_that_do_not_fit_together_are_refused(whole, change, words):
+    card = change(yaml.safe_load((whole / "card.yaml").read_text()))
+    (whole / "card.yaml").write_text(yaml.safe_dump(card, sort_keys=False))
+    with pytest.raises(SynthSegError, match=words) as caught:
+        cards.load(whole)
+    assert caught.value.code == "usage" and "\n" not in caught.value.message
+    assert caught.value.message.startswith(f"{whole / 'card.yaml'}: ")
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "words"),
+    [
+        ("labels.tsv", "left\t19\t4\t1\t", "left\t19\t4\t9\t", "labels.tsv has a qc_group beyond the quality network's"),
+        ("labels.tsv", "left\t19\t4\t1\t", "left\t19\t4\t-1\t", "labels.tsv: a qc_group is below 0"),
+        ("labels.tsv", "left\t19\t4\t1\t", "left\t19\t4\tone\t", "labels.tsv: not a usable label table"),
+        ("scores.tsv", "general csf", " ", "scores.tsv: a name is empty"),
+        ("scores.tsv", "3\tgeneral csf", "4\tgeneral csf", "scores.tsv: channels must count from 0"),
+        ("scores.tsv", "name", "title", "scores.tsv: not a usable label table"),
+        ("parcels.tsv", "1\t1001\t", "1\t1002\t", "parcels.tsv: a label value occurs twice"),
+    ],
+)
+def test_unusable_tables_of_further_networks_are_refused(whole, file, old, new, words):
+    edit(whole / file, old, new)
+    with pytest.raises(SynthSegError, match=words) as caught:
+        cards.load(whole)
+    assert caught.value.code == "usage" and "\n" not in caught.value.message
+    assert caught.value.message.startswith(f"{whole}/")
+
+
+def test_networks_of_a_companion_are_those_that_a_card_lacks(whole, folder):
+    edit(folder / "card.yaml", "companions: golden2", "companions: whole")
+    card = without(yaml.safe_load((whole / "card.yaml").read_text()), "quality")
+    (whole / "card.yaml").write_text(yaml.safe_dump(card | {"name": "whole"}, sort_keys=False))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SYNTHSEG_NATIVE_MODELS", str(folder))
+        model = cards.load(folder)
+    assert list(model.networks) == ["segmentation", "parcellation"]  # neither robust mode's, nor one that is nowhere
+    assert model.networks["parcellation"].folder == whole and model.network.folder == folder
+    assert (len(model.parcels), model.scores) == (69, ())
+    assert [network.name for network in model.needed(parcellation=True)] == ["segmentation", "parcellation"]
+    for asked, what in (({"scores": True}, "quality scores"), ({"robust": True}, "robust mode")):
+        with pytest.raises(SynthSegError, match=f"^compact2mm: its card has no network for {what}: leave that out"):
+            model.needed(**asked)
+
+
+def test_companions_of_a_companion_do_not_count(root, whole, folder, monkeypatch):
+    """Nor does it go round in circles where two cards name each other, or one itself."""
+    monkeypatch.setenv("SYNTHSEG_NATIVE_MODELS", str(folder))
+    card = without(yaml.safe_load((whole / "card.yaml").read_text()), "quality")
+    edit(folder / "card.yaml", "companions: golden2", "companions: whole")
+    shutil.copytree(folder, folder / "first", ignore=shutil.ignore_patterns("whole"))
+    for name in ("first", "whole", "golden2"):
+        (whole / "card.yaml").write_text(yaml.safe_dump(card | {"companions": name}, sort_keys=False))
+        assert list(cards.load("first").networks) == ["segmentation", "parcellation"]
+    assert "quality" in cards.load(whole).networks
+
+
+def test_the_networks_of_a_run_are_in_the_order_in_which_they_run(root):
+    model = cards.load(root / "models" / "golden2")
+    everything = model.needed(robust=True, parcellation=True, scores=True)
+    assert [network.name for network in everything] == ["groups", "denoised", "robust", "parcellation", "quality"]
+    assert [network.name for network in model.needed()] == ["segmentation"]
+    inputs = {network.name: network.inputs for network in everything}
+    assert inputs == {
+        "groups": {"image": 1},
+        "denoised": {"groups": 5},
+        "robust": {"image": 1, "denoised": 5},
+        "parcellation": {"image": 1, "cortex": 2},
+        "quality": {"quality_groups": 9},
+    }
+
+
+def test_the_table_of_a_map_with_parcels_has_both(root):
+    model = cards.load(root / "models" / "compact2mm")
+    both = cards.with_parcels(model.labels, model.parcels)
+    assert len(both) == 32 + 68 and len(set(both.index.tolist())) == 100
+    assert [both.names[c] for c in (0, 31, 32, 99)] == [
+        "background", "right ventral DC", "ctx-lh-bankssts", "ctx-rh-insula",
+    ]  # fmt: skip
+    np.testing.assert_array_equal(both.flip[both.flip], np.arange(100))
+    assert both.names[both.flip[32]] == "ctx-rh-bankssts"
+    assert cards.with_parcels(model.labels, None) is model.labels
 
 
 def test_what_a_network_is_computed_from(root, folder):
@@ -228,9 +400,12 @@ def test_what_a_network_is_computed_from(root, folder):
                     "convolutions_per_level": 2,
                     "kernel": 3,
                     "activation": "elu",
+                    "form": "unet",
+                    "prefix": "unet",
+                    "levels_without_skip": 0,
                 },
-                "inputs": ["image"],
-                "grid": {"resolution_mm": 2.0, "pad_multiple": 16, "min_size": 64},
+                "inputs": {"image": 1},
+                "grid": {"resolution_mm": 2.0, "pad_multiple": 16, "min_size": 64, "box": None},
                 "outputs": {
                     "channels": 32,
                     "table": "labels.tsv",
@@ -250,7 +425,7 @@ def test_what_a_network_is_computed_from(root, folder):
 
 def test_the_network_of_a_card_is_typed(root):
     model = cards.load(root / "models" / "synthseg1")
-    assert model.network is model.networks[0] and model.weights is model.network.weights
+    assert model.network is model.networks["segmentation"] and model.weights is model.network.weights
     assert model.weights.file == "synthseg_1.0.h5" and len(model.weights.urls) == 2
     assert model.labels_file == root / "models" / "synthseg1" / "labels.tsv"
     assert [layer.name for layer in model.network.table()][:2] == ["image", "unet_conv_downarm_0_0"]

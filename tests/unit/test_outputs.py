@@ -128,7 +128,9 @@ def test_hash_of_labels_is_of_shape_and_values():
 
 def test_volumes_csv_is_upstreams(tmp_path, table):
     volumes = np.arange(32) + 0.12345
-    tables.save_volumes_csv(tmp_path / "v.csv", table, [tables.csv_row("sub-01_T1w.nii.gz", table, volumes)])
+    tables.save_csv(
+        tmp_path / "v.csv", tables.csv_columns(table), [tables.csv_row("sub-01_T1w.nii.gz", table, volumes)]
+    )
     content = (tmp_path / "v.csv").read_bytes()
     assert content.endswith(b"\r\n")
     assert content.count(b"\r\n") == content.count(b"\n") == 2
@@ -142,18 +144,40 @@ def test_volumes_csv_is_upstreams(tmp_path, table):
 
 @pytest.mark.parametrize(("name", "subject"), [("a.nii", "a.nii"), ("a.mgz", "a.mgz"), ("a.b.nii.gz", "a.b")])
 def test_subject_names_in_the_csv_are_upstreams(tmp_path, table, name, subject):
-    tables.save_volumes_csv(tmp_path / "v.csv", table, [tables.csv_row(name, table, np.zeros(32))])
+    tables.save_csv(tmp_path / "v.csv", tables.csv_columns(table), [tables.csv_row(name, table, np.zeros(32))])
     assert (tmp_path / "v.csv").read_text().splitlines()[1].startswith(f"{subject},0.0,")
 
 
 def test_models_with_csf_open_with_the_intracranial_volume(tmp_path, root):
     table = cards.read_labels(root / "models" / "synthseg2" / "labels.tsv")
-    tables.save_volumes_csv(tmp_path / "v.csv", table, [tables.csv_row("a.nii.gz", table, np.full(33, 2.0))])
+    row = tables.csv_row("a.nii.gz", table, np.full(33, 2.0))
+    tables.save_csv(tmp_path / "v.csv", tables.csv_columns(table), [row])
     with (tmp_path / "v.csv").open(newline="") as file:
         names, row = csv.reader(file)
     assert names[1:3] == ["total intracranial", "left cerebral white matter"]
     assert row[1:3] == ["64.0", "2.0"]
     assert names[17] == "csf"
+
+
+def test_parcels_stand_behind_the_structures(root):
+    table, parcels = (cards.read_labels(root / "models" / "synthseg2" / f"{name}.tsv") for name in ("labels", "parcels"))
+    names = tables.csv_columns(table, parcels)
+    row = tables.csv_row("a.nii.gz", table, np.full(33, 2.0), np.arange(69) + 0.25)
+    assert len(names) + 1 == len(row) == 102  # with "subject", as in SynthSeg's table
+    assert (names[-69:-67], names[-1]) == (["right ventral DC", "ctx-lh-bankssts"], "ctx-rh-insula")
+    assert (row[1], row[-69:-67], row[-1]) == ("64.0", ["2.0", "1.25"], "68.25")  # no parcel is counted in the total
+
+
+def test_scores_csv_is_upstreams(tmp_path, root):
+    names = cards.read_scores(root / "models" / "synthseg2" / "scores.tsv")[1:]
+    row = tables.scores_row("a.b.nii.gz", np.array([0.95, 1, 0, 0.12345, 0.99999, 0.5, 0.65, 0.1]))
+    for first in ("subject", ""):
+        tables.save_csv(tmp_path / "qc.csv", names, [row], first_cell=first)
+        assert (tmp_path / "qc.csv").read_bytes().decode() == (
+            f"{first},general white matter,general grey matter,general csf,cerebellum,brainstem,thalamus,"
+            "putamen+pallidum,hippocampus+amygdala\r\n"
+            "a.b,0.9500,1.0000,0.0000,0.1235,1.0000,0.5000,0.6500,0.1000\r\n"
+        )
 
 
 def test_volumes_tsv(tmp_path, table):

@@ -42,7 +42,7 @@ def scan_of(name):
 
 
 def test_there_is_no_default_model(make):
-    with pytest.raises(SynthSegError, match="model: not set: choose one of compact2mm, synthseg1, synthseg2"):
+    with pytest.raises(SynthSegError, match="model: not set: choose one of compact2mm, golden2, synthseg1, synthseg2"):
         make(model=None)
 
 

@@ -55,10 +55,10 @@ def half_and_half(volume):
 
 def test_flipping_the_volume_twice_is_the_identity():
     volume = np.random.default_rng(1).random((10, 4, 4), dtype=np.float32)
-    swapped = posterior.predict(Echo(half_and_half), volume, FLIP)
+    swapped = posterior.predict(Echo(half_and_half), {"image": volume}, FLIP)
     # A symmetric network sees the mirrored right side as left: the average is what one pass gives.
     np.testing.assert_array_equal(swapped, half_and_half(volume))
-    mirrored = posterior.predict(Echo(half_and_half), volume[::-1].copy(), FLIP)
+    mirrored = posterior.predict(Echo(half_and_half), {"image": volume[::-1].copy()}, FLIP)
     np.testing.assert_array_equal(mirrored[::-1][..., FLIP], swapped)
 
 
@@ -79,19 +79,19 @@ def test_the_engine_smooths_where_it_offers_to_else_the_pipeline():
             return ((start, slab + 1) for start, slab in super().run(inputs, 0))
 
     volume = np.zeros((10, 4, 5), np.float32)
-    np.testing.assert_array_equal(posterior.predict(Smoothing(lambda v: fixed), volume, None, 0.8), fixed + 1)
+    np.testing.assert_array_equal(posterior.predict(Smoothing(lambda v: fixed), {"image": volume}, None, 0.8), fixed + 1)
     expected = correlate(fixed, kernel, mode="constant")
     for cuts in ((0, 3, 4, 9, 10), (0, 10), tuple(range(11)), (0, 1, 10)):
-        result = posterior.predict(InOrder(lambda v: fixed, cuts), volume, None, 0.8)
+        result = posterior.predict(InOrder(lambda v: fixed, cuts), {"image": volume}, None, 0.8)
         np.testing.assert_allclose(result, expected, atol=1e-6)
-        same = posterior.predict(InOrder(lambda v: fixed, cuts), volume, None, 0)
+        same = posterior.predict(InOrder(lambda v: fixed, cuts), {"image": volume}, None, 0)
         np.testing.assert_array_equal(same, fixed)
 
 
 def test_flip_average_is_half_the_sum_in_float32():
     volume = np.random.default_rng(2).random((10, 4, 4), dtype=np.float32)
     fixed = random_posteriors((10, 4, 4))
-    result = posterior.predict(Echo(lambda v: fixed * v[..., None]), volume, FLIP)
+    result = posterior.predict(Echo(lambda v: fixed * v[..., None]), {"image": volume}, FLIP)
     first = fixed * volume[..., None]
     second = (fixed * volume[::-1][..., None])[::-1][..., FLIP]
     assert result.dtype == np.float32
@@ -100,14 +100,14 @@ def test_flip_average_is_half_the_sum_in_float32():
 
 def test_what_a_pass_leaves_is_kept_for_the_second_one_alone():
     engine = Echo(lambda volume: random_posteriors((10, 4, 4)))
-    posterior.predict(engine, np.zeros((10, 4, 4), np.float32), FLIP)
+    posterior.predict(engine, {"image": np.zeros((10, 4, 4), np.float32)}, FLIP)
     assert engine.done == ["release", "pass", "pass", "release"]
 
 
 def test_without_a_flip_table_there_is_one_pass():
     volume = np.random.default_rng(3).random((10, 4, 4), dtype=np.float32)
     shares = []
-    result = posterior.predict(Echo(half_and_half), volume, None, progress=shares.append)
+    result = posterior.predict(Echo(half_and_half), {"image": volume}, None, progress=shares.append)
     np.testing.assert_array_equal(result, half_and_half(volume))
     assert shares == [1.0]
 
@@ -160,8 +160,8 @@ def test_slabs_in_any_layout_give_the_same(order, threads, flip, monkeypatch):
     monkeypatch.setattr(posterior, "ROWS", 4)
     volume = np.random.default_rng(4).random((10, 9, 8), dtype=np.float32)
     fixed = random_posteriors()
-    expected = posterior.predict(Echo(lambda v: fixed * v[..., None]), volume, flip)
-    result = posterior.predict(Echo(lambda v: laid_out(fixed * v[..., None], order)), volume, flip, threads=threads)
+    expected = posterior.predict(Echo(lambda v: fixed * v[..., None]), {"image": volume}, flip)
+    result = posterior.predict(Echo(lambda v: laid_out(fixed * v[..., None], order)), {"image": volume}, flip, threads=threads)
     np.testing.assert_array_equal(result, expected)
     assert np.moveaxis(result, 3, 1).flags.c_contiguous
 

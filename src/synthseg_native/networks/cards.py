@@ -243,7 +243,7 @@ def _load(name_or_folder, companions):
     if model.research_grade and not is_shipped(folder):
         # A copy is the same; anything else would pass for it in the names of results.
         shipped = SHIPPED / model.name
-        if shipped.is_dir() and not _same(model, load(shipped)):
+        if shipped.is_dir() and not _same(model, _load(shipped, companions)):
             raise _unusable(path, f"{model.name} is the name of another network", "choose a name of its own")
     return model
 
@@ -275,7 +275,10 @@ def _model(folder, path, content, companions):
         raise _unusable(path, "no network is named segmentation", "name the one that gives labels so")
     companion = card.take("companions", str, None, form=NAME)
     if companion and companions:
-        others = _load(companion, companions=False).networks
+        try:
+            others = _load(companion, companions=False).networks
+        except SynthSegError as error:
+            raise SynthSegError("usage", f"{path}: companions: {error.message}") from error
         networks |= {name: others[name] for name in COMPANIONS if name in others and name not in networks}
     if 0 < sum(name in networks for name in ROBUST) < len(ROBUST):
         raise _unusable(path, "robust mode needs networks named groups, denoised and robust", "add what is missing")
@@ -304,10 +307,13 @@ def _check_together(path, networks):
     grid = networks["segmentation"].grid
     for name, network in networks.items():
         own, levels = network.grid, network.layers["levels"]
+        companion = network.folder != path.parent
         if own.resolution_mm != grid.resolution_mm:
-            raise _unusable(path, f"{name} and segmentation have other voxels", "give both the same resolution_mm")
+            remedy = "leave companions out" if companion else "give both the same resolution_mm"
+            raise _unusable(path, f"{name} and segmentation have other voxels", remedy)
         if own.box is None and own != grid:
-            raise _unusable(path, f"{name} has another grid than segmentation", "leave it out")
+            remedy = "leave companions out" if companion else "leave it out"
+            raise _unusable(path, f"{name} has another grid than segmentation", remedy)
         halvings = 2 ** (levels if network.layers["form"] == "encoder" else levels - 1)
         if own.pad_multiple % halvings:
             what = "box" if own.box else "pad_multiple"
@@ -338,6 +344,9 @@ def _network(path, place, content, before) -> Network:
     no_table = () if name in (*SEGMENTS, *COMPANIONS) else (None,)
     no_number = () if name in SEGMENTS else (0.0,)
     inputs = tuple(entry.take("inputs", list))
+    if inputs != reads:  # which may be lists of lists
+        given, wanted = reprlib.repr(list(inputs)), ", ".join(reads)
+        raise _unusable(path, f"{place}inputs {given}", f"give [{wanted}]: this version has no other for {name}")
     network = Network(
         name=name,
         folder=path.parent,
@@ -368,9 +377,6 @@ def _network(path, place, content, before) -> Network:
     )
     for fields in (entry, shape, outputs):
         fields.no_others()
-    if inputs != reads:
-        given, wanted = reprlib.repr(list(inputs)), ", ".join(reads)
-        raise _unusable(path, f"{place}inputs {given}", f"give [{wanted}]: this version has no other for {name}")
     if not all(network.inputs.values()):
         raise _unusable(path, f"{place}inputs {', '.join(inputs)}", "put the network that it reads above it")
     if network.outputs.end != end:
