@@ -11,7 +11,7 @@ from pathlib import Path
 from synthseg_native import engines
 from synthseg_native.identity import keys
 from synthseg_native.identity.code import code_digest
-from synthseg_native.networks.cards import Model, Network
+from synthseg_native.networks.cards import Labels, Model, Network
 
 PACKAGE = Path(__file__).resolve().parents[1]
 FORM = 2  # of an identity: a record without it was made before records noted all that made them
@@ -62,12 +62,13 @@ STAGES = {
               ("native.py",)),
         # One scan, reference -----------------------------------------------------------------------------------------
         Stage("reference", "label map and volumes", ("image", "weights"),
-              ("kind", "runtime", "model", "weights", "content", "accept", "ct", "mode", "crop", "threads",
-               "environment"), ("reference.py",)),
+              ("kind", "runtime", "model", "weights", "content", "accept", "ct", "mode", "parcels", "scores", "crop",
+               "threads", "environment"), ("reference.py",)),
         Stage("container", "the command in the container, and its image", (), ("image", "platform", "flags", "key"),
               ("cohort/containers.py:inner_command,command,image_of,platform_of",)),
         Stage("upstream", "label map and volumes, by upstream's own code", ("image",),
-              ("kind", "runtime", "model", "content", "accept", "ct", "mode", "crop", "threads"), ()),
+              ("kind", "runtime", "model", "content", "accept", "ct", "mode", "parcels", "scores", "crop", "threads"),
+              ()),
         Stage("existing", "the user's label map, taken as it is", ("image", "label map of the user"),
               ("kind", "model", "content", "accept", "existing"),
               ("cohort/runs/existing.py", "results/images.py")),
@@ -222,8 +223,8 @@ def model_digest(model: Model, networks: Iterable[Network] | None = None) -> str
     return keys.digest(keys.settings_json(**computed_from, **table))
 
 
-def display_digest(model: Model) -> str:
-    """What of a model is shown: its name and grade, names, sides and colours of its label table."""
-    labels = model.labels
+def display_digest(model: Model, labels: Labels | None = None) -> str:
+    """What of a model is shown: its name and grade, names, sides and colours of its label table, or of another."""
+    labels = labels or model.labels
     table = labels.names, labels.freesurfer_names, labels.hemispheres, labels.colors, labels.index.tolist()
     return keys.digest(model.name, model.research_grade, *table)
