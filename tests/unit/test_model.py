@@ -314,7 +314,12 @@ def test_networks_that_do_not_fit_together_are_refused(whole, change, words):
 @pytest.mark.parametrize(
     ("file", "old", "new", "words"),
     [
-        ("labels.tsv", "left\t19\t4\t1\t", "left\t19\t4\t9\t", "labels.tsv has a qc_group beyond the quality network's"),
+        (
+            "labels.tsv",
+            "left\t19\t4\t1\t",
+            "left\t19\t4\t9\t",
+            "labels.tsv has a qc_group beyond the quality network's",
+        ),
         ("labels.tsv", "left\t19\t4\t1\t", "left\t19\t4\t-1\t", "labels.tsv: a qc_group is below 0"),
         ("labels.tsv", "left\t19\t4\t1\t", "left\t19\t4\tone\t", "labels.tsv: not a usable label table"),
         ("scores.tsv", "general csf", " ", "scores.tsv: a name is empty"),

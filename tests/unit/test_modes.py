@@ -116,7 +116,11 @@ def taken(there):
 def test_every_row_of_the_table_is_what_is_done(model, engines, flags, labels, cortex, parcels, scores):
     mode, *asked = flags.split(" + ")
     options = core.Options(
-        fast=mode == "fast", robust=mode == "robust", parcellation="parc" in asked, scores="qc" in asked, posteriors=False
+        fast=mode == "fast",
+        robust=mode == "robust",
+        parcellation="parc" in asked,
+        scores="qc" in asked,
+        posteriors=False,
     )
     row = modes.MODES[options.mode, options.parcellation, options.scores]
     written = [None if cell == "-" else cell for cell in (labels, cortex, parcels, scores)]

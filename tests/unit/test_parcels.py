@@ -143,7 +143,10 @@ def test_posteriors_where_there_is_cortex_are_kept_normalised():
 def test_posteriors_that_are_no_numbers_make_no_parcels(value):
     posteriors, labels = some((4, 3, 3))
     posteriors[2, 1, 1, 3] = value
-    with np.errstate(invalid="ignore"), pytest.raises(SynthSegError, match="^parcels: some posteriors are no numbers") as caught:
+    with (
+        np.errstate(invalid="ignore"),
+        pytest.raises(SynthSegError, match="^parcels: some posteriors are no numbers") as caught,
+    ):
         parcellate(posteriors, labels)
     assert caught.value.code == "internal"
 

@@ -79,7 +79,9 @@ def test_the_engine_smooths_where_it_offers_to_else_the_pipeline():
             return ((start, slab + 1) for start, slab in super().run(inputs, 0))
 
     volume = np.zeros((10, 4, 5), np.float32)
-    np.testing.assert_array_equal(posterior.predict(Smoothing(lambda v: fixed), {"image": volume}, None, 0.8), fixed + 1)
+    np.testing.assert_array_equal(
+        posterior.predict(Smoothing(lambda v: fixed), {"image": volume}, None, 0.8), fixed + 1
+    )
     expected = correlate(fixed, kernel, mode="constant")
     for cuts in ((0, 3, 4, 9, 10), (0, 10), tuple(range(11)), (0, 1, 10)):
         result = posterior.predict(InOrder(lambda v: fixed, cuts), {"image": volume}, None, 0.8)
@@ -161,7 +163,9 @@ def test_slabs_in_any_layout_give_the_same(order, threads, flip, monkeypatch):
     volume = np.random.default_rng(4).random((10, 9, 8), dtype=np.float32)
     fixed = random_posteriors()
     expected = posterior.predict(Echo(lambda v: fixed * v[..., None]), {"image": volume}, flip)
-    result = posterior.predict(Echo(lambda v: laid_out(fixed * v[..., None], order)), {"image": volume}, flip, threads=threads)
+    result = posterior.predict(
+        Echo(lambda v: laid_out(fixed * v[..., None], order)), {"image": volume}, flip, threads=threads
+    )
     np.testing.assert_array_equal(result, expected)
     assert np.moveaxis(result, 3, 1).flags.c_contiguous
 
