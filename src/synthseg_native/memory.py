@@ -9,6 +9,8 @@ features  what the engine has of the finest level's features: whole tensors, som
 smoothing the finest level's features, and posteriors while they are smoothed and handed out
 labels    masks of the padded volume while components are found
 own grid  labels, and bytes per voxel of the scan
+others    of robust mode, parcels and scores: what those networks' features and slabs take, one network at a time,
+          beside maps and volumes of the scan
 write     posteriors once more, where they are a result and the scan was cropped
 picture   what drawing takes, no posteriors
 
@@ -42,6 +44,9 @@ DRAWING = 8  # bytes per voxel of the network's grid while a picture is drawn: l
 MASKS = 16  # bytes per padded voxel while labels are found: masks, and the parts of two classes at a time
 FOUND, OWN = 8, 6  # bytes per padded voxel of labels and margins; per voxel of the scan on its own grid
 HANDED = 13  # planes of posteriors that the llvm engine has at a time: two blocks, and the slab that it hands out
+MAPS = 20  # bytes per padded voxel of the image and of maps that wait while another network runs
+NEAR = 0.4  # share of the padded volume that the cortex's surroundings are, whose parcels are kept for the own grid
+ENCODER = 0.45  # of a U-Net's finest features: an encoder has no skip tensors, and nothing is put together
 SLAB = 2**27  # bytes of a tensor, at most, where the torch engine computes in slabs (engines.torch.SLAB_BYTES)
 STEP_MIB = 70  # of the interpreter and libraries of a step that runs no network
 COMPARISON = 48  # bytes per voxel that two label maps and their differences take, at most
@@ -82,12 +87,25 @@ def coefficients(engine: str, precision: str = "float32", device: str = "cpu") -
 
 
 @dataclass(frozen=True)
+class Other:
+    """Another network of a run: features, labels, parameters as of `Size` · box : edge of what it reads, None for the
+    padded volume · near : whether posteriors around the cortex are kept · encoder : whether it is no U-Net"""
+
+    features: int
+    labels: int
+    parameters: int
+    box: int | None = None
+    near: bool = False
+    encoder: bool = False
+
+
+@dataclass(frozen=True)
 class Size:
     """What a run's memory depends on beside its engine. padded : (3,) voxels of the padded volume · voxels : of the
     scan · features, labels : of the network · own_grid : whether a label map on the scan's own grid is made
     parameters : of the network · bytes : per voxel of the scan, as it is kept · grid : voxels of the whole scan on the
     network's grid · picture, post : whether one is drawn, whether posteriors are written · loaded : whether the engine
-    is there already, from a scan before
+    is there already, from a scan before · others : networks that run before or after
     """
 
     padded: tuple
@@ -101,6 +119,7 @@ class Size:
     picture: bool = False
     post: bool = False
     loaded: bool = False
+    others: tuple[Other, ...] = ()
 
 
 def size_of(
@@ -109,18 +128,33 @@ def size_of(
     voxel_mm: Sequence[float],
     crop: Sequence[int] | None = None,
     own_grid: bool = True,
+    networks: Sequence["Network"] = (),
     **more: int,
 ) -> Size:
     """The size of a run. network : a `cards.Network` · shape, voxel_mm : (3,) of the scan, in the order of its axes
 
-    crop : (3,) voxels, or None · more : bytes, picture, post and loaded of `Size`
+    crop : (3,) voxels, or None · networks : all of the run, this one among them
+    more : bytes, picture, post and loaded of `Size`
     """
     from synthseg_native.networks.layers import count_parameters
 
     padded, voxels = padded_shape(network, shape, voxel_mm, crop), math.prod(map(int, shape))
     features, labels = network.layers["features"], network.outputs.channels
     grid = math.prod(grid_shape(network, shape, voxel_mm))
-    return Size(padded, voxels, features, labels, own_grid, count_parameters(network.table()), grid=grid, **more)
+    others = tuple(
+        Other(
+            features=other.layers["features"],
+            labels=other.outputs.channels,
+            parameters=count_parameters(other.table()),
+            box=other.grid.box,
+            near=own_grid and other.name == "parcellation",
+            encoder=other.layers["form"] == "encoder",
+        )
+        for other in networks
+        if other.name != network.name
+    )
+    parameters = count_parameters(network.table())
+    return Size(padded, voxels, features, labels, own_grid, parameters, grid=grid, others=others, **more)
 
 
 def grid_shape(network: "Network", shape: Sequence[int], voxel_mm: Sequence[float]) -> tuple[int, ...]:
@@ -168,13 +202,9 @@ def peak(c: Coefficients, size: Size) -> float:
     """The prediction in MiB; see the module's text."""
     padded, scan = math.prod(size.padded), size.bytes * size.voxels
     features, posteriors = 4 * padded * size.features, 4 * padded * size.labels
-    # Planes lie across the axis from left to right, the shortest one of a head.
-    plane = 4 * padded / min(size.padded)
-    parts = c.planes * plane * size.features + HANDED * plane * size.labels * (c.planes > 0)
-    parts += c.slabs * min(SLAB, max(features, posteriors))
     kept = posteriors + scan * size.picture
     stages = (
-        kept + 4 * padded + c.network * features + parts,
+        kept + 4 * padded + _running(c, size.padded, size.features, size.labels),
         kept + features + c.posterior * posteriors,
         kept + MASKS * padded,
         kept + (FOUND * padded + OWN * size.voxels) * size.own_grid,
@@ -182,11 +212,36 @@ def peak(c: Coefficients, size: Size) -> float:
         (scan + DRAWING * size.grid + PICTURE_MIB * MIB) * size.picture,
     )
     engine = c.base + 4 * c.weights * size.parameters / MIB + DRAWN_MIB * (size.picture and size.loaded)
+    others = [c.base + 4 * c.weights * other.parameters / MIB + _other(c, size, other) / MIB for other in size.others]
     # The float64 copy that is resampled is gone when the other one is scaled.
     resampled = size.grid != size.voxels
     within = min(size.grid, padded)
     read = scan + 8 * size.grid * resampled + max(8 * size.voxels * resampled, c.read * within + 4 * padded)
-    return max((engine if size.loaded else START_MIB) + read / MIB, engine + max(stages) / MIB)
+    return max((engine if size.loaded else START_MIB) + read / MIB, engine + max(stages) / MIB, *others)
+
+
+def _running(c, padded, features, labels, share=1.0):
+    """Bytes that an engine has while a network runs. share : of whole features, see ENCODER"""
+    voxels = math.prod(padded)
+    features, posteriors = 4 * voxels * features, 4 * voxels * labels
+    # Planes lie across the axis from left to right, the shortest one of a head.
+    plane = voxels / min(padded)
+    planes = (c.planes * features + HANDED * posteriors * (c.planes > 0)) * plane / voxels
+    return c.network * features * share + planes + c.slabs * min(SLAB, max(features, posteriors))
+
+
+def _other(c, size, other):
+    """Bytes while another network runs."""
+    padded = (other.box,) * 3 if other.box else size.padded
+    kept = MAPS * math.prod(size.padded) + size.bytes * size.voxels * size.picture
+    kept += 4 * NEAR * other.labels * math.prod(size.padded) * other.near
+    kept += 4 * size.labels * math.prod(size.padded) * size.post
+    running = _running(c, padded, other.features, other.labels, ENCODER if other.encoder else 1.0)
+    if other.encoder or c.planes:
+        return kept + running
+    # An engine without planes has the posteriors whole, and once more while they are smoothed.
+    features, posteriors = (4 * math.prod(padded) * channels for channels in (other.features, other.labels))
+    return kept + posteriors + max(running, features + c.posterior * posteriors)
 
 
 def picture_mib(size: Size) -> int:

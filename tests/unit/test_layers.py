@@ -48,14 +48,15 @@ other = volume[:16, ::-1]
 others["reshaped"] = join(engine.run({"image": other}, 0.5))
 
 unet = {"levels": 3, "features": 3, "convolutions_per_level": 2, "kernel": 3, "activation": "elu"}
-model = reference.build_network(unet, 4, 0.5)
+model = reference.build_network(unet, 1, 4)
 for layer in model.layers:
     if layer.weights:
         layer.set_weights([weights[layer.name][w.name.split("/")[-1].split(":")[0]] for w in layer.weights])
 names = [layer.name for layer in model.layers]
 flip = np.array([0, 2, 1, 3])
 np.savez(sys.argv[2], engine=np.concatenate([slabs[s] for s in starts]), starts=starts, names=names,
-         reference=reference.predict(model, volume, None), flipped=reference.predict(model, volume, flip),
+         reference=reference.smooth(reference.predict(model, volume[..., None]), 0.5),
+         flipped=reference.averaged_posteriors(model, volume, flip, 0.5),
          mirrored=join(engine.run({"image": volume[::-1]}, 0.5)), raw=raw, **others,
          place=[engine.name, engine.version, engine.device])
 """

@@ -145,9 +145,11 @@ class Network:
         return layers.layer_table(**self.shape())
 
     def computed_from(self) -> dict:
-        """What of the card decides about its numbers, as JSON can hold it: all but the weights, whose bytes do."""
-        found = {field: getattr(self, field) for field in ("name", "layers", "inputs")}
-        return {**found, "grid": asdict(self.grid), "outputs": asdict(self.outputs)}
+        """What of the card decides about its numbers, as JSON and a card can hold it: all but the weights, whose bytes
+        do."""
+        parts = {name: asdict(getattr(self, name)) for name in ("grid", "outputs")}
+        said = {name: {key: value for key, value in part.items() if value is not None} for name, part in parts.items()}
+        return {"name": self.name, "layers": self.layers, "inputs": list(self.inputs), **said}
 
 
 @dataclass(frozen=True)

@@ -248,15 +248,16 @@ class Segmenter:
         voxel is read. Autocrop's size is not known yet, and never larger."""
         options = self.options
         how = options.engine, options.precision, options.device
+        (network,) = (network for network in self.networks if network.name in cards.SEGMENTS)
 
         def fits(extent):
             own_grid, post = self._on_own_grid(job), "post" in job.outputs
             size = memory.size_of(
-                self.model.network, extent.shape, extent.voxel_mm, options.crop, own_grid,
+                network, extent.shape, extent.voxel_mm, options.crop, own_grid, self.networks,
                 bytes=extent.bytes, picture="picture" in job.outputs, post=post, loaded=self.engine is not None,
             )  # fmt: skip
             notes["predicted_peak_mib"] = memory.predict(size, *how)
-            memory.check(job.image, size, *how, self.model.network)
+            memory.check(job.image, size, *how, network)
 
         found = reading.read(job.image, options.accept, options.ct, fits)
         notes["input"] = found.description

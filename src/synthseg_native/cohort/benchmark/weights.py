@@ -25,6 +25,7 @@ import yaml
 
 from synthseg_native.networks import cards as models
 from synthseg_native.networks import layers as network
+from synthseg_native.verification.probes import plausible_weights
 
 Weights = dict[str, dict[str, np.ndarray]]  # {layer: {weight: float32 array}}
 SEED = 20261122
@@ -146,6 +147,7 @@ def write_h5(path: Path | str, table: Sequence[network.Layer], weights: Weights)
     """Write weights as Keras does (``layer_names``, and per layer ``weight_names`` and the arrays)."""
     with h5py.File(path, "w") as file:
         names = ["unet_input" if layer.kind == "input" else layer.name for layer in table]  # upstream's
+        names = [layer.name if len(network.given(table)) > 1 else name for layer, name in zip(table, names, strict=True)]
         file.attrs["layer_names"] = names
         file.attrs["backend"], file.attrs["keras_version"] = "tensorflow", "2.15.0"
         for layer, place in zip(table, names, strict=True):
@@ -181,4 +183,30 @@ def make_model(folder: Path | str, models_folder: Path | str, weights: Path | st
         made = full_size(small.network.shape(), small_weights, full.network.shape())
         write_h5(beside, full.network.table(), made)
     beside.replace(place)
+    return folder
+
+
+def make_family(folder: Path | str, models_folder: Path | str) -> Path:
+    """A model folder with all networks of SynthSeg 2.0, of their size: for time and memory, labels mean nothing.
+
+    folder : made where it is missing. models_folder : the project's models/. The segmentation holds that of golden2, as
+    `full_size` has it; the others are random. Returns the folder. Weights are the same bytes on every call.
+    """
+    folder, models_folder = Path(folder), Path(models_folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    model, small = models.load(models_folder / "synthseg2"), models.load(models_folder / "golden2").network
+    for name in ("labels.tsv", "parcels.tsv", "scores.tsv"):
+        shutil.copyfile(models_folder / "synthseg2" / name, folder / name)
+    entries = []
+    for entry, (name, full) in zip(model.card["networks"], model.networks.items(), strict=True):
+        if name == "segmentation":
+            weights = full_size(small.shape(), network.read_weights(small.folder / small.weights.file, small.table()),
+                                full.shape())  # fmt: skip
+        else:
+            weights = plausible_weights(full.table(), np.random.default_rng(SEED))
+        write_h5(folder / f"{name}.h5", full.table(), weights)
+        entries.append(entry | {"weights": {"file": f"{name}.h5"}})
+    card = {key: value for key, value in model.card.items() if key not in ("cite", "title")}
+    card |= {"name": "synthseg2size", "research_grade": False, "networks": entries}
+    (folder / "card.yaml").write_text(yaml.safe_dump(card, sort_keys=False), encoding="utf-8")
     return folder
