@@ -43,7 +43,7 @@ class Brightness:
 class Whole(Brightness):
     """The same for each network of SynthSeg 2.0, by its table: of as many channels, from what that network reads."""
 
-    built = ()
+    built, best = (), 1.2  # best : of the scores, not clipped
 
     def __init__(self, table):
         self.labels, self.end = table[-1].channels, table[-1].kind
@@ -52,7 +52,7 @@ class Whole(Brightness):
     def run(self, inputs, smoothing=0.0):
         if self.end == "mean":
             type(self).passes += 1
-            yield 0, np.linspace(0.1, 1.2, self.labels, dtype=np.float32).reshape(1, 1, 1, -1)
+            yield 0, np.linspace(0.1, self.best, self.labels, dtype=np.float32).reshape(1, 1, 1, -1)
         elif "image" in inputs:
             yield from super().run(inputs, smoothing)
         else:  # the likeliest channel is what it was

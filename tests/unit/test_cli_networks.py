@@ -90,7 +90,7 @@ def test_robust_mode_parcels_and_scores_in_one_call(run, scan, tmp_path, capsys)
     assert quality.of_record(notes, cards.load("golden2").labels)["scores_low"] == SCORES[:3]  # 0.24, 0.38, 0.51
 
 
-def test_a_folder_and_a_second_call(run, cohort, tmp_path, capsys):
+def test_a_folder_and_a_second_call(run, cohort, tmp_path, monkeypatch, capsys):
     call = ("--i", cohort, "--o", tmp_path / "out", "--qc", tmp_path / "qc")
     assert run(*call) == 0
     table, before = rows(tmp_path / "qc.csv"), Whole.passes
@@ -106,9 +106,12 @@ def test_a_folder_and_a_second_call(run, cohort, tmp_path, capsys):
     assert run("--i", tmp_path / "c.nii.gz", "--o", tmp_path / "c_o.nii", "--qc", tmp_path / "qc.csv") == 0
     assert rows(tmp_path / "qc.csv")[:3] == table and rows(tmp_path / "qc.csv")[3][0] == "c"
 
-    # Of the volumes are other rows already, and of other columns: those of parcels cannot stand beside them.
+    monkeypatch.setattr(Whole, "best", 0.9)  # made again, each scan still has one row
+    # Of the volumes are other rows then, and of other columns: those of parcels cannot stand beside them.
     assert run("--i", tmp_path / "c.nii.gz", "--o", tmp_path / "c_o.nii", "--qc", tmp_path / "qc.csv",
-               "--vol", tmp_path / "v.csv") == 0  # fmt: skip
+               "--vol", tmp_path / "v.csv", "--recompute") == 0  # fmt: skip
+    assert [row[0] for row in rows(tmp_path / "qc.csv")] == ["subject", "a", "b", "c"]
+    assert [row[-1] for row in rows(tmp_path / "qc.csv")][1:] == ["1.0000", "1.0000", "0.9000"]
     content = (tmp_path / "v.csv").read_bytes()
     for option, path in (("--vol", tmp_path / "v.csv"), ("--qc", tmp_path / "v.csv"), ("--vol", tmp_path / "qc.csv")):
         capsys.readouterr()

@@ -361,7 +361,8 @@ def test_companions_of_a_companion_do_not_count(root, whole, folder, monkeypatch
     for name in ("first", "whole", "golden2"):
         (whole / "card.yaml").write_text(yaml.safe_dump(card | {"companions": name}, sort_keys=False))
         assert list(cards.load("first").networks) == ["segmentation", "parcellation"]
-    assert "quality" in cards.load(whole).networks
+    networks = cards.load(whole).networks  # of golden2 is what it lacks, and nothing else
+    assert (networks["parcellation"].folder, networks["quality"].folder) == (whole, root / "models" / "golden2")
 
 
 def test_the_networks_of_a_run_are_in_the_order_in_which_they_run(root):
@@ -409,8 +410,8 @@ def test_what_a_network_is_computed_from(root, folder):
                     "prefix": "unet",
                     "levels_without_skip": 0,
                 },
-                "inputs": {"image": 1},
-                "grid": {"resolution_mm": 2.0, "pad_multiple": 16, "min_size": 64, "box": None},
+                "inputs": ["image"],
+                "grid": {"resolution_mm": 2.0, "pad_multiple": 16, "min_size": 64},
                 "outputs": {
                     "channels": 32,
                     "table": "labels.tsv",

@@ -1,6 +1,7 @@
 """Parcels of the cortex and their volumes, on small arrays."""
 
 import dataclasses
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ WHOLE = (slice(None),) * 3
 def slabs_of(posteriors, *cuts):
     """As an engine yields them."""
     places = [0, *cuts, len(posteriors)]
-    return [(start, posteriors[start:stop].copy()) for start, stop in zip(places[:-1], places[1:], strict=True)]
+    return [(start, posteriors[start:stop].copy()) for start, stop in pairwise(places)]
 
 
 def parcellate(posteriors, labels, margin=None, box=WHOLE, values=VALUES, cuts=(), **more):
@@ -145,7 +146,7 @@ def test_posteriors_that_are_no_numbers_make_no_parcels(value):
     posteriors[2, 1, 1, 3] = value
     with (
         np.errstate(invalid="ignore"),
-        pytest.raises(SynthSegError, match="^parcels: some posteriors are no numbers") as caught,
+        pytest.raises(SynthSegError, match=r"^parcels: some posteriors are no numbers") as caught,
     ):
         parcellate(posteriors, labels)
     assert caught.value.code == "internal"

@@ -68,6 +68,6 @@ def test_scores_are_clipped_and_the_first_is_none():
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_no_number_is_no_score(value):
     labels = SimpleNamespace(quality_groups=np.arange(9))
-    with pytest.raises(SynthSegError, match="^scores: some are no numbers: use another engine") as caught:
+    with pytest.raises(SynthSegError, match=r"^scores: some are no numbers: use another engine") as caught:
         scores.predict(Fixed(*[0.5] * 8, value), np.ones((2, 2, 2), np.uint8), labels, 4)
     assert caught.value.code == "internal"
