@@ -3,7 +3,8 @@
     PYTHONPATH=src python tests/golden/run_v2.py FOLDER [CASE ...]
 
 Writes each case's label map, volumes and scores as upstream names them, a case with mistakes in it, and found.json: how
-networks fare that are fed with the golden result of the network before, and how long each case took. What a network gives for one input is computed once, though several cases ask for it: nearly all time goes there.
+networks fare that are fed with the golden result of the network before, and how long each case took. What a network
+gives for one input is computed once, though several cases ask for it: nearly all time goes there.
 """
 
 import contextlib

@@ -36,7 +36,11 @@ def test_layers_of_synthseg_1():
 GROUPS = {"image": 1, "groups": 5}
 SYNTHSEG_2 = {  # prefix: what is not as in `V1`, layers with weights, parameters
     "unet": ({"labels": 5}, 28, 13_242_149),
-    "l2l": ({"labels": 5, "features": 16, "kernel": 5, "levels_without_skip": 2, "inputs": {"groups": 5}}, 28, 27_086_501),
+    "l2l": (
+        {"labels": 5, "features": 16, "kernel": 5, "levels_without_skip": 2, "inputs": {"groups": 5}},
+        28,
+        27_086_501,
+    ),
     "unet2": ({"labels": 33, "inputs": GROUPS}, 28, 13_246_089),
     "unet_parc": ({"labels": 69, "inputs": {"image": 1, "cortex": 2}}, 28, 13_245_045),
     "qc": (
