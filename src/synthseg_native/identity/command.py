@@ -39,7 +39,7 @@ def wanted(segmenter: Segmenter, job: Job, content: str | None) -> dict:
         crop=list(options["crop"]) if options["crop"] else None,
         interpolation=options["interpolation"] if own_grid else None,
         addctab=coloured,
-        display=stages.display_digest(model) if coloured else None,
+        display=stages.display_digest(model, options["parcellation"]) if coloured else None,
         accept=list(options["accept"]),
         model=stages.model_digest(model, segmenter.networks),
         weights=" ".join(dict.fromkeys(sha256[:12] for sha256 in segmenter.weights_sha256.values())),
