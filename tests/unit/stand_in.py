@@ -38,3 +38,24 @@ class Brightness:
         centres = np.linspace(0, 1, self.labels, dtype=np.float32)
         score = np.exp(-((volume[..., None] - centres) ** 2) * 4000)
         yield 0, score / score.sum(axis=-1, keepdims=True)
+
+
+class Whole(Brightness):
+    """The same for each network of SynthSeg 2.0, by its table: of as many channels, from what that network reads."""
+
+    built, best = (), 1.2  # best : of the scores, not clipped
+
+    def __init__(self, table):
+        self.labels, self.end = table[-1].channels, table[-1].kind
+        type(self).built = (*self.built, table[-1].name.rpartition("_")[0])
+
+    def run(self, inputs, smoothing=0.0):
+        if self.end == "mean":
+            type(self).passes += 1
+            yield 0, np.linspace(0.1, self.best, self.labels, dtype=np.float32).reshape(1, 1, 1, -1)
+        elif "image" in inputs:
+            yield from super().run(inputs, smoothing)
+        else:  # the likeliest channel is what it was
+            type(self).passes += 1
+            ((_, channels),) = inputs.items()
+            yield 0, np.eye(self.labels, dtype=np.float32)[channels]

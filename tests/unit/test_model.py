@@ -314,7 +314,12 @@ def test_networks_that_do_not_fit_together_are_refused(whole, change, words):
 @pytest.mark.parametrize(
     ("file", "old", "new", "words"),
     [
-        ("labels.tsv", "left\t19\t4\t1\t", "left\t19\t4\t9\t", "labels.tsv has a qc_group beyond the quality network's"),
+        (
+            "labels.tsv",
+            "left\t19\t4\t1\t",
+            "left\t19\t4\t9\t",
+            "labels.tsv has a qc_group beyond the quality network's",
+        ),
         ("labels.tsv", "left\t19\t4\t1\t", "left\t19\t4\t-1\t", "labels.tsv: a qc_group is below 0"),
         ("labels.tsv", "left\t19\t4\t1\t", "left\t19\t4\tone\t", "labels.tsv: not a usable label table"),
         ("scores.tsv", "general csf", " ", "scores.tsv: a name is empty"),
@@ -356,7 +361,8 @@ def test_companions_of_a_companion_do_not_count(root, whole, folder, monkeypatch
     for name in ("first", "whole", "golden2"):
         (whole / "card.yaml").write_text(yaml.safe_dump(card | {"companions": name}, sort_keys=False))
         assert list(cards.load("first").networks) == ["segmentation", "parcellation"]
-    assert "quality" in cards.load(whole).networks
+    networks = cards.load(whole).networks  # of golden2 is what it lacks, and nothing else
+    assert (networks["parcellation"].folder, networks["quality"].folder) == (whole, root / "models" / "golden2")
 
 
 def test_the_networks_of_a_run_are_in_the_order_in_which_they_run(root):
@@ -404,8 +410,8 @@ def test_what_a_network_is_computed_from(root, folder):
                     "prefix": "unet",
                     "levels_without_skip": 0,
                 },
-                "inputs": {"image": 1},
-                "grid": {"resolution_mm": 2.0, "pad_multiple": 16, "min_size": 64, "box": None},
+                "inputs": ["image"],
+                "grid": {"resolution_mm": 2.0, "pad_multiple": 16, "min_size": 64},
                 "outputs": {
                     "channels": 32,
                     "table": "labels.tsv",

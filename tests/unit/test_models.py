@@ -162,7 +162,9 @@ def test_parcels_and_scores_are_the_specifications(name):
     )  # fmt: skip
     assert model.parcels.hemispheres == ["none", *["left"] * 34, *["right"] * 34]
     assert model.parcels.colors[1] == model.parcels.colors[35] == "#196428"
-    assert all(name[4] == side[0] for name, side in zip(model.parcels.names[1:], model.parcels.hemispheres[1:], strict=True))
+    assert all(
+        name[4] == side[0] for name, side in zip(model.parcels.names[1:], model.parcels.hemispheres[1:], strict=True)
+    )
     assert model.scores[1:] == (
         "general white matter", "general grey matter", "general csf", "cerebellum", "brainstem", "thalamus",
         "putamen+pallidum", "hippocampus+amygdala",

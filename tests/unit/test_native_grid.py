@@ -261,6 +261,30 @@ def test_lengths_that_resampling_really_gives(n, factor):
     assert nearest_labels(VALUES[posteriors.argmax(-1)], (factor, 1, 1), (n, 2, 2)).labels.shape == (n, 2, 2)
 
 
+def test_parcels_take_the_place_of_the_cortex_alone():
+    """Slices of 3 mm of a network at 1 mm: posteriors are averaged over them, where there are any."""
+    values = np.array([0, 1001, 1002, 2001, 2002], np.int32)
+    posteriors = np.zeros((1, 1, 7, 5), np.float32)  # of planes 3 to 9 of 12
+    posteriors[0, 0, :3, 1], posteriors[0, 0, :3, 2] = (0.9, 0.1, 0.9), (0.1, 0.9, 0.1)
+    posteriors[0, 0, 3:6, 3] = posteriors[0, 0, 6, 4] = 1
+    own = own_grid.GridLabels(np.array([3, 3, 3, 2], np.int32).reshape(1, 1, 4), [28], [])
+    cortex = own.labels == 3
+    own_grid.parcels_on_grid(own, cortex, posteriors, values, [0, 1, 2, 3, 4], np.array([1, 1, 3]), (0, 0, 3))
+    # Nothing is known of the first voxel: background. The last is no cortex, so that 2002 has no voxel; 1002, the
+    # likeliest in a plane of the second, is not that in the whole of it.
+    assert own.labels.ravel().tolist() == [0, 1001, 2001, 2]
+    assert own.missing == [28, 1002, 2002]
+
+
+def test_parcels_that_do_not_occur_on_the_networks_grid_do_not_appear():
+    values = np.array([0, 1001, 1002], np.int32)
+    posteriors = np.zeros((2, 1, 1, 3), np.float32)
+    posteriors[..., 1], posteriors[..., 2] = 0.4, 0.6
+    own = own_grid.GridLabels(np.full((2, 1, 1), 42, np.int32), [], [])
+    own_grid.parcels_on_grid(own, own.labels == 42, posteriors, values, [1], None, (0, 0, 0), threads=2)
+    assert (own.labels.ravel().tolist(), own.missing) == ([1001, 1001], [])
+
+
 factors = st.floats(0.3, 6.0).map(lambda f: round(f, 3))
 
 

@@ -160,7 +160,9 @@ def test_models_with_csf_open_with_the_intracranial_volume(tmp_path, root):
 
 
 def test_parcels_stand_behind_the_structures(root):
-    table, parcels = (cards.read_labels(root / "models" / "synthseg2" / f"{name}.tsv") for name in ("labels", "parcels"))
+    table, parcels = (
+        cards.read_labels(root / "models" / "synthseg2" / f"{name}.tsv") for name in ("labels", "parcels")
+    )
     names = tables.csv_columns(table, parcels)
     row = tables.csv_row("a.nii.gz", table, np.full(33, 2.0), np.arange(69) + 0.25)
     assert len(names) + 1 == len(row) == 102  # with "subject", as in SynthSeg's table

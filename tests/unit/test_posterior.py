@@ -30,7 +30,7 @@ class Echo:
     def release(self):
         self.done.append("release")
 
-    def run(self, inputs, smoothing):
+    def run(self, inputs, smoothing=0):
         volume = inputs["image"]
         assert volume.dtype == np.float32 and smoothing == 0
         self.done.append("pass")
@@ -79,7 +79,9 @@ def test_the_engine_smooths_where_it_offers_to_else_the_pipeline():
             return ((start, slab + 1) for start, slab in super().run(inputs, 0))
 
     volume = np.zeros((10, 4, 5), np.float32)
-    np.testing.assert_array_equal(posterior.predict(Smoothing(lambda v: fixed), {"image": volume}, None, 0.8), fixed + 1)
+    np.testing.assert_array_equal(
+        posterior.predict(Smoothing(lambda v: fixed), {"image": volume}, None, 0.8), fixed + 1
+    )
     expected = correlate(fixed, kernel, mode="constant")
     for cuts in ((0, 3, 4, 9, 10), (0, 10), tuple(range(11)), (0, 1, 10)):
         result = posterior.predict(InOrder(lambda v: fixed, cuts), {"image": volume}, None, 0.8)
@@ -110,6 +112,34 @@ def test_without_a_flip_table_there_is_one_pass():
     result = posterior.predict(Echo(half_and_half), {"image": volume}, None, progress=shares.append)
     np.testing.assert_array_equal(result, half_and_half(volume))
     assert shares == [1.0]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_likeliest_channels_of_a_network_and_of_posteriors(threads):
+    """Of slabs that never are one array, of posteriors, and of what smoothing makes of these; the first on a tie."""
+    posteriors, shares = random_posteriors(), []
+    posteriors[3, 4, 5] = [0.25, 0.3, 0.3, 0.15]
+    engine = Echo(lambda volume: posteriors)
+    found = posterior.likeliest_of(engine, {"image": np.zeros((10, 9, 8), np.float32)}, shares.append, threads)
+    assert (found.dtype, found[3, 4, 5], engine.done[-1], shares[0]) == (np.uint8, 1, "release", 1.0)
+    np.testing.assert_array_equal(found, posteriors.argmax(axis=-1))
+    np.testing.assert_array_equal(posterior.likeliest(posteriors, threads=threads), found)
+    smooth = correlate(posteriors, gaussian_kernel(0.5)[..., None], mode="constant")
+    np.testing.assert_array_equal(posterior.likeliest(posteriors, 0.5, threads), smooth.argmax(axis=-1))
+    assert np.any(smooth.argmax(axis=-1) != found)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("channel", [0, 1, 3])
+def test_nothing_is_the_likeliest_of_what_is_no_number(value, channel):
+    posteriors = random_posteriors()
+    posteriors[3, 4, 5, channel] = value
+    for find in (
+        lambda: posterior.likeliest(posteriors),
+        lambda: posterior.likeliest_of(Echo(lambda volume: posteriors), {"image": np.zeros((10, 9, 8), np.float32)}),
+    ):
+        with pytest.raises(SynthSegError, match=r"^posteriors: some are no numbers"):
+            find()
 
 
 def test_largest_component_and_ties():
@@ -161,7 +191,9 @@ def test_slabs_in_any_layout_give_the_same(order, threads, flip, monkeypatch):
     volume = np.random.default_rng(4).random((10, 9, 8), dtype=np.float32)
     fixed = random_posteriors()
     expected = posterior.predict(Echo(lambda v: fixed * v[..., None]), {"image": volume}, flip)
-    result = posterior.predict(Echo(lambda v: laid_out(fixed * v[..., None], order)), {"image": volume}, flip, threads=threads)
+    result = posterior.predict(
+        Echo(lambda v: laid_out(fixed * v[..., None], order)), {"image": volume}, flip, threads=threads
+    )
     np.testing.assert_array_equal(result, expected)
     assert np.moveaxis(result, 3, 1).flags.c_contiguous
 

@@ -166,6 +166,17 @@ def test_low_confidence_of_a_label(table, confidence, odd):
     assert found["labels_low_confidence"] == ([11] if odd else [])
 
 
+def test_low_scores(table):
+    names = ("general white matter", "thalamus", "cerebellum")
+    for scores, low in (((0.65, 0.66, 1), []), ((0.6499, 0, 0.9), ["general white matter", "thalamus"])):
+        case = sound(table)
+        raw = figures.measure(table, case.labels, case, (1, 1, 1), dict(zip(names, scores, strict=True)))
+        found = quality.assess(json.loads(json.dumps(raw)), table)
+        assert (found["scores_low"], found["flags"]) == (low, ["low_scores"] if low else [])
+    assert found["remarks"] == ["quality scores below 0.65: general white matter 0.65, thalamus 0.00"]
+    assert assess(table, sound(table))["scores_low"] == []  # of a run without scores
+
+
 @pytest.mark.parametrize(("share", "odd"), [(0.049, False), (0.051, True)])
 @pytest.mark.parametrize("group", [0, 10])
 def test_many_components_removed(table, share, odd, group):

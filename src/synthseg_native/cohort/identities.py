@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from synthseg_native.cohort import containers, environments, paths
 from synthseg_native.files import is_there, read_json, read_sealed
 from synthseg_native.identity import current, keys, stages
-from synthseg_native.networks import cards
 from synthseg_native.pipeline import modes
 from synthseg_native.results import picture
 
@@ -36,8 +35,7 @@ class Identities:
     def step_key(self, script: str) -> str:
         """What a step that runs no network depends on beside its inputs: its code, what is shown, thresholds."""
         stage = next(stage for stage in stages.STAGES.values() if script in stage.scripts)
-        table = cards.with_parcels(self.plan.model.labels, self.plan.parcels)
-        known = {"display": stages.display_digest(self.plan.model, table)}
+        known = {"display": stages.display_digest(self.plan.model, self.plan.config["parcellation"])}
         known["thresholds"] = self.plan.config["equivalence"]
         settings = {name: known[name] for name in stage.settings if name in known}
         code = stages.codes([stage.name], package=self.plan.package)[stage.name]

@@ -36,7 +36,6 @@ OLDEST_MPS = (2, 14)  # before it, 3-D convolutions on Apple's GPUs were slow or
 NO_MEMORY = re.compile("out of memory|can't allocate memory|invalid buffer size", re.IGNORECASE)
 
 
-
 def check(table: list[Layer]) -> None:
     """See `engines`."""
     capabilities.check("torch", CAN, table)

@@ -8,7 +8,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from synthseg_native.identity import current, stages
-from synthseg_native.networks import cards
 from synthseg_native.pipeline import modes
 from synthseg_native.scan.formats import image_extension
 
@@ -30,7 +29,6 @@ def wanted(segmenter: Segmenter, job: Job, content: str | None) -> dict:
     own_grid = options["keepgeom"] or "native_grid" in job.outputs
     maps = [path for option, path in job.outputs.items() if option in job.sidecars]
     coloured = options["addctab"] and any(image_extension(path).startswith(".mg") for path in maps)
-    table = cards.with_parcels(model.labels, model.parcels if options["parcellation"] else None)
     same = ("engine", "device", "precision", "threads", "ct", "autocrop", "keepgeom")
     return current.identity(
         stages.one_scan(options["parcellation"], options["scores"]),
@@ -41,7 +39,7 @@ def wanted(segmenter: Segmenter, job: Job, content: str | None) -> dict:
         crop=list(options["crop"]) if options["crop"] else None,
         interpolation=options["interpolation"] if own_grid else None,
         addctab=coloured,
-        display=stages.display_digest(model, table) if coloured else None,
+        display=stages.display_digest(model, options["parcellation"]) if coloured else None,
         accept=list(options["accept"]),
         model=stages.model_digest(model, segmenter.networks),
         weights=" ".join(dict.fromkeys(sha256[:12] for sha256 in segmenter.weights_sha256.values())),

@@ -11,7 +11,7 @@ from pathlib import Path
 from synthseg_native import engines
 from synthseg_native.identity import keys
 from synthseg_native.identity.code import code_digest
-from synthseg_native.networks.cards import Labels, Model, Network
+from synthseg_native.networks.cards import Model, Network, with_parcels
 
 PACKAGE = Path(__file__).resolve().parents[1]
 FORM = 2  # of an identity: a record without it was made before records noted all that made them
@@ -223,8 +223,9 @@ def model_digest(model: Model, networks: Iterable[Network] | None = None) -> str
     return keys.digest(keys.settings_json(**computed_from, **table))
 
 
-def display_digest(model: Model, labels: Labels | None = None) -> str:
-    """What of a model is shown: its name and grade, names, sides and colours of its label table, or of another."""
-    labels = labels or model.labels
+def display_digest(model: Model, parcels: bool = False) -> str:
+    """What of a model is shown: its name and grade, names, sides and colours of its label table, with or without
+    parcels."""
+    labels = with_parcels(model.labels, model.parcels if parcels else None)
     table = labels.names, labels.freesurfer_names, labels.hemispheres, labels.colors, labels.index.tolist()
     return keys.digest(model.name, model.research_grade, *table)

@@ -82,9 +82,7 @@ def predict(
     return np.moveaxis(total, 1, 3)
 
 
-def slabs_of(
-    engine: Engine, inputs: dict[str, np.ndarray], sigma: float = 0.0
-) -> Iterable[tuple[int, np.ndarray]]:
+def slabs_of(engine: Engine, inputs: dict[str, np.ndarray], sigma: float = 0.0) -> Iterable[tuple[int, np.ndarray]]:
     """What a network gives, slab by slab, smoothed by its engine where that offers it: it has the planes at hand."""
     if engine.can.smooths:
         return engine.run(inputs, sigma)
