@@ -55,7 +55,7 @@ class Target:
 
     model : llvm-mca's name of its pipelines · units : of those, how many multiply · ghz : assumed; NaN of this machine
     decode, dispatch : instructions, and operations of its pipelines, that it takes a cycle by its maker's guide. LLVM's
-    models have one number, which since LLVM 21 is what orders instructions best; 0 for that of the model
+    models have one number, in LLVM 22 the one that orders instructions best; 0 for that of the model
     """
 
     name: str
@@ -476,8 +476,8 @@ of the llvm engine {executed} · 10⁹: Winograd's, and some done twice.
 ## The product loops
 
 {loops}
-One round of each; registers of 4 numbers. Loads: of registers, pairs are two. Spilled: vectors on the stack. Units
-would allow: cycles, if all units that multiply were always busy.
+One round of each; registers of 4 numbers. Loads: of registers, pairs are two (where M1 has one more, it is an integer:
+the loop's end). Spilled: vectors on the stack. Units would allow: cycles, if all units that multiply were always busy.
 
 ## This machine, held against its clock
 
