@@ -249,8 +249,12 @@ class Plan:
         return manifests.Manifest(
             results=self.results,
             engines=self.engines,
-            model={"name": self.name, "dir": str(model.folder), "research_grade": model.research_grade,
-                   "parcels": self.config["parcellation"]},
+            model={
+                "name": self.name,
+                "dir": str(model.folder),
+                "research_grade": model.research_grade,
+                "parcels": self.config["parcellation"],
+            },
             reference={name: self.reference[name] for name in ("kind", "runtime")} if self.compared else None,
             benchmark=bool(self.benchmarked),
             scans=[self._manifest_row(name, scan) for name, scan in self.scans.items()],

@@ -75,9 +75,7 @@ def write_volumes(manifest: Manifest, runs: Runs, labels: Labels, parcels: Label
     _write_volumes_synthseg(results / "volumes_synthseg.csv", manifest, runs, labels, parcels)
 
 
-def _write_volumes_synthseg(
-    path: Path, manifest: Manifest, runs: Runs, labels: Labels, parcels: Labels | None
-) -> None:
+def _write_volumes_synthseg(path: Path, manifest: Manifest, runs: Runs, labels: Labels, parcels: Labels | None) -> None:
     """Soft volumes of the first engine as SynthSeg writes them: its header and order, CR LF, mm3 with 3 decimals."""
     text = io.StringIO()
     writer = csv.writer(text)
