@@ -98,6 +98,7 @@ def model_of(name: str, folder: Path) -> tuple[Path, Path]:
     made.mkdir()
     card = cards.load(ROOT / "models" / NETWORKS[name][0]).card
     about = card["networks"][0] | network.computed_from() | {"weights": {"file": weights.name}}
+    card = {key: value for key, value in card.items() if key != "companions"}
     card = card | {"name": f"{name}size", "title": "Random weights.", "research_grade": False, "networks": [about]}
     (made / "card.yaml").write_text(yaml.safe_dump(card), encoding="utf-8")
     (made / network.outputs.table).write_text(_labels(network.outputs.channels), encoding="utf-8")
