@@ -274,7 +274,8 @@ def load(network: dict, inputs: int, weights: str | Path | None = None) -> Any:
     """The Keras model of a card's network with its weights.
 
     inputs : channels that it reads · weights : a file, or a folder with the file that the card names (default: the
-    folder of the network's model). Raises ValueError where the file lacks a layer or has one of another shape.
+    folder of the network's model). Raises ValueError where there is no such file, or where it lacks a layer or has one
+    of another shape.
     """
     import h5py
 
@@ -282,6 +283,8 @@ def load(network: dict, inputs: int, weights: str | Path | None = None) -> Any:
     weights = Path(network["folder"] if weights is None else weights)
     if weights.is_dir():
         weights = weights / network["weights"]["file"]
+    if not weights.is_file():
+        raise ValueError(f"{weights}: no such file: fetch it, or say with --weights where it is")
     model = build_network(network["layers"], inputs, outputs["channels"], outputs["end"])
     with h5py.File(weights) as file:  # Keras passes over a layer that the file lacks
         for layer in model.layers:
@@ -618,6 +621,7 @@ def start_tensorflow(threads: int) -> None:
     os.environ["KERAS_HOME"] = os.devnull  # no keras.json, which may ask for another order of axes or precision
     import tensorflow as tf
 
+    tf.get_logger().setLevel("ERROR")  # several networks, one after the other, make it warn of their number
     tf.config.set_visible_devices([], "GPU")
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
