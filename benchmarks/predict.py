@@ -1,8 +1,8 @@
 """What the llvm engine would take on Arm processors that nobody had at hand, by the code that LLVM makes for them.
 
-    sh scripts/launch.sh run llvm -- benchmarks/predict.py --loops       # spills, loads, cycles; nothing is timed
-    sh scripts/launch.sh run llvm -- benchmarks/predict.py               # and the check on this machine: two minutes
-    sh scripts/launch.sh run llvm -- benchmarks/predict.py --where       # where a scan's time goes here, by kernels
+    sh scripts/launch.sh run llvm -- benchmarks/predict.py --loops           # spills, loads, cycles; nothing is timed
+    sh scripts/launch.sh run llvm -- benchmarks/predict.py                   # and the check on this machine: 2 minutes
+    sh scripts/launch.sh run llvm -- benchmarks/predict.py --where scan.nii  # where a scan's time goes here, by kernels
 
 The kernels of a full-size network are compiled for each processor as they would be there. llvm-mca, LLVM's model of
 processors' pipelines, says how many cycles a round of each product loop takes. The same is said of this machine, and
