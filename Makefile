@@ -14,7 +14,7 @@ PYTEST = env -u PYTHONDONTWRITEBYTECODE $(DEV) -m pytest $(PARALLEL)
 # What goes to pytest as well, e.g. make test ARGS="-k golden"
 ARGS =
 
-.PHONY: help demo demo-docker test test-fast verify-arm64 benchmark lint format locks python311 clean-envs reference-image docs
+.PHONY: help demo demo-docker test test-fast prove verify-arm64 benchmark lint format locks python311 clean-envs reference-image docs
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' Makefile | awk -F '\t' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -31,6 +31,10 @@ test: ## run all tests
 
 test-fast: ## run the tests that take seconds and need no Docker
 	@$(PYTEST) -m "not slow and not docker" $(TESTS) $(ARGS)
+
+prove: ## golden cases, seconds, memory, devices of this machine by each engine that is there, as one page to send back
+	@sh scripts/launch.sh ensure dev llvm
+	@$(DEV) tests/prove.py $(ARGS)
 
 verify-arm64: ## as root on Debian x86-64: the arm64 environments under QEMU, and golden cases by each engine, as a page
 	@sh scripts/launch.sh ensure dev
@@ -63,6 +67,7 @@ locks: ## resolve envs/*.in anew for all platforms (newer versions: make locks A
 		(cd envs && sh ../scripts/launch.sh run dev -- -m uv pip compile --quiet --universal --generate-hashes \
 			--python-version 3.11 --no-annotate --no-header --no-emit-index-url $(ARGS) -o $$name.txt $$name.in) || exit 1; \
 	done
+	@$(DEV) tests/locks.py
 
 python311: ## fetch a Python 3.11 for TensorFlow, without root
 	@$(DEV) -m uv python install 3.11

@@ -43,7 +43,7 @@ PART = 64, 64, 192  # that the ratio is measured on: whole rows, and calls so sh
 PART_PASSES = 8
 SCANS = 3  # by --where
 SIGMA = 0.5
-REST = 6.0  # seconds of a scan's command outside of the kernels, as --where says here
+REST = 5.4  # seconds of a scan's command outside of the kernels, as --where says here
 ROUNDS, REPEATS = 60, 20
 MCA_FROM = 17  # the first LLVM with a model of each processor below
 PAGE = Path(__file__).parent / "predicted.md"
@@ -55,7 +55,7 @@ class Target:
 
     model : llvm-mca's name of its pipelines · units : of those, how many multiply · ghz : assumed; NaN of this machine
     decode, dispatch : instructions, and operations of its pipelines, that it takes a cycle by its maker's guide. LLVM's
-    models have one number, which since LLVM 21 is what orders instructions best; 0 for that of the model
+    models have one number, in LLVM 22 the one that orders instructions best; 0 for that of the model
     """
 
     name: str
@@ -398,8 +398,7 @@ def random_weights(table: list, seed: int = 0) -> Weights:
 
 @contextmanager
 def timed_kernels() -> Iterator[list]:
-    """Of every call inside: (kernel, numbers in a row of its result, channels that it reads first), seconds by the
-    clock, seconds of the processor."""
+    """Of every call inside: (kernel, numbers in a row of its result, channels that it reads first), its seconds."""
     spent, call, init = [], library.Kernel.__call__, library.Kernel.__init__
     places = {"convolution": (8, 13), "pooling": (5, 6), "likelihood": (7, 8), "smoothing": (7, 8)}
 
@@ -408,11 +407,10 @@ def timed_kernels() -> Iterator[list]:
         kernel.name = name
 
     def timed(kernel, *arguments):
-        start, before = time.perf_counter(), time.thread_time()
+        start = time.thread_time()  # others may take the processor meanwhile
         call(kernel, *arguments)
-        took, used = time.perf_counter() - start, time.thread_time() - before
-        what = kernel.name, *(arguments[n] for n in places[kernel.name.split("_")[0]])
-        spent.append((what, took, used))
+        used = time.thread_time() - start
+        spent.append(((kernel.name, *(arguments[n] for n in places[kernel.name.split("_")[0]])), used))
 
     with mock.patch.object(library.Kernel, "__call__", timed), mock.patch.object(library.Kernel, "__init__", named):
         yield spent
@@ -422,17 +420,16 @@ def measure_network(
     table: list, weights: Weights, machine: Machine, shape: tuple[int, int, int]
 ) -> tuple[float, float]:
     """Seconds of the kernels of a pass here with one thread, of each call the best of some passes; and GHz."""
-    cycle = cycle_here(machine)
+    (before,) = best_of([cycle_here(machine)])
     with timed_kernels() as spent, mock.patch.object(language, "this_machine", return_value=machine):
         engine = stream.Stream(steps_of(table), weights, threads=1)
         image = np.random.default_rng(1).random(shape, np.float32)
-        least = math.inf
         for _ in range(PART_PASSES):
             for _ in engine.run({"image": image}, SIGMA):
                 pass
-            least = min(least, *(cycle() for _ in range(REPEATS)))
-    best = np.array([took for _, took, _ in spent]).reshape(PART_PASSES, -1).min(axis=0)
-    return float(best.sum()), 1e-9 / least
+    best = np.array([used for _, used in spent]).reshape(PART_PASSES, -1).min(axis=0)
+    (after,) = best_of([cycle_here(machine)])
+    return float(best.sum()), 1e-9 / min(before, after)
 
 
 def where(image: str, model: str) -> None:
@@ -447,11 +444,11 @@ def where(image: str, model: str) -> None:
             begin = time.process_time()
             if cli.main([*words, "--threads", "1"]):
                 sys.exit(1)
-            rest = min(rest, time.process_time() - begin - sum(used for *_, used in spent))
-        seconds += [took for _, took, _ in spent]
+            rest = min(rest, time.process_time() - begin - sum(used for _, used in spent))
+        seconds += [used for _, used in spent]
     best = PASSES * np.array(seconds).reshape(SCANS * PASSES, -1).min(axis=0)
     by_kernel = defaultdict(float)
-    for (what, *_), took in zip(spent, best, strict=False):  # of the first pass
+    for (what, _), took in zip(spent, best, strict=False):  # of the first pass
         by_kernel[what] += took
     for (name, z, channels), took in sorted(by_kernel.items(), key=lambda item: (-item[0][1], item[0])):
         print(f"{took:7.2f}  {name}, rows of {z}, of {channels} channels")
@@ -479,8 +476,8 @@ of the llvm engine {executed} · 10⁹: Winograd's, and some done twice.
 ## The product loops
 
 {loops}
-One round of each; registers of 4 numbers. Loads: of registers, pairs are two. Spilled: vectors on the stack. Units
-would allow: cycles, if all units that multiply were always busy.
+One round of each; registers of 4 numbers. Loads: of registers, pairs are two (where M1 has one more, it is an integer:
+the loop's end). Spilled: vectors on the stack. Units would allow: cycles, if all units that multiply were always busy.
 
 ## This machine, held against its clock
 

@@ -22,6 +22,7 @@ def main(argv=None) -> int:
     parser.add_argument("--reference-record", required=True, help="its run record")
     parser.add_argument("--reference-volumes", help="its volumes.tsv")
     parser.add_argument("--labels", required=True, help="the model's labels.tsv")
+    parser.add_argument("--parcels", help="its parcels.tsv, where the label maps have parcels")
     parser.add_argument("--thresholds", default="{}", type=json.loads, help="JSON object; overrides the defaults")
     parser.add_argument("--made-by", help="digest of what compares, kept in the file")
     parser.add_argument("--out", required=True, type=Path, help="where to write the comparison")
@@ -46,11 +47,19 @@ def compare(arguments) -> dict:
         thresholds=arguments.thresholds,
         native_volumes=arguments.native_volumes,
         reference_volumes=arguments.reference_volumes,
+        parcels_path=arguments.parcels or None,
+        scores=[scores_of(record) for record in (native, reference)],
     )
     about = reference["reference"]
     text = verdict_text(result["verdict"], about["kind"])
     made_by = {"made_by": arguments.made_by} if arguments.made_by else {}
     return {"schema": 1, "scan": native["scan"], "verdict_text": text, "reference": about, **made_by, **result}
+
+
+def scores_of(record) -> dict[str, float] | None:
+    """SynthSeg's quality scores of a run, where it has any: an engine has them among its figures."""
+    output = record.get("output") or {}
+    return output.get("scores") or (output.get("qc") or {}).get("scores")
 
 
 def read_record(path) -> dict:

@@ -24,6 +24,7 @@ def main(argv=None) -> int:
     parser.add_argument("--volumes", required=True, help="its volumes.tsv")
     parser.add_argument("--record", required=True, help="its run record")
     parser.add_argument("--labels", required=True, help="the model's labels.tsv")
+    parser.add_argument("--parcels", help="its parcels.tsv, where the label map has parcels")
     parser.add_argument("--title", required=True, help="what stands above the picture")
     parser.add_argument("--made-by", default="", help="digest of what draws it, kept in the file")
     parser.add_argument("--out", required=True, type=Path, help="the PNG to write")
@@ -40,6 +41,7 @@ def main(argv=None) -> int:
 
 def draw(arguments):
     labels_table = cards.read_labels(arguments.labels)
+    parcels = cards.read_labels(arguments.parcels) if arguments.parcels else None
     label_map = read(arguments.dseg, nib.load)
     labels = read(arguments.dseg, lambda path: np.asarray(label_map.dataobj).astype(np.int32))
     found = read(arguments.volumes, lambda path: soft_volumes(path, labels_table))
@@ -52,7 +54,7 @@ def draw(arguments):
             image.affine,
             labels,
             label_map.affine,
-            labels_table,
+            cards.with_parcels(labels_table, parcels),
             title=arguments.title,
             lines=picture.lines(qc, labels_table, found, remarks),
             made_by=arguments.made_by,

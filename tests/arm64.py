@@ -14,13 +14,13 @@ import re
 import subprocess
 import sys
 import time
-import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "src"))
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
+from parts import run_tests  # noqa: E402
 from synthseg_native.results import record  # noqa: E402
 
 ARM64 = ROOT / ".ci/arm64.sh"
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         part = PARTS[name]
         say(part.title)
         begun = time.monotonic()
-        outcome, more = run_tests(name, part, pythons) if part.tests else run_workflow()
+        outcome, more = run_part(name, part, pythons) if part.tests else run_workflow()
         found.append((part.title, outcome, time.monotonic() - begun))
         lines += more
         say(f"{outcome} ({found[-1][-1]:.0f} s)")
@@ -114,26 +114,12 @@ def versions_of(python: str) -> list[str]:
     return [subprocess.run([python, "-c", code], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()]
 
 
-def run_tests(name: str, part: Part, pythons: dict[str, str]) -> tuple[str, list[str]]:
+def run_part(name: str, part: Part, pythons: dict[str, str]) -> tuple[str, list[str]]:
     """Run tests with the emulated interpreters: the outcome in words, and what the tests said of golden cases."""
-    report = WORK / f"{name}.xml"
     given = {f"SYNTHSEG_{environment.upper()}_PYTHON": python for environment, python in pythons.items()}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *part.tests]
-    command += [f"--junitxml={report}", "-o", "junit_logging=system-out"]
-    report.unlink(missing_ok=True)
-    status = subprocess.run(command, env=os.environ | given, cwd=ROOT).returncode
-    if not report.is_file():
-        return f"failed: pytest ended with status {status}", []
-    (suite,) = ElementTree.parse(report).getroot().iter("testsuite")
-    counts = {word: int(suite.get(word)) for word in ("tests", "failures", "errors", "skipped")}
-    bad = counts["failures"] + counts["errors"]
-    passed = counts["tests"] - bad - counts["skipped"]
-    words = f"{passed} tests passed" + f", {counts['skipped']} skipped" * bool(counts["skipped"])
-    said = "".join(element.text or "" for element in suite.iter("system-out"))
-    golden = re.findall(r"^(\w+?)_?: (\d+) of (\d+) foreground voxels differ", said, re.M)
+    found = run_tests(part.tests, WORK / f"{name}.xml", given)
     engine = "tensorflow" if "test_golden.py" in part.tests[0] else "llvm"
-    lines = [f"| {engine} | `{case}` | {different} of {of} |" for case, different, of in dict.fromkeys(golden)]
-    return (f"failed: {bad} of {counts['tests']} tests" if status else words), lines
+    return found.words, [f"| {engine} | `{case}` | {different} of {of} |" for case, different, of in found.golden]
 
 
 def run_workflow() -> tuple[str, list[str]]:

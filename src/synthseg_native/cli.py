@@ -83,7 +83,8 @@ def parser() -> argparse.ArgumentParser:
     add = p.add_argument_group("how to segment").add_argument
     add("--v1", action="store_true", help="SynthSeg 1.0 (default: SynthSeg 2.0), the same as --model synthseg1")
     add("--model", metavar="NAME", help="synthseg1, synthseg2, or a model's folder")
-    add("--weights", metavar="H5", help="the model's weights (default: beside its card, or fetched once)")
+    add("--weights", metavar="H5", help="the model's weights, or a folder that holds them by the names of the card "
+        "(default: beside the card, or fetched once)")  # fmt: skip
     add("--robust", action="store_true", help="SynthSeg-robust, three networks in a row: for clinical scans, of low "
         "resolution or contrast; no --v1")  # fmt: skip
     add("--fast", action="store_true", help="half the time: no left-right averaging, no repair of stray parts")

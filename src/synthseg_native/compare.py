@@ -1,7 +1,7 @@
 """Is one label map the same segmentation as another? The verdict of a native run against its reference."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 from nibabel.orientations import aff2axcodes, apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 
 from synthseg_native.errors import SynthSegError
-from synthseg_native.networks.cards import read_labels
+from synthseg_native.networks.cards import CORTEX, read_labels, with_parcels
 from synthseg_native.pipeline.posteriors import MAX_MARGIN
 from synthseg_native.results import volumes
 from synthseg_native.results.hashes import labels_sha256
@@ -21,6 +21,10 @@ DEFAULT_THRESHOLDS = {
     "max_volume_difference_percent": 0.5,  # per label; the larger of these two is allowed
     "max_volume_difference_mm3": 10.0,
 }
+CASCADE = 10  # parcels that may differ for each voxel of cortex that does
+MAX_SCORE_DIFFERENCE = 5e-4  # of SynthSeg's quality scores
+FORM_TOLERANCE = 1e-3  # of a sum of parcels' volumes that tells its form
+WHITE_MATTER = (2, 41)
 GEOMETRY_TOLERANCE_MM = 0.01  # how far a corner of the grid may move: far below a voxel, above header rounding
 DISTANCE_EDGES_MM = [0, 0.5, 1, 2, 3, 5, 10]
 _LARGEST_LABEL = 1_000_000
@@ -35,6 +39,8 @@ def compare_label_maps(
     thresholds: Mapping[str, float] | None = None,
     native_volumes: str | PathLike | None = None,
     reference_volumes: str | PathLike | None = None,
+    parcels_path: str | PathLike | None = None,
+    scores: Sequence[dict[str, float] | None] = (None, None),
 ) -> dict:
     """Compare two label maps voxel by voxel and label by label.
 
@@ -45,6 +51,8 @@ def compare_label_maps(
     margin_path : path of the native run's margin map on the native grid, or None
     thresholds : dict that overrides entries of DEFAULT_THRESHOLDS
     native_volumes, reference_volumes : paths of volumes.tsv (columns index, soft_volume_mm3), or None
+    parcels_path : path of the model's parcels.tsv, where the maps have parcels of the cortex
+    scores : SynthSeg's quality scores of both runs, {group: score}, or None
 
     Returns
     -------
@@ -62,13 +70,22 @@ def compare_label_maps(
     The distance of a differing voxel from the label boundary is that of its centre to the nearest centre of a voxel
     that has a 6-neighbour of another label: 0 when it is such a voxel itself. It is taken in both maps; the larger
     counts, so that a speck inside a structure is seen whichever map it is in.
+
+    Parcels: another network makes them from the image and from where there is cortex, so that one voxel of cortex more
+    or less may change parcels far from it. Structures, all of the cortex taken as one of them, have the limits of a map
+    without parcels; where they differ in the cortex, CASCADE voxels more may be another parcel for each such voxel, and
+    margins of parcels excuse nothing. Parcels' volumes are compared as shares of their hemisphere: their sums have
+    several forms (`parcel_volumes` says which the reference has).
     """
     limits = {**DEFAULT_THRESHOLDS, **(thresholds or {})}
     if unknown := sorted(set(limits) - set(DEFAULT_THRESHOLDS)):
         raise SynthSegError("usage", f"thresholds: unknown {', '.join(unknown)}: use {', '.join(DEFAULT_THRESHOLDS)}")
-    table = read_labels(labels_path)
+    structures = read_labels(labels_path)
+    parcels = read_labels(parcels_path) if parcels_path else None
+    table = with_parcels(structures, parcels)
     names = dict(zip(table.index.tolist(), table.names, strict=True))
-    sides = dict(zip(table.index.tolist(), table.hemispheres, strict=True))
+    # Parcels have none here: nothing keeps a left one out of the right hemisphere.
+    sides = dict(zip(structures.index.tolist(), structures.hemispheres, strict=True))
     native, native_affine = _read_map(native_path)
     stored, stored_affine = _read_map(reference_path)
     reference, reference_affine = _same_axis_order(stored, stored_affine, native_affine)
@@ -88,9 +105,13 @@ def compare_label_maps(
         "thresholds": limits,
     }
     different = _overlap(result, native, reference, sides, native_affine) if same_grid else _no_overlap(result)
-    _margins(result, margin_path, native.shape, different, limits["max_margin"])
+    judged = different
+    if parcels is not None and same_grid:
+        judged = _parcels(result, native, reference, different, parcels)
+    _margins(result, margin_path, native.shape, judged, limits["max_margin"])
     _labels(result, native, reference, different, names, native_affine, reference_affine)
-    _volumes(result, native_volumes, reference_volumes, limits)
+    _volumes(result, native_volumes, reference_volumes, limits, parcels)
+    _scores(result, *scores)
     result["verdict"], result["verdict_reason"] = _verdict(result, same_grid, limits)
     return result
 
@@ -157,6 +178,20 @@ def _overlap(result, native, reference, sides, affine):
         "boundary_distance_mm": _boundary_distance(native, reference, different, affine),
     }
     return different
+
+
+def _parcels(result, native, reference, different, parcels):
+    """Of maps on one grid what differs in structures, in where there is cortex, and in parcels alone; returns the mask
+    of the differing voxels that a margin has to excuse: of parcels none where another cortex was their reason."""
+    cortex = [np.isin(labels, [*CORTEX, *parcels.index[1:]]) for labels in (native, reference)]
+    both = different & cortex[0] & cortex[1]
+    elsewhere = int(np.count_nonzero(cortex[0] != cortex[1]))
+    result |= {
+        "n_structures_different": int(np.count_nonzero(different & ~both)),
+        "n_cortex_different": elsewhere,
+        "n_parcels_different": int(np.count_nonzero(both)),
+    }
+    return different & ~both if elsewhere else different
 
 
 def _no_overlap(result):
@@ -280,14 +315,19 @@ def _labels(result, native, reference, different, names, native_affine, referenc
     result["min_dice_label"] = worst and _title(worst)
 
 
-def _volumes(result, native_path, reference_path, limits):
+def _volumes(result, native_path, reference_path, limits, parcels):
     """Soft volumes per label; the criterion uses them where both runs have them, else the voxel counts."""
     native, reference = _read_volumes(native_path), _read_volumes(reference_path)
+    factors = {}
+    if parcels is not None:
+        result["parcel_volumes"] = {"native": _form(native, parcels), "reference": _form(reference, parcels)}
+        factors = _hemisphere_factors(native, reference, parcels)
     result["labels_volume_exceeded"] = []
     worst = None
     for entry in result["labels"]:
         ours, theirs = native.get(entry["index"]), reference.get(entry["index"])
-        soft = _difference(ours, theirs) if None not in (ours, theirs) else (None, None)
+        same = theirs if theirs is None else theirs * factors.get(entry["index"], 1.0)
+        soft = _difference(ours, same) if None not in (ours, same) else (None, None)
         entry |= {
             "soft_volume_native_mm3": ours,
             "soft_volume_reference_mm3": theirs,
@@ -304,6 +344,46 @@ def _volumes(result, native_path, reference_path, limits):
     result["max_volume_difference_mm3"] = worst and worst[0]
     result["max_volume_difference_label"] = worst and worst[1]
     result["max_volume_difference_kind"] = worst and {"soft": "soft volume", "voxel": "voxel count"}[worst[2]]
+
+
+def _form(volumes, parcels):
+    """What the volumes of parcels add up to: "cortex", each hemisphere's to its own, as this project and SynthSeg since
+    ca7ab2f have them; "both cortices"; "white matter" (SynthSeg before); None where it is none of these."""
+
+    def total(values):
+        return sum(volumes.get(int(value), 0.0) for value in values)
+
+    def close(one, other):
+        return other > 0 and abs(one / other - 1) <= FORM_TOLERANCE
+
+    sides = [
+        [value for value, side in zip(parcels.index, parcels.hemispheres, strict=True) if side == name]
+        for name in ("left", "right")
+    ]
+    if all(close(total(side), total([value])) for side, value in zip(sides, CORTEX, strict=True)):
+        return "cortex"
+    whole = total(parcels.index[1:])
+    forms = {"both cortices": CORTEX, "white matter": WHITE_MATTER}
+    return next((form for form, values in forms.items() if close(whole, total(values))), None)
+
+
+def _hemisphere_factors(native, reference, parcels):
+    """By which the reference's volumes of parcels are multiplied, {parcel: factor}, so that each hemisphere has the
+    native run's sum: what is left are shares."""
+    found = {}
+    for side in ("left", "right"):
+        values = [int(v) for v, name in zip(parcels.index, parcels.hemispheres, strict=True) if name == side]
+        ours, theirs = (sum(volumes.get(value, 0.0) for value in values) for volumes in (native, reference))
+        found |= dict.fromkeys(values, ours / theirs if theirs > 0 else 1.0)
+    return found
+
+
+def _scores(result, native, reference):
+    """The largest difference of a quality score, where both runs have scores."""
+    result["max_score_difference"] = None
+    if native and reference:
+        differences = [abs(native[name] - reference[name]) for name in native if name in reference]
+        result["max_score_difference"] = round(max(differences, default=0.0), 6)
 
 
 def _read_volumes(path):
@@ -331,6 +411,9 @@ def _verdict(result, same_grid, limits):
     """The verdict and the sentence that says why: the first criterion that is broken, with its numbers."""
     if not result["geometry_equal"]:
         return "different", _geometry_reason(result, same_grid)
+    score = result["max_score_difference"]
+    if score is not None and score > MAX_SCORE_DIFFERENCE:
+        return "different", f"quality scores differ by up to {score:.4f} (allowed: {MAX_SCORE_DIFFERENCE:g})"
     foreground, n = result["n_voxels_foreground"], result["n_voxels_different"]
     exceeded = result["labels_volume_exceeded"]
     volumes = f"volumes differ by up to {abs(result['max_volume_difference_mm3'] or 0):g} mm3"
@@ -343,6 +426,13 @@ def _verdict(result, same_grid, limits):
     if result["labels_lost"]:
         lost = ", ".join(f"{_title(entry)} (not in the {entry['absent_in']})" for entry in result["labels_lost"])
         return "different", f"labels are in one map only: {lost}"
+    if "n_parcels_different" in result:
+        cascade, found = result["n_cortex_different"], result["n_parcels_different"]
+        allowed = limits["max_fraction_different"] * foreground + CASCADE * cascade
+        if found > allowed:
+            where = f"{cascade} voxels are cortex in one map alone" if cascade else "both maps have the same cortex"
+            return "different", f"{found} voxels are another parcel (allowed: {allowed:.0f}; {where})"
+        fraction = result["n_structures_different"] / foreground
     if fraction > limits["max_fraction_different"]:
         allowed = f"allowed: {limits['max_fraction_different']:.2g}"
         return "different", f"{n} of {foreground} foreground voxels differ, a fraction of {fraction:.3g} ({allowed})"
@@ -353,7 +443,9 @@ def _verdict(result, same_grid, limits):
         return "different", f"{margin['n_above']} of {n} differing voxels were no close call: {largest}"
     if exceeded:
         return "different", f"{volumes}: {_exceeded(result)}"
-    close = f"margins up to {margin['max']:.2g}"
+    close = f"margins up to {margin['max'] or 0:.2g}"
+    if cortex := result.get("n_cortex_different"):
+        close += f", {result['n_parcels_different']} of them parcels, where {cortex} voxels of cortex differ"
     return "equivalent", f"{n} of {foreground} foreground voxels differ ({fraction:.2g}), {close}, {volumes}"
 
 

@@ -71,9 +71,10 @@ def _started(pid: int) -> str | None:
         words = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         return None if words[0] in "ZX" else words[19]
     if sys.platform == "darwin":
+        plain = os.environ | {"LC_ALL": "C", "TZ": "UTC"}  # else in the language and at the hour of who asks
         with contextlib.suppress(OSError):
-            told = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
-            return told.stdout.strip()
+            command = ["ps", "-o", "lstart=", "-p", str(pid)]
+            return subprocess.run(command, env=plain, capture_output=True, text=True, check=False).stdout.strip()
     return ""
 
 

@@ -54,8 +54,10 @@ CSF = 24
 VOLUMES = ("cortex", "upstream-66342c1")  # what parcels' volumes add up to
 
 
-def load_network(folder: str | Path, role: str) -> dict:
+def load_network(folder: str | Path, role: str, companions: str | Path | None = None) -> dict:
     """The network of this role on a model's card, or on that of its companions (parcellation, quality).
+
+    companions : the folder of these, by themselves that of the name on the card, beside the model's.
 
     Besides what the card says it has ``folder``, that of its model, and where it has outputs with a table ``rows``, the
     rows of that table (list of dict, in channel order). Raises ValueError where there is no such network.
@@ -64,7 +66,7 @@ def load_network(folder: str | Path, role: str) -> dict:
     card = yaml.safe_load((folder / "card.yaml").read_text(encoding="utf-8"))
     networks = [{**network, "folder": folder} for network in card["networks"]]
     if "companions" in card and role in ("parcellation", "quality"):
-        companions = folder.parent / card["companions"]
+        companions = Path(companions or folder.parent / card["companions"]).absolute()
         others = yaml.safe_load((companions / "card.yaml").read_text(encoding="utf-8"))
         networks += [{**network, "folder": companions} for network in others["networks"]]
     network = next((network for network in networks if network["name"] == role), None)
@@ -567,12 +569,12 @@ def segment(arguments: argparse.Namespace) -> None:
         found["raw"] = robust_posteriors(load(network, 1 + n, arguments.weights), volume, groups)
 
     if arguments.parc:
-        parcellation = load_network(arguments.model, "parcellation")
+        parcellation = load_network(arguments.model, "parcellation", arguments.companions)
         parcels = parcel_posteriors(load(parcellation, 3, files), volume, cortex_of(found[for_cortex], values))
         if for_parcels == "smoothed":
             parcels = smooth(parcels, parcellation["outputs"]["smoothing_sigma"])
     if arguments.qc:
-        quality = load_network(arguments.model, "quality")
+        quality = load_network(arguments.model, "quality", arguments.companions)
         indices = np.argmax(found[for_quality], axis=-1)
         model = load(quality, quality["outputs"]["channels"], files)
         scores = quality_scores(model, indices, column(network, "qc_group"), quality["grid"]["box"])
@@ -633,6 +635,7 @@ def main() -> None:
         help="weights of what segments, or a folder with all files of weights that the cards name (default: in the "
         "model folders)",
     )
+    parser.add_argument("--companions", help="folder of the model whose networks --parc and --qc use (default: beside)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--ct", action="store_true", help="CT in Hounsfield units: clip to 0..80")
     parser.add_argument("--fast", action="store_true", help="no flip averaging, no topology step")

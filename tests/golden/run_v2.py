@@ -8,7 +8,6 @@ gives for one input is computed once, though several cases ask for it: nearly al
 """
 
 import contextlib
-import copy
 import hashlib
 import json
 import resource
@@ -79,8 +78,10 @@ MISTAKES = {
 
 
 def remember(function, last=6):
-    """The same function, which computes what it gives for each input once. The last results alone are kept: some are
-    large."""
+    """The same function, which computes what it gives for each input once, not to be changed in place.
+
+    The last results alone are kept: some are large.
+    """
     known = {}
 
     def digest(value):
@@ -91,9 +92,14 @@ def remember(function, last=6):
         known[key] = known.pop(key) if key in known else function(*given)
         if len(known) > last:
             del known[next(iter(known))]
-        return copy.deepcopy(known[key])
+        return known[key]
 
     return remembered
+
+
+def spare(postprocess):
+    """`reference.postprocess`, which leaves what it is given as it is."""
+    return lambda posteriors, *given: postprocess(posteriors.copy(), *given)
 
 
 def remember_models(load):
@@ -165,7 +171,7 @@ def main(folder, cases):
     """Run the cases, and in one that has it what else there is to look at; seconds and MB of each are in found.json."""
     reference.start_tensorflow(2)
     reference.predict, reference.smooth = remember(reference.predict), remember(reference.smooth)
-    reference.resample = remember(reference.resample, 1)
+    reference.resample, reference.postprocess = remember(reference.resample, 1), spare(reference.postprocess)
     reference.load = remember_models(reference.load)
     found, given = {"cases": {}, "scores": {}}, {}
 
@@ -187,7 +193,7 @@ def main(folder, cases):
         found["cases"][case] = [time.perf_counter() - start[0], time.process_time() - start[1], peak]
         if "--qc" in ALL[case]:
             found["scores"][case] = given["scores"][1].tolist()
-        if case == "t1_parc_qc":
+        if case == "t1_fast_qc":
             moved = {"quality_box": lambda *words: np.roll(quality_box(*words), 1, axis=2)}
             with mock.patch.multiple(reference, **moved):
                 found["scores"]["moved"] = quality_scores(*given["scores"][0]).tolist()
@@ -195,6 +201,7 @@ def main(folder, cases):
             found["stages"] = stages(given["volume"][1][0])
         if case == "t1_crop_parc":
             run(case, folder, "by_hemisphere")
+            run(case, folder, "with_scores", more=["--qc", folder / "with_scores_qc.csv"])
             for name, changed in MISTAKES.items():
                 run(case, folder, name, **changed)
     found["processor_s"] = time.process_time()

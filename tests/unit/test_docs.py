@@ -28,6 +28,12 @@ PAGES = sorted(
     if not path.is_relative_to(ROOT / "training/data") and not path.is_relative_to(ROOT / "training/out")
 )
 TOOLS = ("./snakemake", "snakemake", "./synthseg-native", "synthseg-native", "make", "python", "python3", "sh")
+PROGRAMS = {  # targets of make that hand ARGS to a script
+    "benchmark": "benchmarks/run.py",
+    "prove": "tests/prove.py",
+    "reference-image": "scripts/reference_image.py build",
+    "verify-arm64": "tests/arm64.py",
+}
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.M | re.S)
 INLINE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -171,10 +177,9 @@ def check_make(words, monkeypatch):
     variables = re.findall(r"^(\w+) *=", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
     assert set(settings) <= set(variables), f"make {' '.join(targets)}: no such variable"
     assert all((ROOT / path).exists() for path in settings.get("TESTS", "").split())
-    if targets == ["benchmark"] and "ARGS" in settings:
-        check_script("benchmarks/run.py", shlex.split(settings["ARGS"]), monkeypatch)
-    if targets == ["reference-image"] and "ARGS" in settings:
-        check_script("scripts/reference_image.py", ["build", *shlex.split(settings["ARGS"])], monkeypatch)
+    if "ARGS" in settings and (program := PROGRAMS.get(targets[0])):
+        script, *first = program.split()
+        check_script(script, [*first, *shlex.split(settings["ARGS"])], monkeypatch)
 
 
 def check_script(script, arguments, monkeypatch):
@@ -235,6 +240,7 @@ def test_the_pages_show_the_commands_that_matter():
         "make test TEST=tests",
         "make test TESTS=tests/nowhere",
         "make benchmark ARGS=--no-such-flag",
+        "make prove ARGS='--parts all'",
         "./snakemake --no-such-flag results/summary.tsv",
         "./snakemake --cores 1 results/summary.tsv --config sample=my.tsv",
         "./snakemake --cores 1 --configfile config/nowhere.yaml",

@@ -1,9 +1,7 @@
 """The locks fit what was asked for, and can be installed on all three platforms (resolved, not installed)."""
 
-import os
 import re
-import subprocess
-import sys
+import struct
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,24 +10,13 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from synthseg_native.cohort import installers, interpreters
+import locks
+from locks import ENVS, NAMES, entries
+from synthseg_native.cohort import environments, installers, ranking
 
-ENVS = Path(__file__).resolve().parents[2] / "envs"
-NAMES = sorted(path.stem for path in ENVS.glob("*.in"))
-PLATFORMS = ["x86_64-manylinux_2_28", "aarch64-manylinux_2_28", "aarch64-apple-darwin"]
+PLATFORMS = ["x86_64-manylinux_2_28", "aarch64-manylinux_2_28", locks.MAC]
 # The oldest and the newest Python that environments.py accepts for each.
-PYTHONS = {name: ["{}.{}".format(*version) for version in interpreters.PYTHONS_DEFAULT] for name in NAMES}
-PYTHONS["tensorflow"] = ["3.11"]
-MACOS = {"torch": "14.0", "training": "14.0"}  # the oldest macOS with its wheels, where it is younger than uv's choice
-
-
-def entries(text):
-    """(requirement, hashes) per entry of a lock."""
-    found = []
-    for block in re.split(r"\n(?=[A-Za-z])", text.strip()):
-        requirement = Requirement(block.split("\\\n")[0].strip())
-        found.append((requirement, set(re.findall(r"--hash=sha256:([0-9a-f]{64})", block))))
-    return found
+PYTHONS = {name: sorted({locks.pythons(name)[0], locks.pythons(name)[-1]}) for name in NAMES}
 
 
 def asked(name):
@@ -48,21 +35,15 @@ def problems(lock, platform, python, folder):
     uv resolves the lock for the platform and lists the files that would fit; every one must be in the lock.
     """
     out = folder / f"pylock.{platform}.toml"
-    command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--format", "pylock.toml", "--output-file", out]
-    # This interpreter builds what has no wheel; else uv looks for one of that version, for ten seconds.
-    command += ["--python", sys.executable, "--python-platform", platform, "--python-version", python]
-    command += ["--only-binary", ":all:", "--no-binary", installers.SOURCE_ONLY, lock]
-    environment = dict(os.environ)
-    if lock.stem in MACOS:
-        environment["MACOSX_DEPLOYMENT_TARGET"] = MACOS[lock.stem]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        return [done.stderr.strip()]
+    try:
+        packages = locks.listed(lock, platform, python, out, f"{installers.oldest_macos(lock.stem)}.0")
+    except ValueError as error:
+        return [str(error)]
     locked = {}
     for requirement, hashes in entries(lock.read_text()):
         locked.setdefault(canonicalize_name(requirement.name), {})[str(requirement.specifier)] = hashes
     found = []
-    for package in tomllib.loads(out.read_text())["packages"]:
+    for package in packages:
         label = f"{package['name']}=={package['version']}"
         allowed = locked.get(package["name"], {}).get(f"=={package['version']}")
         files = [*package.get("wheels", []), *([package["sdist"]] if "sdist" in package else [])]
@@ -170,3 +151,133 @@ def test_a_hash_that_one_platform_misses_is_noticed(tmp_path):
     out = tmp_path / "tensorflow.txt"
     out.write_text("\n".join(blocks))
     assert [bool(problems(out, platform, "3.11", tmp_path)) for platform in PLATFORMS] == [True, True, False]
+
+
+# --- a Mac: envs/macos.tsv, without the index ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return locks.read_table()
+
+
+@pytest.mark.parametrize(("name", "python"), [(name, python) for name in NAMES for python in locks.pythons(name)])
+def test_every_package_has_a_wheel_for_the_macos_that_is_promised(name, python, rows):
+    """Of the locked version, for this Python; the newest of what they need is the promise itself."""
+    found = locks.needs(name, python, rows)
+    assert len(found) > 15
+    promised = installers.oldest_macos(name)
+    assert {package: macos for package, macos in found.items() if macos > promised} == {}
+    if name != "docs":  # which is for this project's own pages, and needs less
+        assert max(found.values()) == promised
+
+
+def test_every_wheel_of_the_table_is_one_that_a_lock_allows(rows):
+    allowed = {}
+    for name in NAMES:
+        for python in locks.pythons(name):
+            for key, hashes in locks.on_a_mac(name, python).items():
+                allowed.setdefault(key, set()).update(hashes)
+    wrong = [row["file"] for row in rows if row["sha256"] not in allowed.get((row["package"], row["version"]), ())]
+    assert wrong == [], "make locks writes the table anew"
+    assert [row["file"] for row in rows if row["macos"] != locks.of_file(row["file"])] == []
+
+
+def test_a_package_that_the_table_lacks_is_noticed(rows):
+    with pytest.raises(KeyError, match=r"scipy==\S+ for Python 3.11"):
+        locks.needs("llvm", "3.11", [row for row in rows if row["package"] != "scipy"])
+    with pytest.raises(KeyError, match="scipy"):
+        locks.needs("llvm", "3.11", [row | {"version": "0"} if row["package"] == "scipy" else row for row in rows])
+    newer = [row for row in rows if row["package"] != "scipy" or row["macos"] == "14"]
+    assert locks.needs("llvm", "3.11", newer)["scipy"] == 14
+
+
+def test_what_is_known_to_be_built_for_a_newer_macos_than_its_name_says(rows):
+    """Not what keeps a wheel from being installed: docs/mac.md says what it is."""
+    wrong = {row["package"] for row in rows if row["code"] and int(row["code"]) > int(row["macos"].replace("any", "0"))}
+    page = (ENVS.parent / "docs/mac.md").read_text()
+    assert wrong == {"shfmt-py", "tensorflow-io-gcs-filesystem"} and all(f"`{package}`" in page for package in wrong)
+
+
+def test_a_table_of_the_page_says_what_each_environment_needs(rows):
+    """docs/mac.md: | `llvm` | 12 | the packages that need it |"""
+    page = (ENVS.parent / "docs/mac.md").read_text()
+    said = {
+        name: (macos, packages) for name, macos, packages in re.findall(r"^\| `(\w+)` \| (\d+) \| (.*) \|$", page, re.M)
+    }
+    for name in NAMES:
+        found = locks.needs(name, locks.pythons(name)[0], rows)
+        newest = max(found.values())
+        for_it = sorted(package for package, macos in found.items() if macos == newest and newest > locks.MACOS[0])
+        assert said[name] == (str(newest), ", ".join(for_it) or "Apple's processors came with it"), name
+    for file in ("README.md", "docs/mac.md", "docs/tutorial.md"):
+        text = " ".join((ENVS.parent / file).read_text().split())
+        (oldest,) = set(re.findall(r"macOS (\d+) or newer", text))
+        assert int(oldest) == installers.OLDEST_MACOS_DEFAULT, file
+
+
+@pytest.mark.parametrize(
+    ("file", "python", "macos", "fits"),
+    [
+        ("a-1-cp311-cp311-macosx_12_0_arm64.whl", "3.11", 12, True),
+        ("a-1-cp311-cp311-macosx_12_0_arm64.whl", "3.11", 11, False),
+        ("a-1-cp311-cp311-macosx_12_0_arm64.whl", "3.12", 26, False),
+        ("a-1-cp311-cp311-macosx_14_0_x86_64.whl", "3.11", 26, False),
+        ("a-1-cp39-abi3-macosx_10_9_universal2.whl", "3.13", 11, True),
+        ("a-1-cp311-cp311-manylinux_2_28_aarch64.whl", "3.11", 26, False),
+        ("a-1-py3-none-any.whl", "3.13", 11, True),
+    ],
+)
+def test_which_wheels_fit_a_mac(file, python, macos, fits):
+    assert locks.taken([file], python, macos) == (file if fits else None)
+
+
+def test_of_two_that_fit_the_newer_macos_takes_the_one_made_for_it():
+    files = [f"a-1-cp311-cp311-macosx_{macos}_0_arm64.whl" for macos in (11, 14)] + ["a-1-py3-none-any.whl"]
+    assert [locks.taken(files, "3.11", macos) for macos in (11, 13, 14, 26)] == [files[0], files[0], files[1], files[1]]
+
+
+def test_code_says_which_macos_it_was_built_for():
+    def of(kind, macos, command=0x32):
+        rest = [1, macos << 16] if command == 0x32 else [macos << 16, 0]
+        header = struct.pack("<8I", 0xFEEDFACF, kind, 0, 6, 2, 40, 0, 0)
+        return header + struct.pack("<4I", 0x1B, 16, 0, 0) + struct.pack("<4I2I", command, 24, *rest, 0, 0)
+
+    arm, intel = of(0x0100000C, 12), of(0x01000007, 14)
+    assert locks.built_for(arm) == 12 and locks.built_for(of(0x0100000C, 11, 0x24)) == 11
+    assert locks.built_for(intel) == locks.built_for(b"\x7fELF") == locks.built_for(b"") == 0
+    start = 8 + 2 * 20
+    fat = struct.pack(">2I", 0xCAFEBABE, 2) + struct.pack(">5I", 0x01000007, 3, start, len(intel), 0)
+    fat += struct.pack(">5I", 0x0100000C, 0, start + len(intel), len(arm), 0) + intel + arm
+    assert locks.built_for(fat) == 12
+
+
+@pytest.mark.parametrize(
+    ("macos", "torch", "llvm"),
+    [
+        ("12.7.6", True, False),
+        ("11.7", True, True),
+        ("14.0", False, False),
+        ("26.1", False, False),
+        ("10.16", False, False),  # it does not tell
+        ("", False, False),  # no Mac
+    ],
+)
+def test_a_macos_that_is_too_old_is_one_line(monkeypatch, macos, torch, llvm):
+    monkeypatch.setattr(installers.platform, "mac_ver", lambda: (macos, ("", "", ""), "arm64"))
+    monkeypatch.setattr(environments, "gpu", lambda: "Apple")
+    needs = {"torch": 14, "llvm": 12}
+    for name, refused in (("torch", torch), ("llvm", llvm)):
+        line = f"needs macOS {needs[name]} or newer, and this is macOS {macos}"
+        assert installers.too_old(name) == (line if refused else None)
+        outcome = next(row["outcome"] for row in ranking.candidates() if row["engine"] == name)
+        assert outcome == (f"{name}: {line}" if refused else None), "auto passes it over"
+
+
+def test_an_environment_that_this_macos_is_too_old_for_is_not_begun(monkeypatch, tmp_path):
+    monkeypatch.setattr(installers.platform, "mac_ver", lambda: ("13.6", ("", "", ""), "arm64"))
+    monkeypatch.setattr(environments, "ENVS", tmp_path)
+    with pytest.raises(environments.SetupError) as refused:
+        environments.ensure("torch")
+    line = "the torch environment needs macOS 14 or newer, and this is macOS 13.6: update macOS, or use another engine"
+    assert str(refused.value) == line

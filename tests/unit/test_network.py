@@ -38,8 +38,7 @@ SYNTHSEG_2 = {  # prefix: what is not as in `V1`, layers with weights, parameter
     "unet": ({"labels": 5}, 28, 13_242_149),
     "l2l": (
         {"labels": 5, "features": 16, "kernel": 5, "levels_without_skip": 2, "inputs": {"groups": 5}},
-        28,
-        27_086_501,
+        28, 27_086_501,
     ),
     "unet2": ({"labels": 33, "inputs": GROUPS}, 28, 13_246_089),
     "unet_parc": ({"labels": 69, "inputs": {"image": 1, "cortex": 2}}, 28, 13_245_045),

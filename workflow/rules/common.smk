@@ -76,7 +76,7 @@ except (SynthSegError, environments.SetupError, OSError) as error:
 # What the file names of all the others say in <...>.
 pathvars:
     results=PLAN.results,  # the folder of the results, as `results:` in the configuration
-    model=PLAN.model.name,  # the network that made the labels: synthseg2
+    model=PLAN.name,  # the network that made the labels: synthseg2
     grid=PLAN.resolution,  # voxel size of the network's grid: 1mm
 
 
@@ -104,7 +104,8 @@ DEMO_PYTHON = constant(PLAN.pythons["demo"])  # of what makes the phantoms
 PYTHONS = constant(json.dumps(PLAN.pythons))  # all of these by environment, as JSON
 MODEL = constant(str(PLAN.model.folder))  # the folder with card.yaml and labels.tsv
 LABELS = constant(PLAN.labels)  # its labels.tsv
-WEIGHTS = constant(PLAN.weights)  # the weights file
+PARCELS = constant(str(PLAN.model.parcels_file) if PLAN.parcels else "")  # its parcels.tsv; nothing: no parcels
+WEIGHTS = constant(PLAN.weights)  # the weights file, or a folder of several
 IMAGE = lambda wildcards, input: PLAN.image_path(wildcards.scan)  # the scan, also where it is no input
 VERIFIED = constant(f"{PLAN.results}/env")  # the folder of the environments' verifications
 FAILED = constant(f"{PLAN.state}/failed")  # the folder of the records of failed runs

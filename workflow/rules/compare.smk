@@ -29,6 +29,7 @@ rule compare:
         python=PYTHON,
         code=CODE,
         labels=LABELS,
+        parcels=PARCELS,
         thresholds=constant(keys.settings_json(**PLAN.config["equivalence"])),
         step=lambda wildcards, input: step_code("compare.py", wildcards),
     message:
@@ -39,6 +40,7 @@ rule compare:
         PYTHONPATH={params.code:q}/src \
         {params.python:q} -B {params.code:q}/scripts/compare.py \
             --labels {params.labels:q} \
+            --parcels "{params.parcels}" \
             --thresholds {params.thresholds:q} \
             --made-by {params.step:q} \
             --native {input.native:q} \

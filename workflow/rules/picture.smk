@@ -28,6 +28,7 @@ rule picture:
         code=CODE,
         image=IMAGE,
         labels=LABELS,
+        parcels=PARCELS,
         title=lambda wildcards, input: PLAN.title(wildcards.engine, wildcards.scan),
         step=lambda wildcards, input: step_code("picture.py", wildcards),
     message:
@@ -42,6 +43,7 @@ rule picture:
             --volumes {input.volumes:q} \
             --record {input.record:q} \
             --labels {params.labels:q} \
+            --parcels "{params.parcels}" \
             --title {params.title:q} \
             --made-by {params.step:q} \
             --out {output.picture:q} \

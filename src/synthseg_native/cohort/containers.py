@@ -26,11 +26,13 @@ from packaging.markers import Marker
 
 from synthseg_native import measure, owners
 from synthseg_native.cohort import environments, installers
+from synthseg_native.cohort.runs.files import SCORES
 from synthseg_native.errors import SynthSegError
 from synthseg_native.identity import keys
 from synthseg_native.identity.code import code_digest
 from synthseg_native.identity.contents import Contents
 from synthseg_native.networks import weights
+from synthseg_native.networks.cards import Model
 
 RUNTIMES = ("docker", "podman", "apptainer")
 OWN_NAME = "synthseg-native-reference"
@@ -230,7 +232,9 @@ def problem(name: str, text: str) -> SynthSegError:
 
 @dataclass(frozen=True)
 class Job:
-    """A reference run in a container. Paths are the host's; memory_mb None for no limit; timeout in seconds."""
+    """A reference run in a container. Paths are the host's; memory_mb None for no limit; timeout in seconds.
+    companions : the folder of the model from which the card takes networks that are not its own; see `companions_of`
+    """
 
     settings: dict
     scan: Path
@@ -240,12 +244,18 @@ class Job:
     model: str
     timeout: float | None = None
     memory_mb: int | None = None
+    companions: Path | None = None
     run: str = field(default_factory=lambda: secrets.token_hex(8))
 
     @property
     def cidfile(self) -> Path:
         """Where the runtime writes the ID of the container that it has started."""
         return self.work.resolve() / "container.id"
+
+
+def companions_of(model: Model) -> Path | None:
+    """The folder of the model from which a card takes networks that are not its own; None where it takes none."""
+    return next((network.folder for network in model.networks.values() if network.folder != model.folder), None)
 
 
 def inner_command(job: Job) -> tuple[list[str], list[tuple[Path, str]]]:
@@ -260,7 +270,7 @@ def inner_command(job: Job) -> tuple[list[str], list[tuple[Path, str]]]:
     words += [] if job.timeout is None else ["--timeout", f"{job.timeout:g}"]
     words += ["--", "python"]
     same = ["--i", scan, "--o", "/out/dseg.nii.gz", "--vol", "/out/volumes.csv", "--threads", str(settings["threads"])]
-    same += keys.flags(settings)
+    same += [*keys.flags(settings), *(["--qc", f"/out/{SCORES}"] if settings.get("scores") else [])]
     if settings["kind"] == "upstream":
         if job.model not in UPSTREAM_MODELS:
             only = " and ".join(UPSTREAM_MODELS)
@@ -272,8 +282,17 @@ def inner_command(job: Job) -> tuple[list[str], list[tuple[Path, str]]]:
             *UPSTREAM_MODELS[job.model],
         ]
     else:
-        mounts += [(job.model_dir, "/in/model"), (job.weights, "/in/weights.h5")]
-        words += ["/opt/reference.py", *same, "--model", "/in/model", "--weights", "/in/weights.h5"]
+        place = "/in/weights.h5"
+        if job.weights.is_dir():  # of links, which lead nowhere inside
+            place = "/in/weights"
+            mounts += [(path.resolve(), f"{place}/{path.name}") for path in sorted(job.weights.glob("*.h5"))]
+        else:
+            mounts.append((job.weights, place))
+        mounts.append((job.model_dir, "/in/model"))
+        words += ["/opt/reference.py", *same, "--model", "/in/model", "--weights", place]
+        if job.companions:
+            mounts.append((job.companions, "/in/companions"))
+            words += ["--companions", "/in/companions"]
     return words, mounts
 
 

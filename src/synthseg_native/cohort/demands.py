@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from synthseg_native import memory
 from synthseg_native.errors import SynthSegError
+from synthseg_native.networks import cards
 from synthseg_native.scan import reading
 
 if TYPE_CHECKING:
@@ -40,7 +41,9 @@ def _size(plan: Plan, scan):
         extent = reading.extent(plan.scans[scan].image)
     except (SynthSegError, MemoryError):
         return None
-    return memory.size_of(plan.model.network, extent.shape, extent.voxel_mm, plan.crop, bytes=extent.bytes)
+    (network,) = (network for network in plan.networks if network.name in cards.SEGMENTS)
+    networks = plan.networks
+    return memory.size_of(network, extent.shape, extent.voxel_mm, plan.crop, networks=networks, bytes=extent.bytes)
 
 
 def picture_mb(plan: Plan, scan: str) -> int:

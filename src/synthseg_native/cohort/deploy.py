@@ -193,8 +193,12 @@ def deploy(plan: Plan, here: bool = True) -> None:
     environments.ensure_all(needed(plan))
     if here and plan.config["device"] == "auto":
         verify_here(plan)
-    if plan.fetched:
-        weights.resolve(plan.model.weights, plan.model.name, plan.model.folder, cache=Path(plan.weights).parent)
+    for each in plan.weights_files.values():
+        if each.fetched:
+            network = each.network
+            weights.resolve(network.weights, plan.model.name, network.folder, cache=each.path.parent)
+    if len(plan.weights_files) > 1:
+        link_weights(plan)
     if used:
         containers.reap(plan.reference["runtime"])
     if used and plan.reference["kind"] == "own" and plan.reference["runtime"] in containers.RUNTIMES:
@@ -203,6 +207,18 @@ def deploy(plan: Plan, here: bool = True) -> None:
         except SynthSegError as error:
             environments.say(f"reference: {error}")
     _mark_stale(plan)  # where the target asks for no scan; else `make_again` has
+
+
+def link_weights(plan: Plan) -> None:
+    """Put links to all files of weights into the folder that the jobs are told."""
+    folder = Path(plan.weights)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, each in plan.weights_files.items():
+        target = each.path.absolute()
+        beside = folder / f".{name}.{os.getpid()}"
+        if not (folder / name).is_symlink() or (folder / name).readlink() != target:
+            beside.symlink_to(target)
+            beside.replace(folder / name)
 
 
 def _mark_stale(plan: Plan) -> None:

@@ -181,6 +181,9 @@ def _works(interpreter: Path) -> bool:
 def _build(name: str, log: Callable[[str], None]) -> None:
     """Make the environment beside its place, then rename it. The caller holds the lock."""
     shared_disk.collect(ENVS, f"{name}-*.tmp-*")
+    if why := installers.too_old(name):
+        remedy = "update macOS, or use another engine" if name == "torch" else "update macOS"
+        raise SetupError(f"the {name} environment {why}: {remedy}")
     base, uv = find_python(name), _uv()
     final = env_dir(name)
     if final.exists():

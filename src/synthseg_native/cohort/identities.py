@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from synthseg_native.cohort import containers, environments, paths
 from synthseg_native.files import is_there, read_json, read_sealed
 from synthseg_native.identity import current, keys, stages
+from synthseg_native.pipeline import modes
 from synthseg_native.results import picture
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ class Identities:
     def step_key(self, script: str) -> str:
         """What a step that runs no network depends on beside its inputs: its code, what is shown, thresholds."""
         stage = next(stage for stage in stages.STAGES.values() if script in stage.scripts)
-        known = {"display": stages.display_digest(self.plan.model), "thresholds": self.plan.config["equivalence"]}
+        known = {"display": stages.display_digest(self.plan.model, self.plan.config["parcellation"])}
+        known["thresholds"] = self.plan.config["equivalence"]
         settings = {name: known[name] for name in stage.settings if name in known}
         code = stages.codes([stage.name], package=self.plan.package)[stage.name]
         return keys.digest(code, keys.settings_json(**settings))
@@ -69,16 +71,24 @@ class Identities:
     @functools.cache  # noqa: B019 (there is one in a process)
     def _shared_identity(self, kind: str, engine: str = "") -> dict:
         """What all scans have in common."""
-        how = {name: self.plan.config[name] for name in ("threads", "mode")} | {"crop": self.plan.crop}
+        config = self.plan.config
+        how = {
+            "threads": config["threads"],
+            "mode": modes.name_of(config["mode"] == modes.FAST, config["robust"]),
+            "parcels": config["parcel_volumes"] if config["parcellation"] else None,
+            "scores": config["quality_scores"] or None,
+            "crop": self.plan.crop,
+        }
+        model = stages.model_digest(self.plan.model, self.plan.networks)
         if kind == "native":
             return current.identity(
-                stages.NATIVE,
+                (*stages.one_scan(config["parcellation"], config["quality_scores"]), "native step"),
                 self.plan.package,
                 engine=engine,
                 precision=self.plan.config["precision"],
                 device=self.plan.config["device"],
                 interpolation=self.plan.config["interpolation"],
-                model=stages.model_digest(self.plan.model),
+                model=model,
                 weights=self.weights_key(),
                 environment=environments.lock_hash(engine),
                 **how,
@@ -90,7 +100,7 @@ class Identities:
             self.plan.package,
             **{name: reference[name] for name in ("kind", "runtime", "image", "platform", "pattern")},
             **(how if reference["kind"] != "existing" else {}),
-            model=stages.model_digest(self.plan.model),
+            model=model,
             weights=self.weights_key() if own else None,
             environment=environments.lock_hash("tensorflow") if own and not container else None,
             key=containers.image_key(reference["base_image"], reference["platform"]) if own and container else None,
@@ -102,9 +112,11 @@ class Identities:
 
     def weights_key(self) -> str:
         """Official weights are known by their card, wherever they lie; others by their content."""
-        return (
-            self.plan.model.weights.sha256[:12] if self.plan.fetched else self.plan.contents.digest(self.plan.weights)
+        keys_of = (
+            each.network.weights.sha256[:12] if each.fetched else self.plan.contents.digest(each.path)
+            for each in self.plan.weights_files.values()
         )
+        return " ".join(dict.fromkeys(map(str, keys_of)))
 
     def image_key(self, scan: str) -> str | None:
         """The content of a scan's image; the last one where it vanished, None where it never was there."""

@@ -7,6 +7,7 @@ are fetched. Standard library only: this runs before anything is installed.
 import ast
 import contextlib
 import os
+import platform
 import re
 import subprocess
 from pathlib import Path
@@ -23,6 +24,9 @@ SIZES = {
     "dev": (160, 660),
     "demo": (90, 430),
 }
+# The oldest macOS that there are wheels for. A test holds it against envs/macos.tsv, which names them all.
+OLDEST_MACOS = {"torch": 14, "training": 14}
+OLDEST_MACOS_DEFAULT = 12
 LARGE = {"torch": "several GB on Linux, with CUDA", "training": "several GB on Linux, with CUDA"}
 UNITS = {"K": 2**10 / 1e6, "M": 2**20 / 1e6, "G": 2**30 / 1e6}  # MB
 
@@ -30,6 +34,20 @@ UNITS = {"K": 2**10 / 1e6, "M": 2**20 / 1e6, "G": 2**30 / 1e6}  # MB
 def size(name: str) -> str:
     """How large an environment is, for people."""
     return f"about {SIZES[name][1]} MB" if name in SIZES else LARGE.get(name, "some MB")
+
+
+def oldest_macos(name: str) -> int:
+    """The oldest macOS that an environment can be made on."""
+    return OLDEST_MACOS.get(name, OLDEST_MACOS_DEFAULT)
+
+
+def too_old(name: str) -> str | None:
+    """Why this macOS is too old for an environment; None where it is not, or this is none."""
+    version = platform.mac_ver()[0]
+    # To a Python that was built for an old one every newer macOS calls itself 10.16.
+    if version and 11 <= int(version.partition(".")[0]) < oldest_macos(name):
+        return f"needs macOS {oldest_macos(name)} or newer, and this is macOS {version}"
+    return None
 
 
 def pip_command(interpreter: Path, lock: Path) -> list:

@@ -7,6 +7,7 @@ first job and after the last: `deploy`.
 import functools
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from synthseg_native.cohort import config as configuration
@@ -21,6 +22,15 @@ from synthseg_native.identity import keys
 from synthseg_native.identity.contents import Contents
 from synthseg_native.networks import cards as models
 from synthseg_native.networks import weights
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A file of weights: where it is, or will be · the network that takes it · whether it comes from a download"""
+
+    path: Path
+    network: models.Network
+    fetched: bool
 
 
 class Plan:
@@ -45,8 +55,10 @@ class Plan:
         self.resolution = f"{self.model.resolution:g}mm"
         self.labels = str(self.model.labels_file)
         self.contents = Contents(Path(self.state, "contents.json"), environments.say)
-        self.fetched = False  # whether the weights come from a download
-        self.weights = self._find_weights()
+        self.networks = self.model.needed(*(self.config[name] for name in ("robust", "parcellation", "quality_scores")))
+        self.name = self.model.name + "robust" * self.config["robust"]  # in the names of results
+        self.weights_files = self._find_weights()
+        self.weights = self._one_place()
         crop = self.config["crop"]
         self.crop = [crop] * 3 if isinstance(crop, int) else crop
         self.minutes = self.config["timeout_min"]
@@ -94,18 +106,43 @@ class Plan:
         local = used and (self.reference["kind"], self.reference["runtime"]) == ("own", "local")
         return [*(["tensorflow"] if local else []), *(["demo"] if self.demo_images else [])]
 
-    def _find_weights(self) -> str:
-        """The user's weights, those beside the card, or where the download goes."""
-        named, file = self.config["weights"], self.model.weights.file
-        path = Path(named) if named else self.model.folder / file
-        if not path.is_file() and not named and self.model.weights.urls:
-            self.fetched = True
-            folder = self.config["weights_cache"]
-            path = (Path(folder) if folder else weights.default_cache()) / file
-        if not path.is_file() and not self.fetched:
-            wrong = "config: weights" if named else str(self.model.folder / "card.yaml")
-            raise SynthSegError("usage", f"{wrong}: {path}: no such weights file: correct the path, or leave it out")
-        return str(path)
+    def _find_weights(self) -> dict[str, Weights]:
+        """By their names the files that the run takes: the user's, those beside the card, or where downloads go."""
+        named, found = self.config["weights"], {}
+        cache = Path(self.config["weights_cache"] or weights.default_cache())
+        for network in self.networks:
+            expected, folder = network.weights, network.folder
+            if expected.file in found:
+                continue
+            path = folder / expected.file
+            if named:
+                path = Path(named, expected.file) if Path(named).is_dir() else Path(named)
+            fetched = not path.is_file() and not named and bool(expected.urls)
+            path = cache / expected.file if fetched else path
+            if not path.is_file() and not fetched:
+                wrong = "config: weights" if named else str(folder / "card.yaml")
+                text = f"{wrong}: {path}: no such weights file: correct the path, or leave it out"
+                raise SynthSegError("usage", text)
+            found[expected.file] = Weights(path, network, fetched)
+        if named and len(found) > 1 and not Path(named).is_dir():
+            text = f"config: weights: {named}: a file, and this takes {', '.join(found)}: name the folder of them all"
+            raise SynthSegError("usage", text)
+        return found
+
+    @property
+    def fetched(self) -> bool:
+        """Whether weights come from a download."""
+        return any(each.fetched for each in self.weights_files.values())
+
+    @property
+    def parcels(self) -> models.Labels | None:
+        """The table of the parcels that label maps have; None where they have none."""
+        return self.model.parcels if self.config["parcellation"] else None
+
+    def _one_place(self) -> str:
+        """The file of weights, or where there are several the folder that has links to all, made in `deploy`."""
+        first, *more = self.weights_files.values()
+        return f"{self.state}/weights" if more else str(first.path)
 
     def _compared(self) -> list[str]:
         """The scans that get a reference run, as reference.subjects says."""
@@ -138,7 +175,8 @@ class Plan:
     def title(self, engine: str, scan: str) -> str:
         """What stands above a picture: a small model must not pass for SynthSeg there either."""
         grade = "" if self.model.research_grade else " (not for research)"
-        return f"{self.scans[scan].name} · {self.model.name}{grade} · {engine}"
+        robust = ", robust" if self.config["robust"] else ""
+        return f"{self.scans[scan].name} · {self.model.name}{robust}{grade} · {engine}"
 
     def image_path(self, scan: str) -> str:
         """The scan's image, whether it is there or not."""
@@ -211,7 +249,12 @@ class Plan:
         return manifests.Manifest(
             results=self.results,
             engines=self.engines,
-            model={"name": model.name, "dir": str(model.folder), "research_grade": model.research_grade},
+            model={
+                "name": self.name,
+                "dir": str(model.folder),
+                "research_grade": model.research_grade,
+                "parcels": self.config["parcellation"],
+            },
             reference={name: self.reference[name] for name in ("kind", "runtime")} if self.compared else None,
             benchmark=bool(self.benchmarked),
             scans=[self._manifest_row(name, scan) for name, scan in self.scans.items()],

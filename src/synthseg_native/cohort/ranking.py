@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
 
-from synthseg_native.cohort import environments
+from synthseg_native.cohort import environments, installers
 from synthseg_native.engines import BF16, FORMER, NAMES, unknown
 from synthseg_native.errors import SynthSegError
 from synthseg_native.files import read_json, write_json
@@ -49,6 +49,8 @@ def candidates(precision: str = "float32", device: str = "auto") -> list[dict]:
     rows = []
     for engine, place in CANDIDATES:
         why = problem(engine, precision, place) or without_gpu(engine, place)
+        if not why and (lack := installers.too_old(engine)):
+            why = f"{engine}: {lack}"
         if device not in ("auto", place):
             why = f"device {device} is asked for"
         rows.append({"engine": engine, "device": place, "seconds": None, "outcome": why})

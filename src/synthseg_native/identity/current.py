@@ -81,8 +81,11 @@ def recorded_identity(record: dict) -> dict:
     found = record.get("key")
     if not isinstance(found, dict):
         return {}
-    read = {"content": _at(record, "input", "sha256"), "weights": _at(record, "model", "weights_sha256")}
-    return found | {name: str(sha256)[:12] for name, sha256 in read.items() if sha256 and name in found}
+    networks = _at(record, "model", "networks")
+    weights = list(networks.values()) if isinstance(networks, dict) else [_at(record, "model", "weights_sha256")]
+    read = {"content": [_at(record, "input", "sha256")], "weights": weights}
+    said = {name: " ".join(dict.fromkeys(str(each)[:12] for each in these if each)) for name, these in read.items()}
+    return found | {name: text for name, text in said.items() if text and name in found}
 
 
 def run_state(files: dict[str, str], wanted: dict, contents: Contents, failure: str | Path | None = None) -> State:

@@ -21,8 +21,11 @@ def settings_json(**settings: object) -> str:
 def flags(settings: dict) -> list[str]:
     """The flags that settings of a run stand for; the engine, reference.py and upstream spell these the same.
 
-    ct: bool; mode: "default" or "fast"; crop: None or three sizes in voxels of the network's grid (RAS). Each may lack.
+    ct: bool; mode: "default", "fast" or "robust"; crop: None or three sizes in voxels of the network's grid (RAS);
+    parcels: None or what their volumes add up to, which upstream does not ask. Each may lack.
     """
     found = ["--ct"] if settings.get("ct") else []
-    found += ["--fast"] if settings.get("mode") == "fast" else []
+    found += {"fast": ["--fast"], "robust": ["--robust"]}.get(settings.get("mode"), [])
+    if parcels := settings.get("parcels"):
+        found += ["--parc", *([] if settings.get("kind") == "upstream" else ["--parcel-volumes", parcels])]
     return found + (["--crop", *map(str, settings["crop"])] if settings.get("crop") else [])

@@ -36,6 +36,7 @@ NAME, PREFIX, FILE, SHA256, GIT_BLOB, ADDRESS, COLOR = (
 
 # Label 24 is the fluid around the brain. Only with it is the sum over all structures the volume of the cavity.
 CSF = 24
+CORTEX = (3, 42)  # labels of the left and the right one
 
 
 # What networks are for, what each reads, and how it ends. What is read: the image; the likeliest channel of another
@@ -186,6 +187,12 @@ class Model:
     def labels_file(self) -> Path:
         """The table that `labels` was read from."""
         return self.folder / self.network.outputs.table
+
+    @property
+    def parcels_file(self) -> Path | None:
+        """The table that `parcels` was read from."""
+        network = self.networks.get("parcellation")
+        return network and network.folder / network.outputs.table
 
     @property
     def resolution(self) -> float:

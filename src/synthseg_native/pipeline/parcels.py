@@ -11,11 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from synthseg_native.errors import SynthSegError
-from synthseg_native.networks.cards import Labels
+from synthseg_native.networks.cards import CORTEX, Labels
 from synthseg_native.pipeline.posteriors import MAX_MARGIN, Box, channel_sum
 from synthseg_native.scan.grid import workers
 
-CORTEX = (3, 42)  # labels of the left and the right one
 VOLUMES = ("cortex", "upstream-66342c1")  # what the volumes of parcels add up to: see `volumes_mm3`
 
 

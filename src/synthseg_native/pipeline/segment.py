@@ -148,8 +148,10 @@ class Segmenter:
         return found
 
     def _find_weights(self, network):
-        """A file that the user names is the segmentation's, or robust mode's."""
+        """A file that the user names is the segmentation's, or robust mode's; a folder has those of all."""
         named = self._named if network.name not in cards.COMPANIONS else None
+        if self._named and Path(self._named).is_dir():
+            named = Path(self._named, network.weights.file)
         return weights.resolve(network.weights, self.model.name, network.folder, weights=named)
 
     @cached_property

@@ -53,7 +53,7 @@ def memory_bytes() -> int:
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):
-        return 0
+        return int(record._sysctl("hw.memsize") or 0)
 
 
 def driver() -> str:

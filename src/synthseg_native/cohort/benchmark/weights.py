@@ -146,8 +146,9 @@ def _last_level(weights: Weights, small_weights: Weights, small: dict, full: dic
 def write_h5(path: Path | str, table: Sequence[network.Layer], weights: Weights) -> None:
     """Write weights as Keras does (``layer_names``, and per layer ``weight_names`` and the arrays)."""
     with h5py.File(path, "w") as file:
-        names = ["unet_input" if layer.kind == "input" else layer.name for layer in table]  # upstream's
-        names = [layer.name if len(network.given(table)) > 1 else name for layer, name in zip(table, names, strict=True)]
+        names = [layer.name for layer in table]
+        if names[0] == "image" and len(network.given(table)) == 1:
+            names[0] = "unet_input"  # upstream's
         file.attrs["layer_names"] = names
         file.attrs["backend"], file.attrs["keras_version"] = "tensorflow", "2.15.0"
         for layer, place in zip(table, names, strict=True):

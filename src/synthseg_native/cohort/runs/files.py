@@ -18,6 +18,7 @@ NATIVE_FILES = {
     "dseg_native": "dseg_native.nii.gz",
     "sidecar_native": "dseg_native.json",
 }
+SCORES = "scores.csv"  # SynthSeg's quality scores, which the run record then holds
 RECORD = "run.json"
 LOG = "log.txt"  # all that the run said
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from synthseg_native.cohort.runs import child
 from synthseg_native.cohort.runs.failures import attempt, failure
-from synthseg_native.cohort.runs.files import LOG, NATIVE_FILES, SOURCE, need_image, need_outputs
+from synthseg_native.cohort.runs.files import LOG, NATIVE_FILES, SCORES, SOURCE, need_image, need_outputs
 from synthseg_native.errors import EXIT_CODES, SynthSegError
 from synthseg_native.files import read_json
 from synthseg_native.identity import keys
@@ -50,6 +50,7 @@ def run_native(
         command += ["--engine", settings["engine"], "--model", model_dir, "--weights", weights]
         command += ["--threads", settings["threads"], "--precision", settings["precision"], "--device", device]
         command += keys.flags(settings)
+        command += ["--qc", work / SCORES] if settings.get("scores") else []
         command += ["--accept", ",".join(settings["accept"])] if settings.get("accept") else []
         status, measured = child.measured(record, command, work, settings["threads"], timeout)
         told = read_json(engine_record) or {}

@@ -3,6 +3,7 @@
 import csv
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -13,11 +14,12 @@ from synthseg_native.cohort import containers
 from synthseg_native.cohort.runs import child
 from synthseg_native.cohort.runs.existing import take_existing
 from synthseg_native.cohort.runs.failures import attempt, failure
-from synthseg_native.cohort.runs.files import LOG, REFERENCE, REFERENCE_FILES, need_image, need_outputs
+from synthseg_native.cohort.runs.files import LOG, REFERENCE, REFERENCE_FILES, SCORES, need_image, need_outputs
 from synthseg_native.errors import SynthSegError
 from synthseg_native.files import sha256_of
 from synthseg_native.identity import keys
 from synthseg_native.networks import cards
+from synthseg_native.pipeline import modes
 from synthseg_native.results import tables
 from synthseg_native.results.hashes import labels_sha256
 from synthseg_native.results.sidecar import save_json, sidecar
@@ -56,15 +58,18 @@ def run_reference(
     def run() -> None:
         need_image(image)
         card = cards.load(model_dir)
+        parcels = bool(settings.get("parcels"))
+        networks = card.needed(settings.get("mode") == modes.ROBUST, parcels, bool(settings.get("scores")))
         # The engine's own check: the same line for the same fault.
 
         def fits(extent: reading.Extent) -> None:
             if kind == "existing":
                 return
             shape, voxel_mm, crop = extent.shape, extent.voxel_mm, settings.get("crop")
-            size = memory.size_of(card.network, shape, voxel_mm, crop, own_grid=False, bytes=extent.bytes)
+            (network,) = (network for network in networks if network.name in cards.SEGMENTS)
+            size = memory.size_of(network, shape, voxel_mm, crop, False, networks, bytes=extent.bytes)
             record["predicted_peak_mib"] = memory.predict(size, memory.REFERENCE)
-            memory.check(image, size, memory.REFERENCE, network=card.network)
+            memory.check(image, size, memory.REFERENCE, network=network)
 
         accept, ct = settings.get("accept", ()), settings.get("ct", False)
         record["input"] = reading.read(image, accept, ct, fits).description
@@ -74,13 +79,16 @@ def run_reference(
             record["model"].update(name=card.name, research_grade=card.research_grade)
             limit_mb = memory_mb or max(card.memory_mb, memory.declared_mb(record["predicted_peak_mib"]))
             if kind == "own":
-                record["model"]["weights_sha256"] = sha256_of(weights)
-            job = containers.Job(settings, image, Path(model_dir), Path(weights), work, card.name, timeout, limit_mb)
+                _note_weights(record, networks, Path(weights))
+            job = containers.Job(
+                settings, image, Path(model_dir), Path(weights), work, card.name, timeout, limit_mb,
+                companions=containers.companions_of(card),
+            )  # fmt: skip
             if runtime == "local":
                 _run_local(record, job, python)
             else:
                 _run_container(record, job)
-        _finish(record, card.labels, work)
+        _finish(record, cards.with_parcels(card.labels, card.parcels if parcels else None), card.scores, work)
 
     def run_unchanged() -> None:
         with reading.unchanged(image):  # what runs reads the image by itself
@@ -98,6 +106,8 @@ def _run_local(record: dict, job: containers.Job, python: Path | str) -> None:
     command = [python, REFERENCE, "--i", job.scan, "--o", job.work / "dseg.nii.gz", "--vol", job.work / "volumes.csv"]
     command += ["--model", job.model_dir, "--weights", job.weights, "--threads", job.settings["threads"]]
     command += keys.flags(job.settings)
+    command += ["--qc", job.work / SCORES] if job.settings.get("scores") else []
+    command += ["--companions", job.companions] if job.companions else []
     status, measured = child.measured(record, command, job.work, job.settings["threads"], job.timeout)
     if status != 0:
         raise failure(status, measured, child.log_of(job.work), job.scan, job.timeout)
@@ -138,8 +148,20 @@ def _run_container(record: dict, job: containers.Job) -> None:
     raise failure(status, measured, log, job.scan, job.timeout)
 
 
-def _finish(record: dict, labels: cards.Labels, work: Path) -> None:
-    """volumes.tsv as the engine writes it, from the CSV (soft volumes) and the label map (voxels); sidecar; record."""
+def _note_weights(record: dict, networks: Sequence[cards.Network], weights: Path) -> None:
+    """The hashes of the files that are read, as the engine notes them. weights : a file, or a folder of several"""
+    places = {network.name: weights / network.weights.file if weights.is_dir() else weights for network in networks}
+    digests = {place: sha256_of(place) for place in set(places.values())}
+    record["model"]["weights_sha256"] = digests[places[networks[0].name]]
+    if len(networks) > 1:
+        record["model"]["networks"] = {name: digests[place] for name, place in places.items()}
+
+
+def _finish(record: dict, labels: cards.Labels, scores: Sequence[str], work: Path) -> None:
+    """volumes.tsv as the engine writes it, from the CSV (soft volumes) and the label map (voxels); sidecar; record.
+
+    scores : names of the quality network's channels, whose numbers the record gets where there are any
+    """
     path = work / REFERENCE_FILES["dseg"]
     need_outputs(work, [path.name])
     image = nib.load(path)
@@ -150,6 +172,9 @@ def _finish(record: dict, labels: cards.Labels, work: Path) -> None:
         "shape": list(values.shape),
         "voxel_mm": [round(float(size), 6) for size in voxel_mm],
     }
+    if (work / SCORES).is_file():
+        found = read_volumes_csv(work / SCORES)
+        record["output"]["scores"] = {name: float(found[name]) for name in scores[1:]}
     soft = None
     if (work / "volumes.csv").is_file():
         volumes = read_volumes_csv(work / "volumes.csv")

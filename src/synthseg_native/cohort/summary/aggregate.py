@@ -7,16 +7,17 @@ from pathlib import Path
 
 from synthseg_native.cohort.manifest import REFERENCE, Manifest, Scan
 from synthseg_native.cohort.state import FOLDER
-from synthseg_native.cohort.summary.rows import COLUMNS, ENTITIES, Row
+from synthseg_native.cohort.summary.rows import COLUMNS, ENTITIES, SCORES, Row
 from synthseg_native.cohort.summary.run_results import RunResult
 from synthseg_native.files import is_there, read_sealed
 from synthseg_native.identity.contents import Contents
-from synthseg_native.networks.cards import CSF, Labels
+from synthseg_native.networks.cards import CORTEX, CSF, Labels
 from synthseg_native.results import quality
 
 Runs = dict[tuple[str, str], RunResult]  # (scan, engine) -> what it left
 FILES = {"label_map": "dseg", "label_map_native": "dseg_native", "picture": "picture", "run_record": "record"}
 COMPARED = tuple(COLUMNS)[tuple(COLUMNS).index("geometry_equal") : tuple(COLUMNS).index("native_wall_s")]
+COMPARED += ("n_parcels_different", "max_score_difference")
 PREFIXES = {"participant_id": "sub-", "session_id": "ses-"}
 
 
@@ -39,14 +40,15 @@ def _row(manifest: Manifest, scan: Scan, engine: str, runs: Runs, labels: Labels
     results = Path(manifest.results)
     native, reference = runs[scan.scan, engine], runs.get((scan.scan, REFERENCE))
     about = _reference_of(manifest, reference)
+    names = dict(zip(labels.index.tolist(), labels.names, strict=True))
     error_code, error = native.error_code, native.error
     if native.status == "ok" and reference and reference.status != "ok":
         error_code, error = reference.error_code, f"reference: {reference.error or reference.reason}"
-    soft = [row["soft_volume_mm3"] for row in native.volumes if row["index"] != CSF]
-    csf = [row["soft_volume_mm3"] for row in native.volumes if row["index"] == CSF]
+    structures = [row for row in native.volumes if row["index"] in names]
+    soft = [row["soft_volume_mm3"] for row in structures if row["index"] != CSF]
+    csf = [row["soft_volume_mm3"] for row in structures if row["index"] == CSF]
     brain = sum(soft) if soft and None not in soft else None
     total = brain + csf[0] if brain is not None and csf and csf[0] is not None else None
-    names = dict(zip(labels.index.tolist(), labels.names, strict=True))
     found = quality.of_record(native.record, labels) or {}
     at_edge = found.get("labels_at_fov_edge")
     return Row(
@@ -80,9 +82,10 @@ def _row(manifest: Manifest, scan: Scan, engine: str, runs: Runs, labels: Labels
         output_voxel_mm=_times(native.get("output", "voxel_mm")),
         brain_mm3=brain,
         total_intracranial_mm3=total,
-        n_labels_missing=sum(row["n_voxels"] == 0 for row in native.volumes) if native.volumes else None,
+        n_labels_missing=_missing(native.volumes, manifest.model.get("parcels")),
         labels_at_fov_edge=_listed(at_edge and [names[value] for value in at_edge]),
         mean_confidence=native.get("output", "mean_confidence"),
+        **_scores(native.get("output", "qc") or {}),
         state_reason=native.reason,
         cpu=native.get("machine", "cpu"),
         native_predicted_peak_mib=native.get("predicted_peak_mib"),
@@ -94,6 +97,22 @@ def _row(manifest: Manifest, scan: Scan, engine: str, runs: Runs, labels: Labels
         **{column: native.place(name, results) for column, name in FILES.items()},
         sheet={name: value for name, value in scan.sheet.items() if name not in ("error_code", "error")},
     )
+
+
+def _missing(rows: list[dict], parcels: bool) -> int | None:
+    """How many labels have no voxel; where there are parcels, no voxel is cortex."""
+    replaced = CORTEX if parcels else ()
+    return sum(row["n_voxels"] == 0 for row in rows if row["index"] not in replaced) if rows else None
+
+
+def _scores(figures: dict) -> dict:
+    """The columns of SynthSeg's quality scores."""
+    scores = figures.get("scores") or {}
+    if not scores:
+        return {}
+    lowest = min(scores, key=scores.__getitem__)
+    known = {column: scores.get(name) for column, name in SCORES.items()}
+    return {**known, "min_score": scores[lowest], "min_score_group": lowest}
 
 
 def _reference_of(manifest: Manifest, reference: RunResult | None) -> dict:

@@ -7,6 +7,17 @@ from typing import Any, get_args, get_type_hints
 
 from synthseg_native.cohort.tables import MISSING, read_tsv
 
+SCORE = "SynthSeg's quality score (a predicted Dice) of"
+SCORES = {  # column -> what SynthSeg calls the group
+    "score_white_matter": "general white matter",
+    "score_grey_matter": "general grey matter",
+    "score_csf": "general csf",
+    "score_cerebellum": "cerebellum",
+    "score_brainstem": "brainstem",
+    "score_thalamus": "thalamus",
+    "score_putamen_pallidum": "putamen+pallidum",
+    "score_hippocampus_amygdala": "hippocampus+amygdala",
+}
 ENTITIES = ("participant_id", "session_id", "acq", "run", "suffix")
 
 
@@ -39,7 +50,9 @@ class Row:
     )
     model: str | None = column("Network that made the label map")
     research_grade: bool | None = column("false: the model is for trying the software only")
-    mode: str | None = column("Mode of the pipeline: default, or fast (no mirror image averaged in, no topology step)")
+    mode: str | None = column(
+        "Mode of the pipeline: default, fast (no mirror image averaged in, no topology step), or robust"
+    )
     engine: str | None = column("Engine that ran the network")
     engine_version: str | None = column("Version of the engine's runtime")
     precision: str | None = column("Number format of the network")
@@ -99,6 +112,18 @@ class Row:
         "Names of labels that touch the edge of the image, comma-separated; none: no label"
     )
     mean_confidence: float | None = column("Mean posterior of the labels given, over the foreground")
+    score_white_matter: float | None = column(f"{SCORE} white matter, caudate, accumbens and ventral DC")
+    score_grey_matter: float | None = column(f"{SCORE} cortex")
+    score_csf: float | None = column(f"{SCORE} ventricles")
+    score_cerebellum: float | None = column(f"{SCORE} cerebellum")
+    score_brainstem: float | None = column(f"{SCORE} brain-stem")
+    score_thalamus: float | None = column(f"{SCORE} thalamus")
+    score_putamen_pallidum: float | None = column(f"{SCORE} putamen and pallidum")
+    score_hippocampus_amygdala: float | None = column(f"{SCORE} hippocampus and amygdala")
+    min_score: float | None = column("The lowest of these scores; below 0.65 look at it")
+    min_score_group: str | None = column("The group with it")
+    n_parcels_different: int | None = column("Voxels that are another parcel of the cortex in each map", "voxels")
+    max_score_difference: float | None = column("Largest difference of a quality score of SynthSeg's")
     state_reason: str | None = column("Why the run is stale or edited; its numbers are then left out of all tables")
     cpu: str | None = column("Processor of the machine that the native run was on")
     native_predicted_peak_mib: float | None = column("Peak memory that was predicted for the native run", "MiB")

@@ -10,8 +10,8 @@ from synthseg_native.cohort.summary.aggregate import Runs, failed_rows, good_run
 from synthseg_native.cohort.summary.rows import COLUMNS, ENTITIES, Row
 from synthseg_native.cohort.tables import write_tsv
 from synthseg_native.files import write_json, write_text
-from synthseg_native.networks.cards import Labels
-from synthseg_native.results.tables import VOLUME_COLUMNS
+from synthseg_native.networks.cards import Labels, with_parcels
+from synthseg_native.results.tables import VOLUME_COLUMNS, csv_columns
 
 BIDS_VERSION = "1.10.0"
 BIDS_IGNORE = "*_run.json\n*_compare.json\n*_volumes.tsv\n*_margin.nii.gz\n*_qc.png\n"
@@ -48,15 +48,19 @@ def describe_columns(columns: list[str]) -> dict:
     return described
 
 
-def write_volumes(manifest: Manifest, runs: Runs, labels: Labels) -> None:
-    """volumes.tsv (a row per structure), volumes_wide.tsv (a column per structure), volumes_synthseg.csv."""
+def write_volumes(manifest: Manifest, runs: Runs, labels: Labels, parcels: Labels | None = None) -> None:
+    """volumes.tsv (a row per structure), volumes_wide.tsv (a column per structure), volumes_synthseg.csv.
+
+    parcels : their table, where label maps have parcels
+    """
+    table = with_parcels(labels, parcels)
     results = Path(manifest.results)
     good = list(good_runs(manifest, runs))
     long = [{**entities, "engine": run.engine, **row} for entities, run in good for row in run.volumes]
     write_tsv(results / "volumes.tsv", [*ENTITIES, "engine", *VOLUME_COLUMNS], long)
     names = {
         int(index): f"{name}_soft_volume_mm3"
-        for index, name in zip(labels.index, labels.freesurfer_names, strict=True)
+        for index, name in zip(table.index, table.freesurfer_names, strict=True)
         if index != 0
     }
     wide = [
@@ -68,21 +72,22 @@ def write_volumes(manifest: Manifest, runs: Runs, labels: Labels) -> None:
         for entities, run in good
     ]
     write_tsv(results / "volumes_wide.tsv", [*ENTITIES, "engine", *names.values()], wide)
-    _write_volumes_synthseg(results / "volumes_synthseg.csv", manifest, runs, labels)
+    _write_volumes_synthseg(results / "volumes_synthseg.csv", manifest, runs, labels, parcels)
 
 
-def _write_volumes_synthseg(path: Path, manifest: Manifest, runs: Runs, labels: Labels) -> None:
+def _write_volumes_synthseg(path: Path, manifest: Manifest, runs: Runs, labels: Labels, parcels: Labels | None) -> None:
     """Soft volumes of the first engine as SynthSeg writes them: its header and order, CR LF, mm3 with 3 decimals."""
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["subject", *(["total intracranial"] if labels.has_total_intracranial else []), *labels.names[1:]])
+    writer.writerow(["subject", *csv_columns(labels, parcels)])
     for scan in manifest.scans:
         run = runs[scan.scan, manifest.engines[0]]
         soft = {row["index"]: row["soft_volume_mm3"] for row in run.volumes}
         values = [soft.get(int(index)) for index in labels.index[1:]]
-        if run.status != "ok" or None in values:
+        more = [soft.get(int(index)) for index in parcels.index[1:]] if parcels else []
+        if run.status != "ok" or None in values + more:
             continue
-        values = [sum(values), *values] if labels.has_total_intracranial else values
+        values = [*([sum(values)] if labels.has_total_intracranial else []), *values, *more]
         writer.writerow([Path(scan.scan).name, *(str(round(value, 3)) for value in values)])
     write_text(path, text.getvalue())
 
