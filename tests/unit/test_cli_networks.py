@@ -12,6 +12,7 @@ from stand_in import Whole, head
 from synthseg_native import cli
 from synthseg_native.networks import cards
 from synthseg_native.results import quality
+from synthseg_native.scan import reading
 
 SCORES = ["general white matter", "general grey matter", "general csf", "cerebellum", "brainstem", "thalamus",
           "putamen+pallidum", "hippocampus+amygdala"]  # fmt: skip
@@ -165,7 +166,7 @@ def test_parcels_that_are_asked_for_later_make_a_scan_again(run, scan, tmp_path,
 @pytest.mark.parametrize(("flags", "file"), [
     (["--parc"], "parc.h5"), (["--qc", "qc.csv"], "qc.h5"), (["--robust"], "robust.h5"),
 ])  # fmt: skip
-def test_weights_that_are_missing_are_found_before_a_network_runs(
+def test_weights_that_are_missing_are_found_before_a_scan_is_read(
     run, whole_model, scan, tmp_path, monkeypatch, capsys, flags, file
 ):
     """SynthSeg has emptied the tables by then."""
@@ -178,6 +179,7 @@ def test_weights_that_are_missing_are_found_before_a_network_runs(
     before, passes = {path: path.read_bytes() for path in tmp_path.glob("*.csv")}, Whole.passes
     assert len(before) == 2
     capsys.readouterr()
+    monkeypatch.setattr(reading, "read", lambda *_: pytest.fail("a scan was read"))
     assert run("--i", scan, "--o", tmp_path / "o.nii", "--vol", tmp_path / "v.csv", *flags, model=model) == 2
     assert capsys.readouterr().err == (
         f"synthseg-native: {model / file}: no such weights file, and the card has no address: put it there\n"
@@ -217,3 +219,16 @@ def test_a_file_of_weights_that_is_named_is_that_of_the_labels(run, whole_model,
         assert run(*call, whole_model / wrong) == 2
         assert f"{wrong}: not the weights of golden2" in capsys.readouterr().err
         assert run(*call, whole_model / right) == 0
+
+
+def test_a_folder_of_weights_that_is_named_has_those_of_all(run, whole_model, scan, tmp_path, capsys):
+    folder = tmp_path / "weights"
+    shutil.copytree(whole_model, folder, ignore=lambda _, names: [name for name in names if not name.endswith(".h5")])
+    call = ("--i", scan, "--o", tmp_path / "o.nii", "--parc", "--qc", tmp_path / "qc.csv", "--weights", folder)
+    assert run(*call) == 0
+    (folder / "qc.h5").write_bytes(b"other")
+    assert run(*call) == 2 and f"{folder / 'qc.h5'}: not the weights of golden2" in capsys.readouterr().err
+    (folder / "qc.h5").unlink()
+    assert run(*call) == 2
+    line = f"{folder / 'qc.h5'}: no such weights file: correct the path, or leave it out\n"
+    assert capsys.readouterr().err == f"synthseg-native: {line}"

@@ -187,7 +187,8 @@ def test_a_damaged_llvmlite_is_one_line_that_says_what_to_install(tmp_path, monk
     (tmp_path / "llvmlite/__init__.py").touch()
     (tmp_path / "llvmlite/binding.py").write_text("raise OSError('libllvmlite.so:\\n  invalid ELF header')")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "llvmlite", raising=False)
+    monkeypatch.setitem(sys.modules, "llvmlite", None)  # so that what is imported here is forgotten afterwards
+    monkeypatch.delitem(sys.modules, "llvmlite")
     with pytest.raises(SynthSegError) as caught:
         engines.load("llvm").build(layer_table(levels=2, features=2, labels=2), {})
     says = "llvmlite: cannot be imported (libllvmlite.so: invalid ELF header): install the environment envs/llvm.txt"

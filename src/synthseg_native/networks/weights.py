@@ -97,10 +97,9 @@ def resolve(
     A user's file whose hash is not the card's is refused; a card without hashes takes any file.
     ``options`` go to `fetch`. Raises SynthSegError.
     """
+    check_there(expected, folder, weights)
     if weights is not None:
         path = Path(weights).expanduser()
-        if not path.is_file():
-            raise SynthSegError("usage", f"{path}: no such weights file: correct the path, or leave it out")
         if problem := mismatch(path, expected):
             raise SynthSegError(
                 "usage",
@@ -113,9 +112,20 @@ def resolve(
         if problem := mismatch(beside, expected):
             raise SynthSegError("usage", f"{beside}: damaged ({problem}): restore it or delete it")
         return beside
-    if not expected.urls:
-        raise SynthSegError("usage", f"{beside}: no such weights file, and the card has no address: put it there")
     return fetch(expected, Path(cache or default_cache()).expanduser() / expected.file, log=log, **options)
+
+
+def check_there(expected: WeightsFile, folder: str | Path, weights: str | Path | None = None) -> None:
+    """Raise SynthSegError("usage") for weights that are nowhere and cannot be fetched; nothing is read or fetched.
+
+    Arguments as those of `resolve`.
+    """
+    if weights is not None:
+        path = Path(weights).expanduser()
+        if not path.is_file():
+            raise SynthSegError("usage", f"{path}: no such weights file: correct the path, or leave it out")
+    elif not expected.urls and not (beside := Path(folder) / expected.file).is_file():
+        raise SynthSegError("usage", f"{beside}: no such weights file, and the card has no address: put it there")
 
 
 def fetch(

@@ -134,8 +134,11 @@ class Segmenter:
         for table in self.tables.values():
             self.module.check(table)
         self._named = weights_file
+        # A wrong name, and a file that is nowhere, are wrong use, before anything is run.
+        for network in self.networks:
+            weights.check_there(network.weights, network.folder, self._named_for(network))
         if weights_file:
-            self._find_weights(self.networks[0])  # a wrong name is wrong use, before anything is run
+            self._find_weights(self.networks[0])
         self.engine = None
 
     @cached_property
@@ -147,11 +150,14 @@ class Segmenter:
             found[network.name] = known[0] if known else self._find_weights(network)
         return found
 
-    def _find_weights(self, network):
+    def _named_for(self, network):
         """A file that the user names is the segmentation's, or robust mode's; a folder has those of all."""
-        named = self._named if network.name not in cards.COMPANIONS else None
         if self._named and Path(self._named).is_dir():
-            named = Path(self._named, network.weights.file)
+            return Path(self._named, network.weights.file)
+        return self._named if network.name not in cards.COMPANIONS else None
+
+    def _find_weights(self, network):
+        named = self._named_for(network)
         return weights.resolve(network.weights, self.model.name, network.folder, weights=named)
 
     @cached_property
