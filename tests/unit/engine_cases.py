@@ -1,4 +1,7 @@
-"""Networks and volumes on which every engine of this project's own kernels is compared with the formulas."""
+"""Networks and volumes on which every engine of this project's own kernels is compared with the formulas.
+
+Half of the first axis is a volume too that they are tried on.
+"""
 
 import json
 import os
@@ -28,10 +31,10 @@ MORE = {
 # What the networks of SynthSeg 2.0 have besides.
 WIDER = {
     "kernel 5": ({"levels": 3, "features": 6, "labels": 5, "kernel": 5}, (40, 24, 20)),
-    "image and groups": ({"levels": 3, "features": 4, "labels": 5, "inputs": {"image": 1, "groups": 5}}, (36, 8, 12)),
+    "image and groups": ({"levels": 3, "features": 4, "labels": 5, "inputs": {"image": 1, "groups": 5}}, (40, 8, 12)),
     "denoiser": (
         {"levels": 4, "features": 4, "labels": 5, "kernel": 5, "levels_without_skip": 2, "inputs": {"groups": 5}},
-        (40, 16, 24),
+        (48, 16, 24),
     ),
     "encoder": (
         {"levels": 3, "features": 4, "labels": 9, "kernel": 5, "activation": "relu", "form": "encoder",
