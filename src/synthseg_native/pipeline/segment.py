@@ -342,6 +342,7 @@ class Segmenter:
         result.found = None
         if "picture" in places:
             grade = "" if self.model.research_grade else " (not for research)"
-            title = f"{job.image.name} · {self.model.name}{grade}"
+            robust = ", robust" if self.options.robust else ""
+            title = f"{job.image.name} · {self.model.name}{robust}{grade}"
             drawn = core.draw(scan, result, self.model, title, reading.remarks(scan.description))
             places["picture"].write_bytes(drawn)
