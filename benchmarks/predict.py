@@ -263,7 +263,7 @@ def forecast(program: str, target: Target, network: Steps, shape: tuple[int, int
         of_loop |= loops_of(program, target, kernel)
     total = sum(product.rounds * of_loop[product.kernel, product.fmas][1] for product in work)
     kernel = kernel_of(3, "elu", [False], NETWORK["features"], target.machine)
-    text = assembly(target, winograd.convolution, *kernel)
+    text = assembly(target, winograd.convolution, *kernel, False)
     other = cycles(program, target, besides(text, fmas_of(3, False, kernel[3])), rounds=20)
     return Forecast(total, sum(product.rounds * product.fmas for product in work), of_loop, other)
 
@@ -273,7 +273,7 @@ def loops_of(program: str, target: Target, kernel: tuple) -> dict[tuple, tuple[L
     that are alike."""
     size, _, ups, block, _ = kernel
     wanted, found = {fmas_of(size, up, block) for up in ups}, {}
-    for loop in loops(assembly(target, winograd.convolution, *kernel)):
+    for loop in loops(assembly(target, winograd.convolution, *kernel, False)):
         if loop.fmas in wanted:
             both = loop, cycles(program, target, loop)
             found[kernel, loop.fmas] = max(found.get((kernel, loop.fmas), both), both, key=lambda pair: pair[1])

@@ -17,7 +17,7 @@ from benchmarks import predict
 m1 = predict.ARM[0]
 kernel = predict.kernel_of(3, "elu", [False, True], 24, m1.machine)
 wanted = {predict.fmas_of(3, up, kernel[3]): up for up in (False, True)}
-loops = predict.loops(predict.assembly(m1, predict.winograd.convolution, *kernel))
+loops = predict.loops(predict.assembly(m1, predict.winograd.convolution, *kernel, False))
 found = [(wanted[it.fmas], it.fmas, it.loads, it.stores, it.spills) for it in loops if it.fmas in wanted]
 print(json.dumps([kernel[3], found]))
 """
