@@ -207,6 +207,16 @@ def test_another_network_does_not_pass_for_an_official_one(root, tmp_path):
         cards.load(copy)
 
 
+def test_a_copy_of_an_official_model_s_earlier_card_passes(root, tmp_path):
+    """It has the segmentation alone."""
+    copy = tmp_path / "mine"
+    shutil.copytree(root / "models/synthseg2", copy)
+    card = yaml.safe_load((copy / "card.yaml").read_text())
+    card["networks"] = card["networks"][:1]
+    (copy / "card.yaml").write_text(yaml.safe_dump(card))
+    assert list(cards.load(copy).networks) == ["segmentation"]
+
+
 def test_a_network_that_occurs_twice_is_refused(folder):
     card = yaml.safe_load((folder / "card.yaml").read_text())
     card["networks"] *= 3

@@ -173,7 +173,7 @@ def test_low_scores(table):
         raw = figures.measure(table, case.labels, case, (1, 1, 1), dict(zip(names, scores, strict=True)))
         found = quality.assess(json.loads(json.dumps(raw)), table)
         assert (found["scores_low"], found["flags"]) == (low, ["low_scores"] if low else [])
-    assert found["remarks"] == ["quality scores below 0.65: general white matter 0.650, thalamus 0.000"]
+    assert found["remarks"] == ["quality scores below 0.65: general white matter 0.6499, thalamus 0.0000"]
     assert assess(table, sound(table))["scores_low"] == []  # of a run without scores
 
 

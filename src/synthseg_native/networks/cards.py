@@ -256,11 +256,12 @@ def _load(name_or_folder, companions):
 
 
 def _same(model, other):
-    def of(model):
-        networks = model.networks.values()
-        return model.computed_from(networks), [network.weights.sha256 for network in networks]
+    """Whether each network of a model is also the other's, which may have more: a copy of an earlier version has."""
 
-    return of(model) == of(other)
+    def of(network):
+        return network.computed_from(), network.weights.sha256
+
+    return all(name in other.networks and of(mine) == of(other.networks[name]) for name, mine in model.networks.items())
 
 
 def is_shipped(folder: Path) -> bool:

@@ -108,7 +108,7 @@ def _remarks(found, labels_table, figures, sides) -> dict:
         if found[flag]:
             remarks[flag] = [f"{text}: {_listed(labels_table, found[flag])}"]
     if found["scores_low"]:
-        scores = ", ".join(f"{name} {figures['scores'][name]:.3f}" for name in found["scores_low"])
+        scores = ", ".join(f"{name} {figures['scores'][name]:.4f}" for name in found["scores_low"])
         remarks["low_scores"] = [f"quality scores below {MIN_SCORE:.2f}: {scores}"]
     if removed > MAX_REMOVED:
         remarks["components_removed"] = [
