@@ -414,6 +414,26 @@ def test_ends_a_run_that_takes_too_long(tmp_path, bench):
     assert row["status"] == "timeout" and "longer than" in row["error"]
 
 
+def test_the_flags_of_synthseg_2_reach_everybody(tmp_path):
+    """Upstream knows no --model, and takes the weights by their names."""
+    checkout = tmp_path / "checkout"
+    files = {name: tmp_path / name for name in ("synthseg_2.0.h5", "synthseg_qc_2.0.h5")}
+    for folder in (*contestants.UPSTREAM_FOLDERS, "scripts/commands"):
+        (checkout / folder).mkdir(parents=True, exist_ok=True)
+    (checkout / "scripts/commands/SynthSeg_predict.py").touch()
+    tree = contestants.upstream_tree(checkout, files, tmp_path / "tree")
+    assert {path.name: path.readlink() for path in (tree / "models").iterdir()} == files
+    runner = Runner(tmp_path, {"tensorflow": "python", "llvm": "python"}, tmp_path, upstream=tree)
+    task = Task(tmp_path / "a.nii", COMPACT, COMPACT, (4, 4, 4), 1, ("--parc", "--qc"), version=2)
+    for engine in ("llvm", contestants.REFERENCE, contestants.UPSTREAM):
+        words = runner.command(Contestant(engine), task, tmp_path)
+        place = words.index("--parc")
+        assert words[place : place + 3] == ["--parc", "--qc", tmp_path / "scores.csv"]
+        assert "--v1" not in words and ("--model" in words) == (engine != contestants.UPSTREAM)
+    old = runner.command(Contestant(contestants.UPSTREAM), Task(task.image, COMPACT, COMPACT, (4, 4, 4), 1), tmp_path)
+    assert old[-1] == "--v1"
+
+
 def rows_of(contestant, walls, peak=1000.0, **more):
     row = dict.fromkeys(report.RUN_COLUMNS) | {"status": "ok", "contestant": contestant, "cpu": "Zen", "cores": 2}
     row |= {"memory_gib": 24.0, "system": "Linux", "arch": "x86_64", "weights": "made 12", "image": "phantom 12"}

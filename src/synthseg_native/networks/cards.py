@@ -295,6 +295,8 @@ def _model(folder, path, content, companions):
     if "robust" in networks and tables["robust"].index.tolist() != tables["segmentation"].index.tolist():
         raise _unusable(path, "robust and segmentation give other labels", "give both the same table")
     labels = tables["segmentation"]
+    if "parcellation" in networks and np.isin(tables["parcellation"].index[1:], labels.index).any():
+        raise _unusable(path, "a parcel has the number of a label", "give each a number of its own")
     if "quality" in networks and labels.quality_groups.max() >= networks["quality"].outputs.channels:
         raise _unusable(path, f"{networks['segmentation'].outputs.table} has a qc_group beyond the quality network's")
     return Model(

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from synthseg_native.cohort import environments
-from synthseg_native.cohort.benchmark import inputs, report
+from synthseg_native.cohort.benchmark import inputs, report, weights
 from synthseg_native.cohort.benchmark.contestants import REFERENCE, UPSTREAM, Contestant, Runner, Task, upstream_tree
 from synthseg_native.cohort.benchmark.rounds import Benchmark, Group, Runs
 from synthseg_native.errors import SynthSegError
@@ -26,6 +26,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 SIZES = ((160, 160, 160), (192, 256, 192), (256, 256, 256))
 HEADLINE = (192, 256, 192)
 SMALL = (64, 64, 64)
+SYNTHSEG2 = (("--robust",), ("--parc", "--qc"))  # what is measured of SynthSeg 2.0's networks
 ENGINES = ("tensorflow", "llvm")
 
 
@@ -46,6 +47,8 @@ def parser() -> argparse.ArgumentParser:
                    "(default: a phantom)")  # fmt: skip
     p.add_argument("--upstream", type=Path, metavar="CHECKOUT", help="a checkout of SynthSeg's repository, to be "
                    "measured too")  # fmt: skip
+    p.add_argument("--synthseg2", action="store_true", help="measure --robust and --parc --qc too, with networks of "
+                   "SynthSeg 2.0's size and random weights, at 192x256x192")  # fmt: skip
     p.add_argument("--python", action="append", default=[], metavar="ENVIRONMENT=PATH", help="an interpreter to use")
     p.add_argument("--no-reference", action="store_true", help="leave reference.py out")
     p.add_argument("--timeout-min", type=float, default=60.0, metavar="MINUTES", help="limit of one run (default 60)")
@@ -103,7 +106,10 @@ def benchmark(arguments: argparse.Namespace) -> int:
     full, kind = inputs.full_model(arguments.weights, work)
     compact = cards.load(ROOT / "models" / "compact2mm")
     heads = inputs.make_images(arguments.image, _wanted(arguments), work)
-    upstream = arguments.upstream and upstream_tree(arguments.upstream, full / "weights.h5", work / "upstream")
+    family = weights.make_family(work / "family", ROOT / "models") if arguments.synthseg2 else None
+    files = {"synthseg_1.0.h5": full / "weights.h5"}
+    files |= {path.name: path for path in family.glob("*.h5")} if family else {}
+    upstream = arguments.upstream and upstream_tree(arguments.upstream, files, work / "upstream")
     runner = Runner(code, pythons, work / "cache", upstream, 60 * arguments.timeout_min)
 
     def task(size: inputs.Size, model: str, threads: int) -> Task:
@@ -114,6 +120,15 @@ def benchmark(arguments: argparse.Namespace) -> int:
     base = [] if arguments.no_reference or "tensorflow" not in pythons else [Contestant(REFERENCE)]
     above = [Contestant(UPSTREAM)] if upstream and base else []
     groups = plan(arguments, task, (*base, *engines), (*base, *above, *engines))
+    groups += [
+        Group(
+            " ".join(["synthseg2size", *flags]),
+            Task(heads[HEADLINE, 1.0], family, family, HEADLINE, arguments.threads[0], flags, version=2),
+            (*base, *above, *engines),
+            arguments.pairs_elsewhere,
+        )
+        for flags in (SYNTHSEG2 if family else ())
+    ]
     facts = {
         **machine,
         "code": code_of(code),
@@ -154,6 +169,7 @@ def _wanted(arguments: argparse.Namespace) -> set[inputs.Grid]:
     wanted = {(SMALL, 1.0)}
     if not arguments.quick:
         wanted |= {(size, 1.0) for size in arguments.sizes}
+    wanted |= {(HEADLINE, 1.0)} if arguments.synthseg2 else set()
     return wanted
 
 

@@ -79,17 +79,26 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Task:
-    """One image, one model, one number of threads. model : its folder · weights : path · size : (X, Y, Z) voxels."""
+    """One image, one model, one number of threads. model : its folder · weights : path · size : (X, Y, Z) voxels
+    flags : of --robust, --parc, --qc · version : of SynthSeg that the model is like, 1 or 2
+    """
 
     image: Path
     model: Path
     weights: Path
     size: tuple[int, int, int]
     threads: int
+    flags: tuple[str, ...] = ()
+    version: int = 1
+
+    def words(self, work: Path) -> list[object]:
+        """The flags as they are typed; the scores go into the folder `work`."""
+        return [word for flag in self.flags for word in ((flag, work / "scores.csv") if flag == "--qc" else (flag,))]
 
 
-def upstream_tree(checkout: Path | str, weights: Path | str, folder: Path | str) -> Path:
-    """A copy of what upstream's command needs, with these weights as its own; the checkout is not written to."""
+def upstream_tree(checkout: Path | str, weights: Mapping[str, Path], folder: Path | str) -> Path:
+    """A copy of what upstream's command needs, with these weights, by upstream's names, as its own; the checkout is not
+    written to."""
     checkout, folder = Path(checkout), Path(folder)
     script = checkout / "scripts" / "commands" / "SynthSeg_predict.py"
     if not script.is_file():
@@ -98,7 +107,8 @@ def upstream_tree(checkout: Path | str, weights: Path | str, folder: Path | str)
     for name in UPSTREAM_FOLDERS:
         shutil.copytree(checkout / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".git"))
     (folder / "models").mkdir()
-    (folder / "models" / "synthseg_1.0.h5").symlink_to(Path(weights).resolve())
+    for name, path in weights.items():
+        (folder / "models" / name).symlink_to(Path(path).resolve())
     return folder
 
 
@@ -126,8 +136,9 @@ class Runner:
         given = ["--i", task.image, "--o", work / "dseg.nii.gz", "--threads", task.threads]
         if contestant.engine == UPSTREAM:
             script = self.upstream / "scripts" / "commands" / "SynthSeg_predict.py"
-            return [python, "-c", OLD_NAMES, script, *given, "--vol", work / "volumes.csv", "--cpu", "--v1"]
-        given += ["--model", task.model, "--weights", task.weights]
+            given += ["--vol", work / "volumes.csv", "--cpu", *["--v1"] * (task.version == 1), *task.words(work)]
+            return [python, "-c", OLD_NAMES, script, *given]
+        given += ["--model", task.model, "--weights", task.weights, *task.words(work)]
         if contestant.engine == REFERENCE:
             reference = self.source / "synthseg_native" / "reference.py"
             return [python, reference, *given, "--vol", work / "volumes.csv"]
@@ -230,6 +241,7 @@ def compare(contestant: Contestant, work: Path, reference: Path, task: Task) -> 
         margin if margin.is_file() else None,
         EQUAL[contestant.precision],
         *volumes,
+        parcels_path=task.model / "parcels.tsv" if "--parc" in task.flags else None,
     )
     limits = found["thresholds"]
     fraction, above = found["fraction_different"], found["margin"]["n_above"]

@@ -198,15 +198,20 @@ def make_family(folder: Path | str, models_folder: Path | str) -> Path:
     model, small = models.load(models_folder / "synthseg2"), models.load(models_folder / "golden2").network
     for name in ("labels.tsv", "parcels.tsv", "scores.tsv"):
         shutil.copyfile(models_folder / "synthseg2" / name, folder / name)
-    entries = []
+    entries, files = [], {}
     for entry, (name, full) in zip(model.card["networks"], model.networks.items(), strict=True):
         if name == "segmentation":
-            weights = full_size(small.shape(), network.read_weights(small.folder / small.weights.file, small.table()),
-                                full.shape())  # fmt: skip
+            made = full_size(
+                small.shape(), network.read_weights(small.folder / small.weights.file, small.table()), full.shape()
+            )
         else:
-            weights = plausible_weights(full.table(), np.random.default_rng(SEED))
-        write_h5(folder / f"{name}.h5", full.table(), weights)
-        entries.append(entry | {"weights": {"file": f"{name}.h5"}})
+            made = plausible_weights(full.table(), np.random.default_rng(SEED))
+        table, weights = files.setdefault(full.weights.file, ([], {}))
+        table += [layer for layer in full.table() if layer.weights]
+        weights |= made
+        entries.append(entry | {"weights": {"file": full.weights.file}})
+    for file, (table, weights) in files.items():
+        write_h5(folder / file, table, weights)
     card = {key: value for key, value in model.card.items() if key not in ("cite", "title")}
     card |= {"name": "synthseg2size", "research_grade": False, "networks": entries}
     (folder / "card.yaml").write_text(yaml.safe_dump(card, sort_keys=False), encoding="utf-8")
