@@ -27,6 +27,7 @@ ARM64 = ROOT / ".ci/arm64.sh"
 WORK = ROOT / "build/arm64"
 PAGE = ROOT / "docs/verified/linux-arm64-emulated.md"
 GOLDEN = "tests/golden/test_other_engines.py"
+V2 = "tests/golden/test_v2_engines.py"
 STUDY = WORK / "study"
 CONFIG = """samples: samples.tsv
 model: compact2mm
@@ -52,11 +53,14 @@ PARTS = {
     "verification": Part("environment verification: every probe", ("llvm", "tensorflow"),
                          ("tests/unit/test_verify.py", "-k", "llvm_on_this or tensorflow_on_this")),
     "engine": Part("golden cases by llvm", ("llvm",), (GOLDEN, "-k", "float32_equals_upstream and llvm")),
+    "synthseg2": Part("robust mode with parcels and scores by llvm", ("llvm",),
+                      (V2, "-k", "label_maps and llvm and t1_robust_parc_qc")),
+    "torch": Part("golden cases by torch", ("torch",), (GOLDEN, "-k", "float32_equals_upstream and torch and t1_crop")),
     "tensorflow": Part("golden cases by tensorflow", ("tensorflow",),
                        ("tests/golden/test_golden.py", "-k", "test_engine_equals_upstream and t1_crop")),
     "workflow": Part("one scan through the workflow, engines: auto", ("llvm", "workflow")),
 }  # fmt: skip
-DEFAULT = ("kernels", "verification", "engine", "tensorflow", "workflow")
+DEFAULT = ("kernels", "verification", "engine", "synthseg2", "tensorflow", "torch", "workflow")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -108,7 +112,7 @@ def versions_of(python: str) -> list[str]:
     code = (
         "import platform\nfrom importlib.metadata import distributions\n"
         "found = {d.metadata['Name'].lower(): d.version for d in distributions()}\n"
-        "names = [n for n in ('llvmlite', 'tensorflow-cpu-aws', 'numpy', 'scipy') if n in found]\n"
+        "names = [n for n in ('llvmlite', 'tensorflow-cpu-aws', 'torch', 'numpy', 'scipy') if n in found]\n"
         "print(platform.machine(), 'Python', platform.python_version(), *(f'{n} {found[n]}' for n in names), sep=', ')"
     )
     return [subprocess.run([python, "-c", code], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()]
@@ -118,7 +122,7 @@ def run_part(name: str, part: Part, pythons: dict[str, str]) -> tuple[str, list[
     """Run tests with the emulated interpreters: the outcome in words, and what the tests said of golden cases."""
     given = {f"SYNTHSEG_{environment.upper()}_PYTHON": python for environment, python in pythons.items()}
     found = run_tests(part.tests, WORK / f"{name}.xml", given)
-    engine = "tensorflow" if "test_golden.py" in part.tests[0] else "llvm"
+    engine = name if name in ("tensorflow", "torch") else "llvm"
     return found.words, [f"| {engine} | `{case}` | {different} of {of} |" for case, different, of in found.golden]
 
 
@@ -166,7 +170,7 @@ What ran: {"; ".join(versions)}.
 - Speed and memory: QEMU takes some thirty times as long, and needs memory of its own.
 - The processor's own faults: QEMU computes Arm's instructions by the rules of IEEE 754, as Arm's processors do. What
   LLVM chooses for one of those (by its name) is not what it chooses here.
-- PyTorch: its locked environment for Linux arm64 brings gigabytes of CUDA and was not installed.
+- PyTorch on a GPU: its locked environment for Linux arm64 brings CUDA, which has no device here.
 - macOS, Apple's GPU, and SLURM or containers on Arm.
 """
     return text

@@ -59,7 +59,7 @@ def test_label_maps_equal_upstream(run, engine, case):
         folder / "margin.nii.gz",
         parcels_path=MODELS / "golden2" / "parcels.tsv",
     )
-    print(f"{case} by {engine}: {result['n_voxels_different']} of {result['n_voxels_foreground']} voxels differ")
+    print(f"{case}: {result['n_voxels_different']} of {result['n_voxels_foreground']} foreground voxels differ")
     assert result["verdict"] in ("identical", "equivalent"), result["verdict_reason"]
 
 
