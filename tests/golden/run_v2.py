@@ -60,8 +60,8 @@ def wrong_table(role, change):
     """A table of the network of this role that is not what it should be."""
     right = reference.load_network
 
-    def load_network(folder, asked):
-        network = right(folder, asked)
+    def load_network(folder, asked, companions=None):
+        network = right(folder, asked, companions)
         if asked == role:
             change(network["rows"])
         return network

@@ -346,6 +346,14 @@ def test_unusable_tables_of_further_networks_are_refused(whole, file, old, new, 
     assert caught.value.message.startswith(f"{whole}/")
 
 
+def test_companions_lie_beside_the_card_where_no_model_is_shipped(root, tmp_path, monkeypatch):
+    """As in the copy of the code that a cluster's jobs run, wherever they stand."""
+    monkeypatch.setattr(cards, "SHIPPED", tmp_path / "models")
+    monkeypatch.chdir(tmp_path)
+    found = cards.load(root / "models" / "compact2mm").networks
+    assert found["parcellation"].folder == root / "models" / "golden2"
+
+
 def test_networks_of_a_companion_are_those_that_a_card_lacks(whole, folder):
     edit(folder / "card.yaml", "companions: golden2", "companions: whole")
     card = without(yaml.safe_load((whole / "card.yaml").read_text()), "quality")

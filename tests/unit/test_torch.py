@@ -32,9 +32,9 @@ def posteriors(built, volume):
 
 def inputs_of(table, volume):
     # A second input gets the volume mirrored, a map of whole numbers what they are made of it.
-    volumes = dict(zip(given(table), (volume, np.flip(volume, 1))))
+    pairs = zip(given(table), (volume, np.flip(volume, 1)))
     whole = lambda volume, layer: np.uint8(np.abs(4 * volume) % layer.channels)
-    return {each.name: of if each.kind == "input" else whole(of, each) for each, of in volumes.items()}
+    return {each.name: of if each.kind == "input" else whole(of, each) for each, of in pairs}
 
 torch = engine.start(2)
 devices = ["cpu", "gpu"] if engine.place_of(torch, "gpu") else ["cpu"]
@@ -112,9 +112,10 @@ def test_bf16_is_near_and_its_posteriors_are_not_rounded(found, case):
         pytest.skip("no device here computes in bfloat16")
     for error, equal, bits, same in found[case]["bf16"]:
         assert error < probes.TOLERANCE_BF16
-        assert error > 1e-5 or CASES[case][0]["levels"] == 1 or CASES[case][0].get("form") == "encoder"
+        encoder = CASES[case][0].get("form") == "encoder"  # all of it is precise, and gives a few numbers alone
+        assert error > 1e-5 or CASES[case][0]["levels"] == 1 or encoder
         assert equal > 0.98
-        assert bits > 0.9
+        assert bits > 0.9 or encoder
         assert same
 
 

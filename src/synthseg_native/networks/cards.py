@@ -233,6 +233,13 @@ def find_folder(name_or_folder: str | Path) -> Path:
     )
 
 
+def _beside(folder, name):
+    """The folder of another model that a card in `folder` names: the one that is shipped so, else the one beside it, as
+    the code of the workflow's jobs is a copy without models, else where any model is looked for."""
+    places = (SHIPPED / name, folder.parent / name)
+    return next((place for place in places if (place / "card.yaml").is_file()), None) or find_folder(name)
+
+
 def load(name_or_folder: str | Path) -> Model:
     """Read and check a model folder. Raises SynthSegError("usage") with the file and the field that is wrong."""
     return _load(name_or_folder, companions=True)
@@ -284,7 +291,7 @@ def _model(folder, path, content, companions):
     companion = card.take("companions", str, None, form=NAME)
     if companion and companions:
         try:
-            others = _load(companion, companions=False).networks
+            others = _load(_beside(folder, companion), companions=False).networks
         except SynthSegError as error:
             raise SynthSegError("usage", f"{path}: companions: {error.message}") from error
         networks |= {name: others[name] for name in COMPANIONS if name in others and name not in networks}
