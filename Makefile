@@ -14,7 +14,7 @@ PYTEST = env -u PYTHONDONTWRITEBYTECODE $(DEV) -m pytest $(PARALLEL)
 # What goes to pytest as well, e.g. make test ARGS="-k golden"
 ARGS =
 
-.PHONY: help demo demo-docker test test-fast prove verify-arm64 benchmark lint format locks python311 clean-envs reference-image docs
+.PHONY: help demo demo-docker demo-synthseg2 test test-fast prove verify-arm64 benchmark lint format locks python311 clean-envs reference-image docs
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' Makefile | awk -F '\t' '{ printf "make %-16s %s\n", $$1, $$2 }'
@@ -24,6 +24,9 @@ demo: ## the demonstration: make phantoms, segment them, compare with the refere
 
 demo-docker: ## the same with the reference in its Docker container
 	@./snakemake --cores 1 results/summary.tsv --configfile config/demo-docker.yaml
+
+demo-synthseg2: ## robust mode, parcels of the cortex and quality scores on the same phantoms
+	@./snakemake --cores 1 results-synthseg2/summary.tsv --configfile config/demo-synthseg2.yaml
 
 test: ## run all tests
 	@sh scripts/launch.sh ensure dev workflow tensorflow llvm demo

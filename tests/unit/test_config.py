@@ -225,7 +225,7 @@ def test_references_that_can_work(schema, reference, runtime, monkeypatch):
     assert (done["runtime"], done["base_image"]) == (runtime, "here:1")
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "demo-docker.yaml"])
+@pytest.mark.parametrize("name", ["config.yaml", "demo-docker.yaml", "demo-synthseg2.yaml"])
 def test_shipped_configurations_are_valid(schema, root, name):
     config = yaml.safe_load((root / "config" / name).read_text())
     configuration.complete(config, schema, name)
