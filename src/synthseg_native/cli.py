@@ -86,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
     add("--weights", metavar="H5", help="the model's weights, or a folder that holds them by the names of the card "
         "(default: beside the card, or fetched once)")  # fmt: skip
     add("--robust", action="store_true", help="SynthSeg-robust, three networks in a row: for clinical scans, of low "
-        "resolution or contrast; no --v1")  # fmt: skip
+        "resolution or contrast; --fast changes nothing then; no --v1")  # fmt: skip
     add("--fast", action="store_true", help="half the time: no left-right averaging, no repair of stray parts")
     add("--parc", action="store_true", help="parcels of the cortex (Desikan-Killiany) in its place, and their volumes")
     add("--parcel-volumes", default="cortex", metavar="HOW", help="what they add up to: cortex, each hemisphere's to "
@@ -252,7 +252,7 @@ def _keeping_others(job, bar, overwrite):
 
 def _segment_one(job, segmenter, tables, bar, argv, overwrite):
     """Segment a scan and publish all its results together; what went wrong as a SynthSegError, or None."""
-    from synthseg_native.results.sidecar import save_json
+    from synthseg_native.results.sidecar import method_of, save_json
     from synthseg_native.results.staged import Staged
 
     notes = record.new("native", ["synthseg-native", *argv])
@@ -277,8 +277,7 @@ def _segment_one(job, segmenter, tables, bar, argv, overwrite):
         return _fail(notes, failure, job.outputs.get("record"))
     tables.volumes[id(job)] = volumes
     grade = "" if notes["model"]["research_grade"] else " (not for research)"
-    robust = ", robust" if notes["mode"] == "robust" else ""
-    took = f"segmented with {notes['model']['name']}{robust}{grade} in {notes['seconds']['total']:.1f} s"
+    took = f"segmented with {method_of(notes)}{grade} in {notes['seconds']['total']:.1f} s"
     bar.say(f"{job.outputs['o']}: {took}{_remarks(notes, segmenter.model.labels)}", sys.stdout)
     if notes["memory_remark"]:
         bar.say(f"synthseg-native: {job.image}: {notes['memory_remark']}", sys.stderr)

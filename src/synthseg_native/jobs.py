@@ -114,6 +114,9 @@ def _stem(name):
 
 def _table(option, path):
     ending = TABLES[option]
+    if Path(path).exists() and not Path(path).is_file():
+        what = f"a folder, in the place of a result ({flag(option)})" if Path(path).is_dir() else "no ordinary file"
+        raise _usage(path, what, f"name a file that ends in {ending}")
     if option in CSV and not path.lower().endswith(ending):
         path += ending  # as SynthSeg does
     if not path.lower().endswith(ending):

@@ -60,7 +60,7 @@ def test_robust_mode_parcels_and_scores_in_one_call(run, scan, tmp_path, capsys)
     assert Whole.built == ("unet", "l2l", "unet2", "unet_parc", "qc_final"), "each once, when its turn comes"
     assert Whole.passes == 5
     said = capsys.readouterr()
-    assert "segmented with golden2, robust (not for research)" in said.out and said.err == ""
+    assert "segmented with golden2, robust, parcels, quality scores (not for research)" in said.out and said.err == ""
     assert "; look at it: " in said.out and "low_scores" in said.out
 
     labels = np.unique(nib.load(out["o.nii"]).dataobj).tolist()
@@ -213,12 +213,15 @@ def test_robust_mode_is_refused_where_there_is_none(whole_stand_in, scan, tmp_pa
 
 
 def test_a_file_of_weights_that_is_named_is_that_of_the_labels(run, whole_model, scan, tmp_path, capsys):
-    """With --robust that of robust mode, never that of the parcels."""
-    for flags, right, wrong in ((["--parc"], "v2.h5", "parc.h5"), (["--robust"], "robust.h5", "v2.h5")):
+    """With --robust that of robust mode; several files are named by their folder."""
+    for flags, right, wrong in (([], "v2.h5", "parc.h5"), (["--robust"], "robust.h5", "v2.h5")):
         call = ("--i", scan, "--o", tmp_path / f"{right}.nii", *flags, "--weights")
         assert run(*call, whole_model / wrong) == 2
         assert f"{wrong}: not the weights of golden2" in capsys.readouterr().err
         assert run(*call, whole_model / right) == 0
+        assert run(*call, whole_model / right, "--parc") == 2
+        line = f"{right}: a file, and this takes {right}, parc.h5: name the folder that holds them\n"
+        assert capsys.readouterr().err.endswith(line)
 
 
 def test_a_folder_of_weights_that_is_named_has_those_of_all(run, whole_model, scan, tmp_path, capsys):
@@ -230,5 +233,5 @@ def test_a_folder_of_weights_that_is_named_has_those_of_all(run, whole_model, sc
     assert run(*call) == 2 and f"{folder / 'qc.h5'}: not the weights of golden2" in capsys.readouterr().err
     (folder / "qc.h5").unlink()
     assert run(*call) == 2
-    line = f"{folder / 'qc.h5'}: no such weights file: correct the path, or leave it out\n"
+    line = f"{folder}: the folder lacks qc.h5: put them there, or leave --weights out\n"
     assert capsys.readouterr().err == f"synthseg-native: {line}"

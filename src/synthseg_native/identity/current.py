@@ -57,9 +57,13 @@ def differences(recorded: dict | None, wanted: dict) -> list[str]:
     if recorded.get("form") != wanted["form"] or not isinstance(recorded.get("code"), dict):
         return [EARLIER]
     code, found = wanted["code"], []
+    # Where other networks are asked for, that is why, and not that theirs are other weights.
+    networks = any(recorded.get(name) != wanted.get(name) for name in ("parcels", "scores"))
+    networks = networks or (recorded.get("mode") == "robust") != (wanted.get("mode") == "robust")
     for name in sorted(stages.counted(code, wanted.get("engine", ""))):
         old, new = recorded.get(name), wanted.get(name)
-        if old != new and not (new is None and name in ("content", "existing")):
+        told = networks and name in ("model", "weights")
+        if old != new and not told and not (new is None and name in ("content", "existing")):
             found.append(WHY.get(name, f"{name}: {_said(old)} to {_said(new)}"))
     changed = [name for name in {**code, **recorded["code"]} if code.get(name) != recorded["code"].get(name)]
     if found:  # a setting that changed says why a stage is there, or gone

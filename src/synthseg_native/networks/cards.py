@@ -199,6 +199,10 @@ class Model:
         """Of the network's grid, mm."""
         return self.network.grid.resolution_mm
 
+    def companions(self, networks: Iterable[Network]) -> str | None:
+        """The name of the model that some of these networks are taken from; None where all are its own."""
+        return next((network.folder.name for network in networks if network.folder != self.folder), None)
+
     def needed(self, robust: bool = False, parcellation: bool = False, scores: bool = False) -> list[Network]:
         """The networks that a run takes, in their order. Raises SynthSegError("usage") for what the model lacks."""
         asked = list(ROBUST if robust else ("segmentation",))

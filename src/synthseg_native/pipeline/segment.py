@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from synthseg_native import engines, jobs, memory
+from synthseg_native.errors import SynthSegError
 from synthseg_native.files import sha256_of
 from synthseg_native.identity import command
 from synthseg_native.networks import cards, layers, weights
@@ -134,12 +135,23 @@ class Segmenter:
         for table in self.tables.values():
             self.module.check(table)
         self._named = weights_file
-        # A wrong name, and a file that is nowhere, are wrong use, before anything is run.
+        self._check_weights()
+        self.engine = None
+
+    def _check_weights(self):
+        """A wrong name, and a file that is nowhere, are wrong use, before anything is run."""
+        named, files = self._named, list(dict.fromkeys(network.weights.file for network in self.networks))
+        folder = Path(named) if named and Path(named).is_dir() else None
+        if folder and (lacking := [file for file in files if not (folder / file).is_file()]):
+            text = f"{folder}: the folder lacks {', '.join(lacking)}: put them there, or leave --weights out"
+            raise SynthSegError("usage", text)
+        if len(files) > 1 and named and Path(named).is_file():
+            what = f"{named}: a file, and this takes {', '.join(files)}"
+            raise SynthSegError("usage", f"{what}: name the folder that holds them")
         for network in self.networks:
             weights.check_there(network.weights, network.folder, self._named_for(network))
-        if weights_file:
+        if named:
             self._find_weights(self.networks[0])
-        self.engine = None
 
     @cached_property
     def weights_files(self) -> dict[str, Path]:
@@ -277,6 +289,7 @@ class Segmenter:
         notes["model"]["weights_sha256"] = first
         if more:
             notes["model"]["networks"] = self.weights_sha256
+            notes["model"]["companions"] = self.model.companions(self.networks)
         built = self.engine
         if built is None:
             options, table = self.options, self.tables[network.name]

@@ -36,11 +36,11 @@ FLAGS = {
     "no_foreground": "no voxel has a label",
     "brain_volume": f"the brain, ventricles included, is not within {BRAIN_ML[0]} to {BRAIN_ML[1]} mL",
     "low_confidence": f"the mean posterior of the labels given is below {MIN_CONFIDENCE:.2f}",
+    "low_scores": f"a quality score of SynthSeg's is below {MIN_SCORE:.2f}",
     "labels_low_confidence": f"the same of one label is below {MIN_LABEL_CONFIDENCE:.2f}",
     "labels_missing": "a label of the model has no voxel",
     "labels_at_fov_edge": "a label has a voxel in the first or last plane of an axis",
     "asymmetry": "the volumes of a paired structure differ by more than the limit of that structure",
-    "low_scores": f"a quality score of SynthSeg's is below {MIN_SCORE:.2f}",
     "components_removed": f"detached parts of more than {MAX_REMOVED:.0%} of the foreground were dropped",
 }
 

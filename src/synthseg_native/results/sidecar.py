@@ -16,12 +16,13 @@ def sidecar(record: dict, grid: str = "network") -> dict:
     else:
         how = {"posterior": "from resampled posteriors", "nearest": "by nearest neighbour"}[of_grid["interpolation"]]
         resolution = f"the input image's own grid ({voxel_mm} mm), labels {how}"
-    method = {
-        "SegmentationMethod": f"{record['model']['name']} with {engine['name']} {engine['version']}",
-        "ResearchGrade": record["model"]["research_grade"],
-    }
     if (record["reference"] or {}).get("kind") == "existing":  # nobody knows what made it
         method = {"SegmentationMethod": "existing label map"}
+    else:
+        method = {
+            "SegmentationMethod": f"{method_of(record)} with {engine['name']} {engine['version']}",
+            "ResearchGrade": record["model"]["research_grade"],
+        }
     return {
         "Type": "Discrete",
         "SpatialReference": "orig",
@@ -30,6 +31,20 @@ def sidecar(record: dict, grid: str = "network") -> dict:
         **method,
         "HeaderFlags": list(record["input"].get("header_flags") or []),  # what is odd about the scan's header
     }
+
+
+def method_of(record: dict) -> str:
+    """The model of a run record and what else was asked of it.
+
+    >>> model = {"name": "a", "networks": {"robust": "", "quality": ""}, "companions": "b"}
+    >>> method_of({"mode": "robust", "model": model})
+    'a, robust, quality scores by b'
+    """
+    model, words = record["model"], []
+    networks = model.get("networks") or {}
+    for name, what in (("parcellation", "parcels"), ("quality", "quality scores")):
+        words += [what + (f" by {model['companions']}" if model.get("companions") else "")] * (name in networks)
+    return ", ".join([model["name"], *["robust"] * (record.get("mode") == "robust"), *words])
 
 
 def save_json(path: str | Path, content: dict | list) -> None:

@@ -79,7 +79,7 @@ def run_reference(
             record["model"].update(name=card.name, research_grade=card.research_grade)
             limit_mb = memory_mb or max(card.memory_mb, memory.declared_mb(record["predicted_peak_mib"]))
             if kind == "own":
-                _note_weights(record, networks, Path(weights))
+                _note_weights(record, card, networks, Path(weights))
             job = containers.Job(
                 settings, image, Path(model_dir), Path(weights), work, card.name, timeout, limit_mb,
                 companions=containers.companions_of(card),
@@ -148,13 +148,14 @@ def _run_container(record: dict, job: containers.Job) -> None:
     raise failure(status, measured, log, job.scan, job.timeout)
 
 
-def _note_weights(record: dict, networks: Sequence[cards.Network], weights: Path) -> None:
+def _note_weights(record: dict, card: cards.Model, networks: Sequence[cards.Network], weights: Path) -> None:
     """The hashes of the files that are read, as the engine notes them. weights : a file, or a folder of several"""
     places = {network.name: weights / network.weights.file if weights.is_dir() else weights for network in networks}
     digests = {place: sha256_of(place) for place in set(places.values())}
     record["model"]["weights_sha256"] = digests[places[networks[0].name]]
     if len(networks) > 1:
         record["model"]["networks"] = {name: digests[place] for name, place in places.items()}
+        record["model"]["companions"] = card.companions(networks)
 
 
 def _finish(record: dict, labels: cards.Labels, scores: Sequence[str], work: Path) -> None:

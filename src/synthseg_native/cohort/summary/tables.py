@@ -8,7 +8,7 @@ from synthseg_native import __version__
 from synthseg_native.cohort.manifest import REFERENCE, Manifest
 from synthseg_native.cohort.summary.aggregate import Runs, failed_rows, good_runs
 from synthseg_native.cohort.summary.rows import COLUMNS, ENTITIES, Row
-from synthseg_native.cohort.tables import write_tsv
+from synthseg_native.cohort.tables import read_tsv, write_tsv
 from synthseg_native.files import write_json, write_text
 from synthseg_native.networks.cards import Labels, with_parcels
 from synthseg_native.results.tables import VOLUME_COLUMNS, csv_columns
@@ -92,6 +92,14 @@ def _write_volumes_synthseg(path: Path, manifest: Manifest, runs: Runs, labels: 
     write_text(path, text.getvalue())
 
 
+def _rows_there(path: Path, columns: list[str]) -> list[dict]:
+    """The rows of a dseg.tsv; none of one that is not there, or not as we write it."""
+    try:
+        return [{**row, "index": int(row["index"])} for row in read_tsv(path) if list(row) == columns]
+    except (OSError, KeyError, ValueError, TypeError, UnicodeError):
+        return []
+
+
 def describe_derivative(engine: str, manifest: Manifest, runs: Runs, labels: Labels) -> None:
     """dataset_description.json, dseg.tsv and .bidsignore of one derivative dataset, where it has a folder."""
     folder = Path(manifest.results, engine)
@@ -120,5 +128,8 @@ def describe_derivative(engine: str, manifest: Manifest, runs: Runs, labels: Lab
     write_json(folder / "dataset_description.json", description)
     table = zip(labels.index.tolist(), labels.names, labels.freesurfer_names, labels.colors, strict=True)
     columns = ["index", "name", "freesurfer_name", "color"]
-    write_tsv(folder / "dseg.tsv", columns, [dict(zip(columns, row, strict=True)) for row in table])
+    rows = {row[0]: dict(zip(columns, row, strict=True)) for row in table}
+    for row in _rows_there(folder / "dseg.tsv", columns):  # of label maps of earlier calls, with parcels say
+        rows.setdefault(row["index"], row)
+    write_tsv(folder / "dseg.tsv", columns, [rows[index] for index in sorted(rows)])
     write_text(folder / ".bidsignore", BIDS_IGNORE)
