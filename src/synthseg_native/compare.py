@@ -10,7 +10,7 @@ import numpy as np
 from nibabel.orientations import aff2axcodes, apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 
 from synthseg_native.errors import SynthSegError
-from synthseg_native.networks.cards import CORTEX, read_labels, with_parcels
+from synthseg_native.networks.cards import CORTEX, WHITE_MATTER, read_labels, with_parcels
 from synthseg_native.pipeline.posteriors import MAX_MARGIN
 from synthseg_native.results import volumes
 from synthseg_native.results.hashes import labels_sha256
@@ -24,7 +24,6 @@ DEFAULT_THRESHOLDS = {
 CASCADE = 10  # parcels that may differ for each voxel of cortex that does
 MAX_SCORE_DIFFERENCE = 5e-4  # of SynthSeg's quality scores
 FORM_TOLERANCE = 1e-3  # of a sum of parcels' volumes that tells its form
-WHITE_MATTER = (2, 41)
 GEOMETRY_TOLERANCE_MM = 0.01  # how far a corner of the grid may move: far below a voxel, above header rounding
 DISTANCE_EDGES_MM = [0, 0.5, 1, 2, 3, 5, 10]
 _LARGEST_LABEL = 1_000_000

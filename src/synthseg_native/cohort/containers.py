@@ -32,7 +32,6 @@ from synthseg_native.identity import keys
 from synthseg_native.identity.code import code_digest
 from synthseg_native.identity.contents import Contents
 from synthseg_native.networks import weights
-from synthseg_native.networks.cards import Model
 
 RUNTIMES = ("docker", "podman", "apptainer")
 OWN_NAME = "synthseg-native-reference"
@@ -233,7 +232,7 @@ def problem(name: str, text: str) -> SynthSegError:
 @dataclass(frozen=True)
 class Job:
     """A reference run in a container. Paths are the host's; memory_mb None for no limit; timeout in seconds.
-    companions : the folder of the model from which the card takes networks that are not its own; see `companions_of`
+    companions : the folder of the model from which the card takes networks that are not its own
     """
 
     settings: dict
@@ -251,11 +250,6 @@ class Job:
     def cidfile(self) -> Path:
         """Where the runtime writes the ID of the container that it has started."""
         return self.work.resolve() / "container.id"
-
-
-def companions_of(model: Model) -> Path | None:
-    """The folder of the model from which a card takes networks that are not its own; None where it takes none."""
-    return next((network.folder for network in model.networks.values() if network.folder != model.folder), None)
 
 
 def inner_command(job: Job) -> tuple[list[str], list[tuple[Path, str]]]:

@@ -41,7 +41,7 @@ def _size(plan: Plan, scan):
         extent = reading.extent(plan.scans[scan].image)
     except (SynthSegError, MemoryError):
         return None
-    (network,) = (network for network in plan.networks if network.name in cards.SEGMENTS)
+    network = cards.segmenting(plan.networks)
     networks = plan.networks
     return memory.size_of(network, extent.shape, extent.voxel_mm, plan.crop, networks=networks, bytes=extent.bytes)
 

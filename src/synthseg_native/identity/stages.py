@@ -95,7 +95,6 @@ STAGES = {
 }  # fmt: skip
 ENGINE_MODULES = {"llvm": ("engines/kernels/*.py",)}  # of an engine beside its own
 ONE_SCAN = ("read", "grid", "network", "labels", "own grid", "measures", "figures", "command")
-NATIVE = (*ONE_SCAN, "native step")
 
 # Modules that are in no stage's list, and those of which only a part is: why the rest changes no result. With * all
 # modules of a folder that are in no list.

@@ -37,6 +37,7 @@ NAME, PREFIX, FILE, SHA256, GIT_BLOB, ADDRESS, COLOR = (
 # Label 24 is the fluid around the brain. Only with it is the sum over all structures the volume of the cavity.
 CSF = 24
 CORTEX = (3, 42)  # labels of the left and the right one
+WHITE_MATTER = (2, 41)
 
 
 # What networks are for, what each reads, and how it ends. What is read: the image; the likeliest channel of another
@@ -199,9 +200,9 @@ class Model:
         """Of the network's grid, mm."""
         return self.network.grid.resolution_mm
 
-    def companions(self, networks: Iterable[Network]) -> str | None:
-        """The name of the model that some of these networks are taken from; None where all are its own."""
-        return next((network.folder.name for network in networks if network.folder != self.folder), None)
+    def companions(self, networks: Iterable[Network]) -> Path | None:
+        """The folder of the model that some of these networks are taken from; None where all are its own."""
+        return next((network.folder for network in networks if network.folder != self.folder), None)
 
     def needed(self, robust: bool = False, parcellation: bool = False, scores: bool = False) -> list[Network]:
         """The networks that a run takes, in their order. Raises SynthSegError("usage") for what the model lacks."""
@@ -219,6 +220,11 @@ class Model:
         hold it: not its title, accuracy, addresses, memory, nor the weights and the tables, whose bytes do
         (`WeightsFile.sha256`, ``labels.tsv``)."""
         return {"networks": [network.computed_from() for network in networks or [self.network]]}
+
+
+def segmenting(networks: Iterable[Network]) -> Network:
+    """Of the networks of a run the one whose channels are the labels."""
+    return next(network for network in networks if network.name in SEGMENTS)
 
 
 def find_folder(name_or_folder: str | Path) -> Path:

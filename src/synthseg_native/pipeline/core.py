@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from synthseg_native.engines.capabilities import Engine
-from synthseg_native.networks.cards import COMPANIONS, Model, Network, with_parcels
+from synthseg_native.networks.cards import COMPANIONS, Model, Network, segmenting, with_parcels
 from synthseg_native.pipeline import modes
 from synthseg_native.pipeline import parcels as parcels_of
 from synthseg_native.pipeline import posteriors as posteriors_of
@@ -138,7 +138,7 @@ def segment(
     Raises SynthSegError("internal") for posteriors that are no numbers, MemoryError, and what the functions raise.
     """
     networks = model.needed(options.robust, options.parcellation, options.scores)
-    network, labels = model.networks["robust" if options.robust else "segmentation"], model.labels
+    network, labels = segmenting(networks), model.labels
     threads = options.threads
     mode = modes.MODES[options.mode, options.parcellation, options.scores]
 
@@ -276,15 +276,15 @@ class _Networks:
     """
 
     def __init__(self, networks, engine, on_stage, threads):
-        self._networks, self._engine, self._on_stage, self._threads = networks, engine, on_stage, threads
+        self._networks = {network.name: network for network in networks}
+        self._engine, self._on_stage, self._threads = engine, on_stage, threads
         self._first = [network.name for network in networks if network.name not in COMPANIONS]
 
     @contextmanager
     def engine(self, name):
         """The engine of a network, and a function that is told the share of it that is done; its memory is given back
         afterwards."""
-        (network,) = (network for network in self._networks if network.name == name)
-        built = self._engine(network) if callable(self._engine) else self._engine
+        built = self._engine(self._networks[name]) if callable(self._engine) else self._engine
         stage, before, parts = {"parcellation": "parcels", "quality": "scores"}.get(name, "network"), 0, 1
         if stage == "network":
             before, parts = self._first.index(name), len(self._first)
@@ -297,8 +297,7 @@ class _Networks:
     def likeliest(self, name, inputs):
         """The likeliest channel of what a network gives; see `posteriors.likeliest_of`."""
         with self.engine(name) as (built, progress):
-            (network,) = (network for network in self._networks if network.name == name)
-            given = {read: inputs[read] for read in network.inputs}
+            given = {read: inputs[read] for read in self._networks[name].inputs}
             return posteriors_of.likeliest_of(built, given, progress, self._threads)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from synthseg_native.errors import SynthSegError
-from synthseg_native.networks.cards import CORTEX, Labels
+from synthseg_native.networks.cards import CORTEX, WHITE_MATTER, Labels
 from synthseg_native.pipeline.posteriors import MAX_MARGIN, Box, channel_sum
 from synthseg_native.scan.grid import workers
 
@@ -122,7 +122,7 @@ def volumes_mm3(
         parts = [(sides == side, of.get(CORTEX[side], 0.0)) for side in (0, 1)]
     else:
         # Upstream looks for the cortex one column too early where the total stands in front.
-        counted = (2, 41) if labels.has_total_intracranial else CORTEX
+        counted = WHITE_MATTER if labels.has_total_intracranial else CORTEX
         parts = [(sides >= 0, sum(of.get(value, 0.0) for value in counted))]
     for those, total in parts:
         whole = parcels.soft[those].sum()

@@ -268,7 +268,7 @@ class Segmenter:
         voxel is read. Autocrop's size is not known yet, and never larger."""
         options = self.options
         how = options.engine, options.precision, options.device
-        (network,) = (network for network in self.networks if network.name in cards.SEGMENTS)
+        network = cards.segmenting(self.networks)
 
         def fits(extent):
             own_grid, post = self._on_own_grid(job), "post" in job.outputs
@@ -289,7 +289,8 @@ class Segmenter:
         notes["model"]["weights_sha256"] = first
         if more:
             notes["model"]["networks"] = self.weights_sha256
-            notes["model"]["companions"] = self.model.companions(self.networks)
+            taken = self.model.companions(self.networks)
+            notes["model"]["companions"] = taken and taken.name
         built = self.engine
         if built is None:
             options, table = self.options, self.tables[network.name]

@@ -131,8 +131,7 @@ class Expectation:
 def predicted_mib(task: Task, contestant: Contestant) -> float:
     """What the memory model says of a run."""
     networks = cards.load(task.model).needed(*(flag in task.flags for flag in ("--robust", "--parc", "--qc")))
-    (network,) = (network for network in networks if network.name in cards.SEGMENTS)
-    size = memory.size_of(network, task.size, (1.0,) * 3, own_grid=False, networks=networks)
+    size = memory.size_of(cards.segmenting(networks), task.size, (1.0,) * 3, own_grid=False, networks=networks)
     if contestant.engine == UPSTREAM:
         return UPSTREAM_MEMORY * memory.predict(size, REFERENCE)
     return memory.predict(size, contestant.engine, contestant.precision, contestant.device)

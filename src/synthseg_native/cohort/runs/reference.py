@@ -66,7 +66,7 @@ def run_reference(
             if kind == "existing":
                 return
             shape, voxel_mm, crop = extent.shape, extent.voxel_mm, settings.get("crop")
-            (network,) = (network for network in networks if network.name in cards.SEGMENTS)
+            network = cards.segmenting(networks)
             size = memory.size_of(network, shape, voxel_mm, crop, False, networks, bytes=extent.bytes)
             record["predicted_peak_mib"] = memory.predict(size, memory.REFERENCE)
             memory.check(image, size, memory.REFERENCE, network=network)
@@ -82,7 +82,7 @@ def run_reference(
                 _note_weights(record, card, networks, Path(weights))
             job = containers.Job(
                 settings, image, Path(model_dir), Path(weights), work, card.name, timeout, limit_mb,
-                companions=containers.companions_of(card),
+                companions=card.companions(networks),
             )  # fmt: skip
             if runtime == "local":
                 _run_local(record, job, python)
@@ -155,7 +155,8 @@ def _note_weights(record: dict, card: cards.Model, networks: Sequence[cards.Netw
     record["model"]["weights_sha256"] = digests[places[networks[0].name]]
     if len(networks) > 1:
         record["model"]["networks"] = {name: digests[place] for name, place in places.items()}
-        record["model"]["companions"] = card.companions(networks)
+        taken = card.companions(networks)
+        record["model"]["companions"] = taken and taken.name
 
 
 def _finish(record: dict, labels: cards.Labels, scores: Sequence[str], work: Path) -> None:
