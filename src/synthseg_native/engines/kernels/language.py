@@ -6,6 +6,7 @@ called through ctypes holds no lock of Python, so threads run beside each other.
 """
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from synthseg_native.errors import SynthSegError
 
 Value = Any  # of a kernel as it is written; LLVM's module is imported with the first of them
 Integer = int | Value
+EXPONENTIAL = 0.008312501, 0.04189033, 0.16667116, 0.4999923, 1, 1  # factors of r^5 to r^0; `Code._exp`
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,11 @@ class Code:
         """A register of numbers to memory."""
         self.b.store(vector, self._place(pointer, offset), align=4)
 
+    def store_if(self, condition: Value, vector: Value, place: Sequence[Integer], other: Sequence[Integer]) -> None:
+        """A register of numbers to one of two places, each a pointer and offsets."""
+        places = [self._place(pointer, offset) for pointer, *offset in (place, other)]
+        self.b.store(vector, self.b.select(condition, *places), align=4)
+
     def spread(self, pointer: Value, *offset: Integer) -> Value:
         """One number in all lanes."""
         return self._spread(self.b.load(self._place(pointer, offset), typ=self.number, align=4), self.vector)
@@ -243,33 +250,62 @@ class Code:
                 total = self.fma(vector, self.constant(factor), total)
         return total
 
-    def inside(self, vector: Value, index: Integer, stop: Integer, condition: Value | None = None) -> Value:
-        """The vector with 0 in lanes index + lane >= stop, and everywhere where a condition does not hold."""
+    def combinations(self, matrix: np.ndarray, vectors: Sequence[Value]) -> list[Value]:
+        """matrix @ vectors, a vector for each row. What columns or rows share that differ by signs alone is computed
+        once: in Winograd's matrices those are of points a and -a."""
+        matrix, vectors = np.array(matrix, dtype=np.float64), list(vectors)
+        for left, right in itertools.combinations(range(matrix.shape[1]), 2):
+            both = np.abs(matrix[:, left]) == np.abs(matrix[:, right])
+            if both.all() and np.count_nonzero(matrix[:, left]) > 1:
+                first, second = vectors[left], vectors[right]
+                vectors[left], vectors[right] = self.plus(first, second), self.minus(first, second)
+                unlike = matrix[:, left] != matrix[:, right]
+                matrix[:, right] = np.where(unlike, matrix[:, left], 0)
+                matrix[unlike, left] = 0
+        found = {}
+        for one, other in itertools.combinations(range(len(matrix)), 2):
+            row, unlike = matrix[one], matrix[one] != matrix[other]
+            alike = (row != 0) & ~unlike
+            if one in found or not (unlike.any() and alike.any() and (np.abs(row) == np.abs(matrix[other])).all()):
+                continue
+            even, factor = self.combination(row * alike, vectors), row[unlike][-1]
+            odd = self.combination(row * unlike / factor, vectors)
+            found[one], found[other] = (self.combination((1, sign * factor), (even, odd)) for sign in (1, -1))
+        return [found[n] if n in found else self.combination(row, vectors) for n, row in enumerate(matrix)]
+
+    def inside(self, vector: Value, index: Integer, stop: Integer) -> Value:
+        """The vector with 0 in lanes index + lane >= stop."""
         left = self.b.trunc(self.b.sub(self.int(stop), self.int(index)), self.ir.IntType(32))
         lanes = self.ir.Constant(self.whole, list(range(self.lanes)))
-        result = self.b.select(self.b.icmp_signed("<", lanes, self._spread(left, self.whole)), vector, self.constant(0))
-        return result if condition is None else self.b.select(condition, result, self.constant(0))
+        return self.b.select(self.b.icmp_signed("<", lanes, self._spread(left, self.whole)), vector, self.constant(0))
 
     def exp(self, vector: Value) -> Value:
-        """e to the power of numbers of at most 0, to 2e-7 of the result; below -87 that of -87, and NaN of NaN.
+        """e to the power of numbers of at most 0, to 3e-7 of the result; below -86 that of -86, and NaN of NaN."""
+        return self.product(*self._exp(vector))
 
-        2^n e^r with r within half of log 2 (Cody and Waite: log 2 in two parts), e^r by its series to r^6.
+    def _exp(self, vector):
+        """e^r and 2^n, whose product is e to the power of a vector: n a whole number, r within half of log 2.
+
+        e^r by a polynomial with the smallest error of its degree, 1.05e-7, whose first two coefficients are 1, so that
+        numbers near 0 stay exact. A number to which 1.5 * 2^23 was added has its whole part in its last bits.
         """
-        vector = self.largest(vector, self.constant(-87))
-        n = self._call("rint", self.product(vector, self.constant(1 / math.log(2))))
-        high = float(np.float32(355 / 512))
-        r = self.fma(n, self.constant(-high), vector)
-        r = self.fma(n, self.constant(high - math.log(2)), r)
-        total = self.constant(1 / math.factorial(6))
-        for power in range(5, -1, -1):
-            total = self.fma(total, r, self.constant(1 / math.factorial(power)))
-        exponent = self.b.add(self.b.fptosi(n, self.whole), self.ir.Constant(self.whole, [127] * self.lanes))
-        shift = self.ir.Constant(self.whole, [23] * self.lanes)
-        return self.product(total, self.b.bitcast(self.b.shl(exponent, shift), self.vector))
+        vector = self.largest(vector, self.constant(-86))
+        shift = 1.5 * 2**23 + 127  # 127 is the exponent's bits of 2^0
+        shifted = self.fma(vector, self.constant(1 / math.log(2)), self.constant(shift))
+        n = self.minus(shifted, self.constant(shift))
+        # Where a product is rounded before it is added, log 2 is taken in two parts (Cody and Waite).
+        part = math.log(2) if self._fused else 355 / 512
+        r = self.fma(n, self.constant(-part), vector)
+        r = r if self._fused else self.fma(n, self.constant(part - math.log(2)), r)
+        total = self.constant(EXPONENTIAL[0])
+        for factor in EXPONENTIAL[1:]:
+            total = self.fma(total, r, self.constant(factor))
+        bits = self.ir.Constant(self.whole, [23] * self.lanes)
+        return total, self.b.bitcast(self.b.shl(self.b.bitcast(shifted, self.whole), bits), self.vector)
 
     def elu(self, vector: Value) -> Value:
         """x above 0, e^x - 1 below."""
-        below = self.minus(self.exp(self.smallest(vector, self.constant(0))), self.constant(1))
+        below = self.fma(*self._exp(self.smallest(vector, self.constant(0))), self.constant(-1))
         return self.plus(self.largest(vector, self.constant(0)), below)
 
     def activated(self, vector: Value, activation: str) -> Value:

@@ -133,7 +133,7 @@ def scratch_size(size: int, sources: Sequence[tuple[int, bool]], channels: int, 
     """Numbers that a thread needs for itself. size : of the kernel · sources : (channels, upsampled) of each"""
     winograd = Winograd(size, [upsampled for _, upsampled in sources])
     inputs = sum(winograd.products(i) * n * _wide(upsampled, lanes) for i, (n, upsampled) in enumerate(sources))
-    return inputs + winograd.count**2 * (channels * _wide(False, lanes) + lanes)
+    return inputs + winograd.count**2 * (channels * _wide(False, lanes) + lanes) + lanes
 
 
 def winograd_weights(kernels: Sequence[np.ndarray], sources: Sequence[bool], block: int) -> np.ndarray:
@@ -262,6 +262,7 @@ class _Convolution:
         # Then the sums of the products, and a tile of registers between the two steps of its transform.
         self.sums = scratch
         self.between = code.add(scratch, code.times(self.out, self.winograd.count**2 * self.wide))
+        self.nowhere = code.add(self.between, self.winograd.count**2 * code.lanes)  # written, and never read
 
     def write(self):
         code, step = self.code, self.step
@@ -311,16 +312,16 @@ class _Convolution:
             for i, first_point in enumerate(source.points):
                 with code.apart():
                     line = self.line(i, size)
-                    for factors, second_point in zip(source.matrix, source.points, strict=True):
+                    for vector, second_point in zip(
+                        code.combinations(source.matrix, line), source.points, strict=True
+                    ):
                         pair = self.place[first_point, second_point]
-                        to = code.times(source.channels, pair * source.wide)
-                        code.store(code.combination(factors, line), self.scratch, start, to)
+                        code.store(vector, self.scratch, start, code.times(source.channels, pair * source.wide))
 
     def put_column(self, matrix, column, j, size):
         """The first step of a tile's transform: keep matrix @ column as column j of `size`."""
-        for i, factors in enumerate(matrix):
-            place = (i * size + j) * self.code.lanes
-            self.code.store(self.code.combination(factors, column), self.scratch, self.between, place)
+        for i, vector in enumerate(self.code.combinations(matrix, column)):
+            self.code.store(vector, self.scratch, self.between, (i * size + j) * self.code.lanes)
 
     def line(self, i, size):
         """For the second step line i of what the first one kept."""
@@ -408,10 +409,12 @@ class _Convolution:
                 for i, (plane, other) in enumerate(zip(self.results, self.added, strict=True)):
                     with code.apart():
                         line = self.line(i, points)
-                        for j, factors in enumerate(results):
+                        for j, vector in enumerate(code.combinations(results, line)):
                             above = code.times(code.add(y, j + self.halo), self.out, self.row)
                             at = code.add(above, code.times(channel.index, self.row), here, self.halo)
-                            vector = code.plus(code.combination(factors, line), bias)
+                            vector = code.plus(vector, bias)
                             vector = code.plus(vector, code.load(other, at)) if other is not None else vector
                             vector = code.fma(code.activated(vector, self.activation), factor, summand)
-                            code.store(code.inside(vector, here, self.zs, within[j]), plane, at)
+                            vector = code.inside(vector, here, self.zs)
+                            # Rows outside of the volume are zeros already, and stay that.
+                            code.store_if(within[j], vector, (plane, at), (self.scratch, self.nowhere))
