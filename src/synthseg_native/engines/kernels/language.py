@@ -179,12 +179,12 @@ class Code:
         """One number in all lanes."""
         return self._spread(self.b.load(self._place(pointer, offset), typ=self.number, align=4), self.vector)
 
-    def prefetch(self, pointer: Value, *offset: Integer) -> None:
-        """Bring near, into the second cache, what is read soon. It may lie outside of what there is."""
+    def prefetch(self, pointer: Value, *offset: Integer, write: bool = False) -> None:
+        """Bring near, into the second cache, what is read or written soon. It may lie outside of what there is."""
         kinds = [self.pointer, *[self.ir.IntType(32)] * 3]
         call = self._function_of("llvm.prefetch.p0", self.ir.VoidType(), kinds)
-        read, level, data = (self.ir.Constant(kinds[1], value) for value in (0, 2, 1))
-        self.b.call(call, [self._place(pointer, offset), read, level, data])
+        words = [self.ir.Constant(kinds[1], value) for value in (int(write), 2, 1)]  # 2: the second cache, 1: data
+        self.b.call(call, [self._place(pointer, offset), *words])
 
     def _place(self, pointer, offset):
         return self.b.gep(pointer, [self.add(*offset)], source_etype=self.number)

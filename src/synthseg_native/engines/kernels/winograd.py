@@ -227,9 +227,9 @@ class _Convolution:
         self.winograd = Winograd(size, sources)
         self.place = {pair: number for number, pair in enumerate(self.winograd.pairs)}
         self.wide, self.step = _wide(False, code.lanes), VECTORS * code.lanes
-        self.table, results, others, self.weights, self.per_channel, self.scratch, *integers = code.arguments
+        self.table, self.places, others, self.weights, self.per_channel, self.scratch, *integers = code.arguments
         self.first, self.last, self.ys, self.zs, self.out, self.row, self.together, self.apart, *rest = integers
-        self.results = [code.address(results, n) for n in range(TILE)]
+        self.results = [code.address(self.places, n) for n in range(TILE)]
         self.added = [code.address(others, n) for n in range(TILE)] if added else [None] * TILE
         self.sources, scratch, weights, table = [], code.int(0), code.int(0), 0
         for number, (upsampled, channels, row) in enumerate(zip(sources, rest[::2], rest[1::2], strict=True)):
@@ -277,6 +277,7 @@ class _Convolution:
             count = code.least(code.b.sub(self.zs, z), CHUNK)  # of one row
             for source in self.sources:
                 self.transform(source, y, z, rows, count)
+            self.start = y, z
             more = code.less(CHUNK, left)
             following = (
                 code.b.select(more, y, code.add(y, code.times(self.together, TILE))),
@@ -330,7 +331,7 @@ class _Convolution:
 
     def multiply(self, start, stop, sources, numbers, following):
         """For each pair of points the sum over channels and z, for all channels of the result. Meanwhile what the
-        following tile (y, z) reads is brought near."""
+        following tile (y, z) reads is brought near, and where this one's results are written."""
         code, block = self.code, self.block
         with (
             code.loop(start, stop) as pair,
@@ -356,8 +357,10 @@ class _Convolution:
         factors = code.times(n, code.add(code.times(pair, self.out), outs), len(taps))
         factors = code.add(source.weights, factors)
         ahead = self.ahead(source, pair, along, outs, following)
+        written = self.written(pair, along, outs)
         with code.loop(0, n, carry=total) as channel:
             code.prefetch(*ahead, code.times(channel.index, source.row))
+            code.prefetch(*written, code.times(channel.index, self.row), write=True)
             at, inputs = code.add(values, code.times(channel.index, source.wide)), {}
             for tap, reads in enumerate(taps):
                 here = code.add(factors, code.times(channel.index, len(taps) * block), tap * block)
@@ -381,6 +384,15 @@ class _Convolution:
         y = code.add(y, code.b.srem(pair, code.int(count)))
         start = code.add(code.times(y, source.row, source.channels), z)
         return code.address(self.table, code.add(source.table, plane)), start
+
+    def written(self, pair, along, outs):
+        """A line of cache that this tile's results go to, as `ahead` shares them out."""
+        code, (y, z) = self.code, self.start
+        plane, row = code.b.srem(pair, code.int(TILE)), code.b.srem(code.b.sdiv(pair, code.int(TILE)), code.int(TILE))
+        line = code.b.srem(code.b.sdiv(outs, code.int(self.block)), code.int(VECTORS))
+        above = code.times(code.add(y, row, self.halo), self.out, self.row)
+        start = code.add(above, z, along, code.times(line, code.lanes))
+        return code.address(self.places, plane), start
 
     def interleaved(self, total):
         """From registers of even and of odd results to such of neighbours."""
