@@ -11,7 +11,7 @@ from nibabel.orientations import aff2axcodes, apply_orientation, inv_ornt_aff, i
 
 from synthseg_native.errors import SynthSegError
 from synthseg_native.networks.cards import CORTEX, WHITE_MATTER, read_labels, with_parcels
-from synthseg_native.pipeline.posteriors import MAX_MARGIN
+from synthseg_native.pipeline.labels import MAX_MARGIN
 from synthseg_native.results import volumes
 from synthseg_native.results.hashes import labels_sha256
 

@@ -10,7 +10,7 @@ The contract of a module ``engines.<name>``:
     Returns an engine. `table` is from `layers.layer_table`, `weights` from `layers.read_weights`. It imports its
     runtime here and not before, so that bad input is reported without it. Raises SynthSegError("usage") as
     `check` does, for a device that it does not have, and for a precision that this machine has not.
-``engine.run(inputs, smoothing=0.0)``
+``engine.run(inputs, smoothing=0.0[, backwards=False])``
     Runs the network. inputs : {name of what it reads (`layers.given`): volume (X, Y, Z)}, float32 of an image, uint8 of
     a map that is read one-hot, all of one shape; a volume may be a mirrored view. Yields ``(start, slab)``: what the
     last layer of the table gives, as float32 (planes, Y, Z, channels) for the planes ``start: start + planes`` of the
@@ -21,6 +21,8 @@ The contract of a module ``engines.<name>``:
     the result, 0 for none; only of an engine whose ``CAN.smooths``. It is a stage of the pipeline, which decides what
     is smoothed, and does it itself (`pipeline.smoothing`) for an engine that does not offer it. Engines may: they have
     the planes at hand, and TensorFlow's own rounding is the reference's.
+    backwards : of an engine whose ``CAN.backwards``: the same bytes, the last planes first. Such an engine's slabs are
+    in order, and two runs on volumes of one shape may be gone through by turns: an image and its mirror image in step.
 ``engine.release()``
     Gives back the memory that one call of `run` leaves for the next one: there is none for now.
 ``engine.can``

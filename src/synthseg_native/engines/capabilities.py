@@ -18,7 +18,7 @@ class Capabilities:
     kinds, activations, ends : of those that `layers` has
     kernels : sizes of convolutions, along each axis; None for any odd one
     inputs : the most input layers that a network may have; None for any number
-    smooths : whether `run` takes smoothing
+    smooths, backwards : whether `run` takes these
     """
 
     kinds: tuple[str, ...] = layers.KINDS
@@ -27,6 +27,7 @@ class Capabilities:
     kernels: tuple[int, ...] | None = None
     inputs: int | None = None
     smooths: bool = True
+    backwards: bool = False
 
     def lacks(self, table: list[layers.Layer]) -> str | None:
         """What a table asks for beyond this, with what there is; None where it can be compiled.
@@ -62,7 +63,7 @@ class Engine(Protocol):
     device_reason: str
 
     def run(self, inputs: dict[str, np.ndarray], smoothing: float = 0.0) -> Iterator[tuple[int, np.ndarray]]:
-        """Slabs of what the network gives."""
+        """Slabs of what the network gives; where `can.backwards`, takes that too."""
 
     def release(self) -> None:
         """Give back the memory that is kept for the next run."""

@@ -15,7 +15,7 @@ from synthseg_native.engines.kernels.stream import Stream
 from synthseg_native.errors import SynthSegError
 from synthseg_native.networks.layers import Layer, Weights
 
-CAN = capabilities.Capabilities(kernels=(1, 3, 5))
+CAN = capabilities.Capabilities(kernels=(1, 3, 5), backwards=True)
 
 
 def check(table: list[Layer]) -> None:
@@ -55,9 +55,11 @@ class LLVMEngine:
         self.version = language.llvm().__version__
         self._stream = Stream(steps, weights, threads)
 
-    def run(self, inputs: dict[str, np.ndarray], smoothing: float = 0.0) -> Iterator[tuple[int, np.ndarray]]:
+    def run(
+        self, inputs: dict[str, np.ndarray], smoothing: float = 0.0, backwards: bool = False
+    ) -> Iterator[tuple[int, np.ndarray]]:
         """See `engines`."""
-        yield from self._stream.run(inputs, smoothing)
+        return self._stream.run(inputs, smoothing, backwards)
 
     def release(self) -> None:
         """See `engines`."""

@@ -47,7 +47,7 @@ STAGES = {
                "environment"),
               ("networks/cards.py", "networks/layers.py", "engines/{engine}.py", "engines/capabilities.py")),
         Stage("labels", "labels, margins, volumes", ("network",), ("mode", "model"),
-              ("pipeline/modes.py", "pipeline/posteriors.py", "pipeline/smoothing.py")),
+              ("pipeline/modes.py", "pipeline/posteriors.py", "pipeline/smoothing.py", "pipeline/labels.py")),
         Stage("parcels", "parcels of the cortex", ("labels", "weights"), (), ("pipeline/parcels.py",)),
         Stage("scores", "SynthSeg's quality scores", ("network", "weights"), (), ("pipeline/scores.py",)),
         Stage("own grid", "labels on the scan's own grid", ("labels",), ("interpolation", "keepgeom"),

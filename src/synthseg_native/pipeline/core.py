@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 
 from synthseg_native.engines.capabilities import Engine
 from synthseg_native.networks.cards import COMPANIONS, Model, Network, segmenting, with_parcels
+from synthseg_native.pipeline import labels as labels_of
 from synthseg_native.pipeline import modes
 from synthseg_native.pipeline import parcels as parcels_of
 from synthseg_native.pipeline import posteriors as posteriors_of
@@ -89,7 +90,7 @@ class Result:
     labels : (X, Y, Z) int32, with parcels in the place of the cortex where they were asked for
     affine : (4, 4) · voxel_mm : (3,), by which volumes are counted
     own : `own_grid.GridLabels` on the scan's own grid, where asked for
-    volumes : (N,) soft volumes in mm3, background first · found : `posteriors.Segmentation`, of the (cropped) RAS image
+    volumes : (N,) soft volumes in mm3, background first · found : `labels.Segmentation`, of the (cropped) RAS image
     parcels, parcel_volumes : `parcels.Parcels`, and (M,) in mm3 · scores : (8,), between 0 and 1; where asked for
     quality : as `quality.assess` gives it · facts : ``output`` of a run record
     """
@@ -99,7 +100,7 @@ class Result:
     voxel_mm: np.ndarray
     own: own_grid.GridLabels | None
     volumes: np.ndarray
-    found: posteriors_of.Segmentation
+    found: labels_of.Segmentation
     quality: dict
     facts: dict
     prepared: grid.Prepared
@@ -110,10 +111,10 @@ class Result:
     def posteriors(self) -> np.ndarray:
         """(X, Y, Z, N) float32, normalised; outside a crop all is background."""
         channels = self.found.posteriors.shape[3]
-        return _on_scan(self.found.posteriors, self.prepared, np.eye(1, channels, dtype=np.float32)[0])
+        return _on_scan(self.found.posteriors.whole(), self.prepared, np.eye(1, channels, dtype=np.float32)[0])
 
     def margin(self) -> np.ndarray:
-        """(X, Y, Z) float32, best minus second-best posterior, at most `posteriors.MAX_MARGIN`."""
+        """(X, Y, Z) float32, best minus second-best posterior, at most `labels.MAX_MARGIN`."""
         return _on_scan((self.parcels or self.found).margin, self.prepared)
 
 
@@ -165,32 +166,31 @@ def segment(
         inputs[name] = run.likeliest(name, inputs)
     sigma = network.outputs.smoothing_sigma if options.mode != modes.ROBUST else 0.0
     with run.engine(network.name) as (built, progress):
-        posteriors = posteriors_of.predict(
+        # What comes next reads these as well: taken before anything is dropped from the posteriors.
+        smoothings = {kind: 0.0 if kind == mode.labels else sigma for kind in {mode.cortex, mode.scores} - {None}}
+        posteriors, likeliest = posteriors_of.predict(
             built,
             {name: inputs[name] for name in network.inputs},
             labels.flip if mode.labels == modes.AVERAGED else None,
+            network.outputs.threshold,
             0.0 if mode.labels == modes.RAW else sigma,
+            sorted(set(smoothings.values())),
             progress,
             threads,
         )
-    # Of what comes next: these are taken before anything is dropped from the posteriors.
-    channels = {
-        kind: posteriors_of.likeliest(posteriors, 0.0 if kind == mode.labels else sigma, threads)
-        for kind in {mode.cortex, mode.scores} - {None}
-    }
+    channels = {kind: likeliest[smoothing] for kind, smoothing in smoothings.items()}
+    del likeliest
     inputs, prepared.volume = {"image": prepared.volume} if options.parcellation else {}, None
 
     on_stage("labels", 0.0)
-    found = posteriors_of.finish(
-        posteriors, prepared.box, labels, network.outputs.threshold, options.mode != modes.DEFAULT, threads
-    )
+    found = labels_of.finish(posteriors, prepared.box, labels, options.mode != modes.DEFAULT, threads)
     del posteriors
 
     own = None
     if options.own_grid and options.interpolation != "nearest":
         on_stage("own grid", 0.0)
         own = own_grid.labels_on_grid(
-            grid.from_ras(found.posteriors, prepared.axes, prepared.flipped),
+            _channels(found, prepared),
             labels.index,
             gridded.factor,
             shape,
@@ -231,7 +231,7 @@ def segment(
         own = own_grid.nearest_labels(label_map, gridded.factor, shape)
 
     on_stage("measures", 0.0)
-    volumes = posteriors_of.volumes_mm3(found, gridded.voxel_mm)
+    volumes = labels_of.volumes_mm3(found, gridded.voxel_mm)
     of_parcels = None
     if parcelled:
         of_parcels = parcels_of.volumes_mm3(parcelled, model.parcels, volumes, labels, options.parcel_volumes)
@@ -301,6 +301,18 @@ class _Networks:
             return posteriors_of.likeliest_of(built, given, progress, self._threads)
 
 
+def _channels(found, prepared):
+    """The posteriors of a segmentation in the scan's axis order, for its own grid."""
+    there = [None] * 3
+    for axis, flip, along in zip(prepared.axes, prepared.flipped, found.posteriors.there(), strict=True):
+        there[axis] = along[:, ::-1] if flip else along
+
+    def channel(k):
+        return grid.from_ras(found.posteriors.channel(k), prepared.axes, prepared.flipped)
+
+    return own_grid.Channels(channel, there, found.counts)
+
+
 def _told(slabs, progress, planes):
     for start, slab in slabs:
         yield start, slab
@@ -309,7 +321,7 @@ def _told(slabs, progress, planes):
 
 def _around(mask):
     """The box around a mask (x, y, z), two voxels larger where the image goes on; of no mask one voxel."""
-    box = posteriors_of.extent(mask)
+    box = labels_of.extent(mask)
     return tuple(
         slice(max(part.start - 2, 0), min(max(part.stop, 1) + 2, n)) for part, n in zip(box, mask.shape, strict=True)
     )

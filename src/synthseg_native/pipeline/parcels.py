@@ -12,7 +12,8 @@ import numpy as np
 
 from synthseg_native.errors import SynthSegError
 from synthseg_native.networks.cards import CORTEX, WHITE_MATTER, Labels
-from synthseg_native.pipeline.posteriors import MAX_MARGIN, Box, channel_sum
+from synthseg_native.pipeline.labels import MAX_MARGIN
+from synthseg_native.pipeline.posteriors import Box, channel_sum
 from synthseg_native.scan.grid import workers
 
 VOLUMES = ("cortex", "upstream-66342c1")  # what the volumes of parcels add up to: see `volumes_mm3`

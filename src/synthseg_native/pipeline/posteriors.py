@@ -1,85 +1,225 @@
-"""From posteriors to labels and volumes.
+"""Posteriors: what a network gives of an image and of its mirror image, averaged, a few planes at a time.
 
-Posteriors are float32 arrays (X, Y, Z, N), none of them negative, channel 0 is background. Sums that decide about
-labels stay in float32 and in SynthSeg's order; volumes are summed in float64.
-
-`predict` lays posteriors out plane by plane, (X, N, Y, Z) in memory, so that channels are contiguous. Functions take
-any layout, and give the same bits for it and for any number of threads.
+Posteriors are float32, none of them negative, channel 0 is background. Whole they would take a gigabyte: what is kept of
+each plane is what can still get a label. Sums that decide about labels stay in float32 and in SynthSeg's order. Results
+are the same however slabs are cut and for any number of threads.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from synthseg_native.engines.capabilities import Engine
 from synthseg_native.errors import SynthSegError
-from synthseg_native.networks.cards import Labels
+from synthseg_native.networks.layers import gaussian_kernel
 from synthseg_native.pipeline.smoothing import smoothed, smoothed_channels
 from synthseg_native.scan.grid import workers
 
 Box = tuple[slice, slice, slice]
-Boxes = list[Box]  # one per channel
-MAX_MARGIN = 0.0655  # what the margin map can hold: 65500 steps of 1e-6
-FAST_THRESHOLD = 0.2  # posteriors below it are dropped in fast mode, in place of the topology step
-ROWS = 16  # of a plane, where its channels lie last: so many at a time stay in the processor's cache
+ROWS = 16  # of a plane done at a time: all channels of them stay in the processor's cache
+COARSE = 0.35  # share of a run's time before the first planes, where both passes go in step
 
 
-@dataclass
-class Segmentation:
-    """Labels of one image and what they rest on.
+class Posteriors:
+    """Posteriors of an image (X, Y, Z), of all voxels that can get a label.
 
-    posteriors : (x, y, z, N) float32, normalised · labels : (x, y, z) int32
-    margin : (x, y, z) float32, best minus second-best posterior, at most MAX_MARGIN
-    soft : (N,) float64 sums of posteriors, in voxels · counts : (N,) voxels per label
-    confidence : mean of the best posterior over the foreground (nan without any)
-    confidences : (N,) the same per label (nan where it has no voxel)
-    removed : voxels above the threshold that the component steps dropped: {0: of the brain, topology class: of it}
+    These are the ones where all labels together exceed the threshold, which components are made of, or where the
+    background has nothing. In all others what follows leaves the background alone: there it is 1, as after dividing.
+
+    shape : (X, Y, Z, N) · threshold : of the sum of posteriors of all labels, above which there is brain
+    places : for each plane x, (n,) int32, the kept voxels' places in (Y, Z) written as one row
+    values : for each plane x, (N, n) float32
     """
 
-    posteriors: np.ndarray
-    labels: np.ndarray
-    margin: np.ndarray
-    soft: np.ndarray
-    counts: np.ndarray
-    confidence: float
-    confidences: np.ndarray
-    removed: dict
+    def __init__(self, shape: Sequence[int], channels: int, threshold: float):
+        self.shape, self.threshold = (*shape, channels), threshold
+        self.places: list[np.ndarray] = [np.empty(0, np.int32)] * shape[0]
+        self.values: list[np.ndarray] = [np.empty((channels, 0), np.float32)] * shape[0]
+
+    def put(self, x: int, blocks: Iterable[np.ndarray]) -> None:
+        """Take plane x. blocks : (N, rows, Z) each, from its first row to its last
+
+        Raises SynthSegError("internal") for posteriors that are no numbers.
+        """
+        places, values, before = [], [], 0
+        for block in blocks:
+            brain, background = channel_sum(block[1:]), block[0]
+            if not np.isfinite(brain + background).all():
+                raise _no_numbers()
+            here = np.flatnonzero((brain > self.threshold) | (background == 0))
+            places.append((here + before).astype(np.int32))
+            values.append(block.reshape(len(block), -1).take(here, axis=1))
+            before += brain.size
+        self.places[x], self.values[x] = np.concatenate(places), np.concatenate(values, axis=1)
+
+    def spread(self, planes: Iterable[np.ndarray], elsewhere: float = 0) -> np.ndarray:
+        """An array (X, Y, Z) of a number for each kept voxel: (n,) for each plane."""
+        result = None
+        for x, (places, numbers) in enumerate(zip(self.places, planes, strict=True)):
+            if result is None:
+                result = np.full(self.shape[:3], elsewhere, dtype=numbers.dtype)
+            result[x].reshape(-1)[places] = numbers
+        return result
+
+    def at(self, array: np.ndarray) -> list[np.ndarray]:
+        """For each plane what an array (X, Y, Z) has at the kept voxels, (n,)."""
+        return [plane.reshape(-1).take(places) for plane, places in zip(array, self.places, strict=True)]
+
+    def channel(self, channel: int) -> np.ndarray:
+        """The posteriors (X, Y, Z) of a channel."""
+        return self.spread((values[channel] for values in self.values), elsewhere=channel == 0)
+
+    def whole(self) -> np.ndarray:
+        """All posteriors (X, Y, Z, N)."""
+        result = np.empty((self.shape[3], *self.shape[:3]), dtype=np.float32)
+        for channel, target in enumerate(result):
+            target[...] = self.channel(channel)
+        return np.moveaxis(result, 0, 3)
+
+    def there(self) -> list[np.ndarray]:
+        """For each axis of the image, (N, size) bool: where along it each label is not 0; all True of background."""
+        *_, row, n = self.shape
+        found = [np.zeros((n, size), dtype=bool) for size in self.shape[:3]]
+        for x, (places, values) in enumerate(zip(self.places, self.values, strict=True)):
+            some = values > 0
+            found[0][:, x] = some.any(axis=1)
+            for channel in np.nonzero(found[0][:, x])[0]:
+                here = places[some[channel]]
+                found[1][channel, here // row] = found[2][channel, here % row] = True
+        for axis in found:
+            axis[0] = True
+        return found
+
+    def cropped(self, box: Box) -> "Posteriors":
+        """Those of a part of the image."""
+        _, rows, row, n = self.shape
+        xs, ys, zs = (slice(*part.indices(size)) for part, size in zip(box, self.shape, strict=False))
+        result = Posteriors([part.stop - part.start for part in (xs, ys, zs)], n, self.threshold)
+        if (ys.start, ys.stop, zs.start, zs.stop) == (0, rows, 0, row):
+            result.places, result.values = self.places[xs], self.values[xs]
+            return result
+        for x, (places, values) in enumerate(zip(self.places[xs], self.values[xs], strict=True)):
+            y, z = places // row, places % row
+            inside = np.flatnonzero((y >= ys.start) & (y < ys.stop) & (z >= zs.start) & (z < zs.stop))
+            result.places[x] = (y[inside] - ys.start) * (zs.stop - zs.start) + z[inside] - zs.start
+            result.values[x] = values.take(inside, axis=1)
+        return result
 
 
 def predict(
     engine: Engine,
     inputs: dict[str, np.ndarray],
     flip: np.ndarray | None,
+    threshold: float,
     sigma: float = 0.0,
+    likeliest: Sequence[float] = (),
     progress: Callable[[float], None] = lambda share: None,
     threads: int = 1,
-) -> np.ndarray:
-    """Posteriors of what a network reads, smoothed, averaged with those of its mirror image, sides swapped back.
+) -> tuple[Posteriors, dict[float, np.ndarray]]:
+    """Posteriors of what a network reads, smoothed, averaged with those of its mirror image, sides swapped back; and
+    {smoothing: the likeliest channel (X, Y, Z) uint8 of them, the first one on a tie}.
 
     inputs : volumes (X, Y, Z) by their names, as `engine.run` takes them
-    flip : (N,) channel of the mirrored structure; None: no averaging (fast mode) · sigma : of the smoothing, in voxels,
-    0 for none. The engine's slabs go straight into the one array of the result. progress is told the share that is
-    done, in [0, 1].
+    flip : (N,) channel of the mirrored structure; None: no averaging (fast mode) · threshold : of `Posteriors`
+    sigma : of the smoothing, in voxels, 0 for none · likeliest : for each further smoothing of these posteriors, 0 for
+    none, the likeliest channel is asked for · progress : told the share that is done, in [0, 1]
+    Raises SynthSegError("internal") for posteriors that are no numbers.
     """
-    planes, *plane = next(iter(inputs.values())).shape
-    total, passes = None, 1 if flip is None else 2
+    shape = next(iter(inputs.values())).shape
+    maps = {smoothing: np.empty(shape, dtype=np.uint8) for smoothing in likeliest}
+    before, done, found = 0 if flip is None else COARSE if engine.can.backwards else 0.5, 0, None
+    near = {smoothing: _Near(shape[0], smoothing) for smoothing in likeliest if smoothing}
     engine.release()  # of what a pass left that failed
+
+    def put(x, plane, mirrored):
+        def blocks():
+            for y, block in _averaged(plane, mirrored, flip):
+                if 0 in maps:
+                    _put_likeliest(maps[0][x, y : y + ROWS], block)
+                yield block
+
+        found.put(x, blocks())
+
     with workers(threads) as each:
-        for start, slab in slabs_of(engine, inputs, sigma):
-            if total is None:
-                total = np.empty((planes, slab.shape[-1], *plane), dtype=np.float32)
-            each(_put, total[start : start + len(slab)], slab)
-        progress(1 / passes)
-        if flip is not None:
-            del slab
-            mirrored = {name: volume[::-1] for name, volume in inputs.items()}
-            for start, slab in slabs_of(engine, mirrored, sigma):
-                first = planes - start - len(slab)
-                each(lambda target, plane: _average(target, plane, flip), total[first : planes - start], slab[::-1])
-            progress(1.0)
+        for start, slab, mirrored in _passes(engine, inputs, flip, sigma, each):
+            found = found or Posteriors(shape, slab.shape[3], threshold)
+            xs = range(start, start + len(slab))
+            each(put, xs, slab, [None] * len(slab) if mirrored is None else mirrored)
+            for smoothing, planes in near.items():
+                each(lambda x, of: _put_likeliest(maps[smoothing][x], of), *planes.add(xs, slab))  # noqa: B023
+            done += len(slab)
+            progress(before + (1 - before) * done / shape[0])
+            del slab, mirrored
     engine.release()
-    return np.moveaxis(total, 1, 3)
+    return found, maps
+
+
+def _passes(engine, inputs, flip, sigma, each):
+    """Slabs (start, slab, slab of the mirror image, turned back, or None)."""
+    if flip is None:
+        for start, slab in slabs_of(engine, inputs, sigma):
+            yield start, slab, None
+        return
+    mirrored = {name: volume[::-1] for name, volume in inputs.items()}
+    planes = len(next(iter(inputs.values())))
+    if engine.can.backwards:
+        one, other = engine.run(inputs, sigma), engine.run(mirrored, sigma, backwards=True)
+        engine.release()  # of what the coarser levels took
+        yield from _in_step(one, other, planes)
+        return
+    total = None
+    for start, slab in slabs_of(engine, inputs, sigma):
+        if total is None:
+            total = np.empty((planes, *slab.shape[1:]), dtype=np.float32)
+        each(np.copyto, total[start : start + len(slab)], slab)
+        del slab
+    for start, slab in slabs_of(engine, mirrored, sigma):
+        first = planes - start - len(slab)
+        yield first, total[first : planes - start], slab[::-1]
+
+
+def _in_step(one, other, planes):
+    """Of slabs of a volume, and of its mirror image from the last planes on, pairs of the same planes."""
+    start, slab, mirrored = 0, (), ()
+    while start < planes:
+        slab = slab if len(slab) else next(one)[1]
+        mirrored = mirrored if len(mirrored) else next(other)[1][::-1]
+        both = min(len(slab), len(mirrored))
+        yield start, slab[:both], mirrored[:both]
+        start, slab, mirrored = start + both, slab[both:], mirrored[both:]
+
+
+def _averaged(plane, mirrored, flip):
+    """Parts (first row, (N, rows, Z)) of a plane (Y, Z, N): half the sum of it and of a mirrored one, channels swapped
+    by flip."""
+    for y in range(0, len(plane), ROWS):
+        block = np.moveaxis(plane[y : y + ROWS], 2, 0)
+        if mirrored is None:
+            yield y, np.array(block, order="C")
+            continue
+        block = np.add(block, np.moveaxis(mirrored[y : y + ROWS], 2, 0)[flip], order="C")
+        block *= np.float32(0.5)
+        yield y, block
+
+
+class _Near:
+    """Planes that are kept until a smoothing has used them."""
+
+    def __init__(self, count, sigma):
+        self._count, self._sigma, self._reach = count, sigma, len(gaussian_kernel(sigma)) // 2
+        self._held, self._left = {}, set(range(count))
+
+    def add(self, xs, slab):
+        """Take planes; of all that have their neighbours by now places, and smoothed channels one after the other."""
+        for x in [x for x in self._held if not self._left & {*self._around(x)}]:
+            del self._held[x]
+        self._held |= {x: np.array(np.moveaxis(plane, 2, 0), order="C") for x, plane in zip(xs, slab, strict=True)}
+        ready = [x for x in sorted(self._left) if all(near in self._held for near in self._around(x))]
+        self._left -= {*ready}
+        return ready, [smoothed_channels(self._held, x, self._sigma, self._count) for x in ready]
+
+    def _around(self, x):
+        return range(max(x - self._reach, 0), min(x + self._reach + 1, self._count))
 
 
 def slabs_of(engine: Engine, inputs: dict[str, np.ndarray], sigma: float = 0.0) -> Iterable[tuple[int, np.ndarray]]:
@@ -108,17 +248,6 @@ def likeliest_of(
     return found
 
 
-def likeliest(posteriors: np.ndarray, sigma: float = 0.0, threads: int = 1) -> np.ndarray:
-    """The likeliest channel (X, Y, Z) uint8 of posteriors, the first one on a tie. sigma : of a smoothing, in voxels,
-    of what is compared; 0 for none. Raises SynthSegError("internal") for posteriors that are no numbers."""
-    found = np.empty(posteriors.shape[:3], dtype=np.uint8)
-    planes = np.moveaxis(posteriors, 3, 1)
-    around = (smoothed_channels(planes, x, sigma) for x in range(len(planes))) if sigma else planes
-    with workers(threads) as each:
-        each(_put_likeliest, found, around)
-    return found
-
-
 def _put_likeliest(target, channels):
     """channels : (Y, Z) each, one after the other"""
     channels = iter(channels)
@@ -128,27 +257,11 @@ def _put_likeliest(target, channels):
         target[channel > best] = c
         np.maximum(channel, best, out=best)  # which keeps what is no number
     if not np.isfinite(best).all():
-        raise SynthSegError("internal", "posteriors: some are no numbers: use another engine, device or precision")
+        raise _no_numbers()
 
 
-def _blocks(target, plane):
-    """Pairs of parts of a target (N, Y, Z) and of a plane (Y, Z, N), both as (N, y, Z)."""
-    rows = ROWS if plane.strides[2] < plane.strides[1] else len(plane)
-    for start in range(0, len(plane), rows):
-        yield target[:, start : start + rows], np.moveaxis(plane[start : start + rows], 2, 0)
-
-
-def _put(target, plane):
-    for block, source in _blocks(target, plane):
-        block[...] = source
-
-
-def _average(target, plane, flip):
-    """Make the target half the sum of itself and of a plane with channels swapped by flip."""
-    for block, source in _blocks(target, plane):
-        for channel, other in zip(block, flip, strict=True):
-            channel += source[other]
-            channel *= np.float32(0.5)
+def _no_numbers():
+    return SynthSegError("internal", "posteriors: some are no numbers: use another engine, device or precision")
 
 
 def channel_sum(channels: np.ndarray, places: Sequence | None = None) -> np.ndarray:
@@ -173,169 +286,3 @@ def _paired(sums):
     while len(sums) > 1:
         sums = sums[::2] + sums[1::2]
     return sums[0]
-
-
-def extent(mask: np.ndarray) -> Box:
-    """Slices of the smallest box that holds all of a mask (X, Y, Z); empty ones without any."""
-    box = []
-    for across in ((1, 2), (0, 2), (0, 1)):
-        there = np.nonzero(mask.any(axis=across))[0]
-        box.append(slice(int(there[0]), int(there[-1]) + 1) if len(there) else slice(0, 0))
-    return tuple(box)
-
-
-def largest_component(mask: np.ndarray) -> np.ndarray:
-    """The largest part of a mask that hangs together by faces; the first one on a tie. No part: the mask itself."""
-    from scipy.ndimage import label
-
-    box = extent(mask)
-    parts, n = label(mask[box])
-    if n <= 1:
-        return mask
-    sizes = sum(np.bincount(plane.ravel(), minlength=n + 1) for plane in parts)  # numpy makes 8 bytes of each voxel
-    largest = np.zeros_like(mask)
-    np.equal(parts, sizes[1:].argmax() + 1, out=largest[box])
-    return largest
-
-
-def _brain(posteriors, threshold, each):
-    """The largest part of where there is brain (X, Y, Z), and how many voxels the others have."""
-    planes = np.moveaxis(posteriors, 3, 1)
-    mask = np.stack(each(lambda plane: channel_sum(plane[1:]) > threshold, planes))
-    brain = largest_component(mask)
-    return brain, int(np.count_nonzero(mask) - np.count_nonzero(brain))
-
-
-def _restrict(channel, box, mask):
-    """Set to zero, in place, what of a channel (X, Y, Z) lies outside a box (slices) and outside a mask within it."""
-    np.copyto(channel[box], 0, where=~mask)
-    for part in box:
-        channel[: part.start] = 0
-        channel[part.stop :] = 0
-        channel = np.moveaxis(channel[part], 0, -1)
-
-
-def keep_brain(posteriors: np.ndarray, threshold: float, threads: int = 1) -> tuple[Boxes, dict[int, int]]:
-    """Set to zero, in place, what lies outside the largest part of the brain, and posteriors up to FAST_THRESHOLD.
-
-    Returns boxes (slices) that hold what is not zero of each channel, and the voxels dropped as {0: number}.
-    """
-    with workers(threads) as each:
-        brain, dropped = _brain(posteriors, threshold, each)
-        box = extent(brain)
-        brain = brain[box]
-        channels = np.moveaxis(posteriors, 3, 0)
-        each(lambda channel: _restrict(channel, box, brain & (channel[box] > FAST_THRESHOLD)), channels[1:])
-    return [(slice(None),) * 3, *[box] * (len(channels) - 1)], {0: dropped}
-
-
-def keep_components(
-    posteriors: np.ndarray, topology: np.ndarray, threshold: float, threads: int = 1
-) -> tuple[Boxes, dict[int, int]]:
-    """Set to zero, in place, what lies outside the brain's largest part and outside each class's largest part.
-
-    topology : (N,) class per channel; 0 is left alone. Classes have no channel in common. Returns boxes (slices) that
-    hold what is not zero of each channel, and the voxels dropped: {0: of the brain, class: of that class}.
-    """
-    with workers(threads) as each:
-        brain, dropped = _brain(posteriors, threshold, each)
-        box = extent(brain)
-        brain = brain[box]
-        channels = np.moveaxis(posteriors, 3, 0)
-
-        def part(group):
-            """Box and mask of a class's largest part, and how many voxels the others have."""
-            mask = np.zeros(brain.shape, dtype=bool)
-            for c in np.nonzero(topology == group)[0]:
-                mask |= channels[c][box] > threshold
-            mask &= brain
-            largest = largest_component(mask)
-            inner = extent(largest)
-            at = tuple(slice(b.start + i.start, b.start + i.stop) for b, i in zip(box, inner, strict=True))
-            return at, largest[inner].copy(), int(np.count_nonzero(mask) - np.count_nonzero(largest))
-
-        classes = np.unique(topology[topology > 0]).tolist()
-        parts = {0: (box, brain, dropped), **dict(zip(classes, each(part, classes), strict=True))}
-        each(lambda channel, group: _restrict(channel, *parts[group][:2]), channels[1:], topology[1:].tolist())
-    boxes = [(slice(None),) * 3, *(parts[group][0] for group in topology[1:].tolist())]
-    return boxes, {group: found[2] for group, found in parts.items()}
-
-
-def label(
-    posteriors: np.ndarray, values: np.ndarray, removed: dict[int, int], boxes: Boxes | None = None, threads: int = 1
-) -> Segmentation:
-    """Normalise, in place, and take the likeliest label of each voxel; the first one on a tie.
-
-    values : (N,) label per channel · boxes : (N,) slices outside which a channel is known to be 0. A voxel without any
-    posterior is background. Raises SynthSegError("internal") for posteriors that are no numbers.
-    """
-    shape, n = posteriors.shape[:3], posteriors.shape[3]
-    boxes = [(slice(None),) * 3] * n if boxes is None else boxes
-    reached = [range(shape[0])[box[0]] for box in boxes]
-    labels = np.empty(shape, dtype=np.int32)
-    margin = np.empty(shape, dtype=np.float32)
-    soft, best_sums = np.zeros((2, shape[0], n))
-    counts = np.zeros((shape[0], n), dtype=np.int64)
-
-    def plane(x, channels):
-        places = [box[1:] if x in there else None for box, there in zip(boxes, reached, strict=True)]
-        total = channel_sum(channels, places)
-        total[total == 0] = 1
-        best, second = np.zeros((2, *shape[1:]), dtype=np.float32)
-        winner = np.zeros(shape[1:], dtype=np.intp)
-        for c, place in enumerate(places):
-            if place is None:
-                continue
-            posterior, first = channels[c][place], best[place]
-            posterior /= total[place]
-            soft[x, c] = posterior.sum(dtype=np.float64)
-            np.copyto(winner[place], c, where=posterior > first)
-            np.maximum(second[place], np.minimum(posterior, first), out=second[place])
-            np.maximum(posterior, first, out=first)
-        labels[x] = values[winner]
-        margin[x] = np.minimum(best - second, np.float32(MAX_MARGIN))
-        counts[x] = np.bincount(winner.ravel(), minlength=n)
-        best_sums[x] = np.bincount(winner.ravel(), weights=best.ravel(), minlength=n)
-
-    with workers(threads) as each:
-        each(plane, range(shape[0]), np.moveaxis(posteriors, 3, 1))
-    soft, best_sums, counts = (sums.sum(axis=0) for sums in (soft, best_sums, counts))
-    if not np.isfinite(soft).all():
-        raise SynthSegError("internal", "posteriors: some are no numbers: use another engine, device or precision")
-    foreground = counts[1:].sum()
-    return Segmentation(
-        posteriors=posteriors,
-        labels=labels,
-        margin=margin,
-        soft=soft,
-        counts=counts,
-        confidence=best_sums[1:].sum() / foreground if foreground else np.nan,
-        confidences=np.divide(best_sums, counts, out=np.full(n, np.nan), where=counts > 0),
-        removed=removed,
-    )
-
-
-def finish(
-    posteriors: np.ndarray, box: Box, labels: Labels, threshold: float, fast: bool = False, threads: int = 1
-) -> Segmentation:
-    """Components, then labels of the image part `box`: components on the padded grid, in fast mode on the image's."""
-    if fast:
-        posteriors = posteriors[box]
-        boxes, removed = keep_brain(posteriors, threshold, threads)
-        return label(posteriors, labels.index, removed, boxes, threads)
-    boxes, removed = keep_components(posteriors, labels.topology, threshold, threads)
-    return label(posteriors[box], labels.index, removed, [_within(inner, box) for inner in boxes], threads)
-
-
-def volumes_mm3(segmentation: Segmentation, voxel_mm: Sequence[float]) -> np.ndarray:
-    """Sum of posteriors per channel, in mm3 (N,), float64. voxel_mm : (3,)"""
-    return segmentation.soft * np.prod(voxel_mm, dtype=np.float64)
-
-
-def _within(inner, box):
-    """Slices in an array that were slices in one of which the array is the part `box`."""
-    moved = []
-    for i, b in zip(inner, box, strict=True):
-        start = b.start or 0
-        moved.append(i if i == slice(None) else slice(max(i.start - start, 0), max(i.stop - start, 0)))
-    return tuple(moved)

@@ -1,6 +1,6 @@
 """The smoothing of a network's result, for engines that do not offer it, and where it is needed with and without."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -36,18 +36,20 @@ def smoothed(slabs: Iterable[tuple[int, np.ndarray]], sigma: float) -> Iterator[
         yield first, _inner(np.concatenate([held, np.zeros((reach, *held.shape[1:]), np.float32)]), line)
 
 
-def smoothed_channels(planes: np.ndarray, x: int, sigma: float) -> Iterator[np.ndarray]:
-    """The channels (Y, Z) of plane x of an array (X, N, Y, Z), each as `smoothed` makes it.
+def smoothed_channels(planes: Mapping[int, np.ndarray], x: int, sigma: float, count: int) -> Iterator[np.ndarray]:
+    """The channels (Y, Z) of plane x of `count` planes (N, Y, Z), each as `smoothed` makes it.
 
-    >>> ones = np.ones((4, 1, 5, 6), np.float32)
-    >>> [round(float(next(smoothed_channels(ones, x, 0.5))[2, 2]), 3) for x in range(4)]
+    planes : those around plane x, as far as there are
+
+    >>> ones = dict(enumerate(np.ones((4, 1, 5, 6), np.float32)))
+    >>> [round(float(next(smoothed_channels(ones, x, 0.5, 4))[2, 2]), 3) for x in range(4)]
     [0.893, 1.0, 1.0, 0.893]
     """
     line = gaussian_kernel(sigma).sum(axis=(1, 2), dtype=np.float64).astype(np.float32)
-    reach, (count, channels) = len(line) // 2, planes.shape[:2]
+    reach = len(line) // 2
     near = [(factor, x + n - reach) for n, factor in enumerate(line) if 0 <= x + n - reach < count]
-    for channel in range(channels):
-        plane = sum(factor * planes[at, channel] for factor, at in near)
+    for channel in range(len(planes[x])):
+        plane = sum(factor * planes[at][channel] for factor, at in near)
         yield _along(_along(plane, line, 0), line, 1)
 
 

@@ -5,7 +5,7 @@ voxel size over the network's, (3,), as in `grid.resample`; None where nothing w
 input's axis order, flipped or transposed views are fine.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,19 @@ import numpy as np
 from synthseg_native.scan.grid import sample_positions, workers
 
 PART = 16  # planes that are filled at a time
+
+
+@dataclass
+class Channels:
+    """Posteriors (x, y, z, N) on a part of the network's grid, normalised, background first, a channel at a time.
+
+    channel : gives the posteriors (x, y, z) float32 of one · there : for each axis (N, size) bool, where along it a
+    channel is not 0 · counts : (N,) how many voxels each is the likeliest of, the first one on a tie
+    """
+
+    channel: Callable[[int], np.ndarray]
+    there: Sequence[np.ndarray]
+    counts: np.ndarray
 
 
 @dataclass
@@ -52,7 +65,7 @@ def nearest_labels(labels: np.ndarray, factor: np.ndarray | None, shape: Sequenc
 
 
 def labels_on_grid(
-    posteriors: np.ndarray,
+    posteriors: Channels,
     values: np.ndarray,
     factor: np.ndarray | None,
     shape: Sequence[int],
@@ -61,8 +74,7 @@ def labels_on_grid(
 ) -> GridLabels:
     """The likeliest label of each voxel after bringing the posteriors to its grid; the first one on a tie.
 
-    posteriors : (x, y, z, N) float32, normalised, background first · values : (N,) int32, label per channel
-    origin : where the posteriors begin on the network's grid, if they cover only a part; the rest is background
+    values : (N,) int32, label per channel · origin : where the posteriors begin on the network's grid, if they cover only a part; the rest is background
 
     Along axes where the input's voxels are more than twice as large as the network's, posteriors are averaged over each
     voxel, elsewhere interpolated linearly at its centre: on phantoms with sharp posteriors smoothed as SynthSeg's are,
@@ -71,18 +83,19 @@ def labels_on_grid(
     A label of the network's grid that would get no voxel gets the ones where its posterior is highest, about as many
     as its volume there amounts to, at least one, and never the last voxel of another label.
     """
-    n = posteriors.shape[3]
+    n, expected = len(values), posteriors.counts
     factor, grid = _geometry(factor, shape)
-    if np.any(np.add(origin, posteriors.shape[:3]) > grid):
-        raise ValueError(f"{posteriors.shape[:3]} voxels at {origin} do not fit in {grid}, from {shape} by {factor}")
+    part = tuple(there.shape[1] for there in posteriors.there)
+    if np.any(np.add(origin, part) > grid):
+        raise ValueError(f"{part} voxels at {origin} do not fit in {grid}, from {shape} by {factor}")
     taps = [_taps(*sizes) for sizes in zip(shape, factor, grid, strict=True)]
-    start, stop, expected = _survey(posteriors, origin, threads)
+    start, stop = _reach(posteriors.there, origin)
 
     foreground = np.nonzero(stop[1:, 0])[0] + 1
     if len(foreground):
         start[0], stop[0] = start[foreground].min(axis=0), stop[foreground].max(axis=0)
     candidates = [0, *(np.nonzero(expected[1:])[0] + 1)]  # a label that wins nowhere there must not win here
-    channel = _likeliest(posteriors, origin, candidates, start, stop, taps, shape, threads)
+    channel = _likeliest(posteriors.channel, origin, candidates, start, stop, taps, shape, threads)
     counts = sum(np.bincount(plane.ravel(), minlength=n) for plane in channel)
     lost = np.nonzero((expected > 0) & (counts == 0))[0]
     quota = {k: round(expected[k] / np.prod(factor)) for k in lost if k > 0}
@@ -90,7 +103,7 @@ def labels_on_grid(
     choice = {}
     for k in quota:
         likelihood = np.zeros(shape, dtype=np.float32)
-        for place, plane in _planes(posteriors, origin, k, start[k], stop[k], taps):
+        for place, plane in _planes(posteriors.channel(k), origin, k, start[k], stop[k], taps):
             likelihood[place] = plane
         likelihood = likelihood.ravel()
         voxels = np.nonzero(likelihood)[0]
@@ -119,7 +132,8 @@ def parcels_on_grid(
 ) -> None:
     """Give the voxels of the cortex on a scan's own grid their likeliest parcel, in place; background without any.
 
-    cortex : (x, y, z), where it is · posteriors, values, factor, origin : as `labels_on_grid` takes them, of parcels
+    cortex : (x, y, z), where it is · posteriors : (x, y, z, N) of parcels, normalised, background first
+    values, factor, origin : as `labels_on_grid` takes them
     present : channels that occur on the network's grid; those without a voxel here are added to ``own.missing``
     """
     shape = own.labels.shape
@@ -127,7 +141,8 @@ def parcels_on_grid(
     taps = [_taps(*sizes) for sizes in zip(shape, factor, grid, strict=True)]
     start = np.tile(origin, (posteriors.shape[3], 1))
     stop = start + posteriors.shape[:3]
-    channel = _likeliest(posteriors, origin, [k for k in present if k], start, stop, taps, shape, threads)
+    some = [k for k in present if k]
+    channel = _likeliest(lambda k: posteriors[..., k], origin, some, start, stop, taps, shape, threads)
     found = np.zeros(len(values), dtype=bool)
     for plane, winners, there in zip(own.labels, channel, cortex, strict=True):
         plane[there] = values[winners[there]]
@@ -162,58 +177,38 @@ def _taps(n, factor, size):
     return np.minimum(index[used], size - 1), weight[used].astype(np.float32)
 
 
-def _survey(posteriors, origin, threads):
-    """Where each channel is not zero on the network's grid, start and stop (N, 3), and how often it is the largest."""
-    n = posteriors.shape[3]
-    order = np.argsort([-abs(s) for s in posteriors.strides[:3]], kind="stable")  # as it lies in memory
-    memory = posteriors.transpose(order[0], 3, *order[1:])
-    present = [np.zeros((size, n), dtype=bool) for size in posteriors.transpose(*order, 3).shape[:3]]
-
-    def survey_plane(i, channels):
-        inside = channels > 0
-        rows, columns = inside.any(axis=2), inside.any(axis=1)
-        present[0][i] = rows.any(axis=1)
-        best = channels[0].copy()
-        winner = np.zeros(best.shape, dtype=np.intp)
-        for k in np.nonzero(present[0][i, 1:])[0] + 1:
-            np.copyto(winner, k, where=channels[k] > best)
-            np.maximum(best, channels[k], out=best)
-        return rows.T, columns.T, np.bincount(winner.ravel(), minlength=n)
-
-    winners = np.zeros(n, dtype=np.int64)
-    with workers(threads) as each:
-        for rows, columns, counts in each(survey_plane, range(len(memory)), memory):
-            present[1] |= rows
-            present[2] |= columns
-            winners += counts
-    start, stop = np.zeros((2, n, 3), dtype=np.intp)
-    for axis, there in zip(order, present, strict=True):
-        any_there = there.any(axis=0)
-        start[:, axis] = np.where(any_there, there.argmax(axis=0) + origin[axis], 0)
-        stop[:, axis] = np.where(any_there, len(there) - there[::-1].argmax(axis=0) + origin[axis], 0)
-    return start, stop, winners
+def _reach(there, origin):
+    """Where each channel is not zero on the network's grid, start and stop (N, 3); 0 and 0 of one that is nowhere."""
+    start, stop = np.zeros((2, len(there[0]), 3), dtype=np.intp)
+    for axis, along in enumerate(there):
+        anywhere = along.any(axis=1)
+        start[:, axis] = np.where(anywhere, along.argmax(axis=1) + origin[axis], 0)
+        stop[:, axis] = np.where(anywhere, along.shape[1] - along[:, ::-1].argmax(axis=1) + origin[axis], 0)
+    return start, stop
 
 
-def _likeliest(posteriors, origin, candidates, start, stop, taps, shape, threads):
+def _likeliest(of_channel, origin, candidates, start, stop, taps, shape, threads):
     """The likeliest of the candidates, the first one on a tie, for each of the input's voxels: int16."""
     channel = np.zeros(shape, dtype=np.int16)
     best = np.zeros(shape, dtype=np.float32)
 
     def fill(part):
         some = [tuple(along[:, part] for along in taps[0]), *taps[1:]]
-        for k in candidates:
-            for place, plane in _planes(posteriors, origin, k, start[k], stop[k], some):
-                so_far = best[part][place]
-                np.copyto(channel[part][place], k, where=plane > so_far)
-                np.maximum(plane, so_far, out=so_far)
+        for place, plane in _planes(posteriors, origin, k, start[k], stop[k], some):
+            so_far = best[part][place]
+            np.copyto(channel[part][place], k, where=plane > so_far)
+            np.maximum(plane, so_far, out=so_far)
 
     with workers(threads) as each:
-        each(fill, [slice(x, x + PART) for x in range(0, shape[0], PART)])
+        for k in candidates:
+            posteriors = of_channel(k)
+            each(fill, [slice(x, x + PART) for x in range(0, shape[0], PART)])
     return channel
 
 
 def _planes(posteriors, origin, k, start, stop, taps):
-    """Channel k on the input's grid, where it can differ from zero: pairs of a place (x, slice, slice) and a plane."""
+    """Channel k, its posteriors (x, y, z), on the input's grid, where it can differ from zero: pairs of a place (x,
+    slice, slice) and a plane."""
     reached, first, block = [], [], []
     for (index, weight), low, high in zip(taps, start, stop, strict=True):
         outputs = np.nonzero(((index >= low) & (index < high) & (weight > 0)).any(axis=0))[0]
@@ -226,9 +221,9 @@ def _planes(posteriors, origin, k, start, stop, taps):
 
     data = np.full(block, k == 0, dtype=np.float32)  # outside what is known there is background
     first, origin = np.array(first), np.array(origin)
-    low, high = np.maximum(first, origin), np.minimum(first + block, origin + posteriors.shape[:3])
+    low, high = np.maximum(first, origin), np.minimum(first + block, origin + posteriors.shape)
     inside, known = (tuple(map(slice, low - at, high - at)) for at in (first, origin))
-    data[inside] = posteriors[(*known, k)]
+    data[inside] = posteriors[known]
 
     parts = [(i[:, r] - f, w[:, r]) for (i, w), r, f in zip(taps, reached, first, strict=True)]
     for axis in (2, 1):

@@ -4,7 +4,7 @@ At the finest level a tensor of the whole volume takes a gigabyte. Here a step c
 asks for them, and keeps them until they were read; which results are kept whole, `steps` says.
 
 Stream.run : image -> the steps whose results are kept whole, the finest first -> all others, as they are asked for
-    -> posteriors, BLOCK planes at a time
+    -> posteriors, BLOCK planes at a time, the first ones first or the last ones
 """
 
 from collections import defaultdict
@@ -53,13 +53,16 @@ class Planes:
     """Planes 0 to `count` of features, made when asked for; outside these there is zero padding.
 
     memory : a `Memory`, which gives the array when the first plane is made, and gets it when nobody has the planes any
-    more · kept : how many are kept, the last ones; None for all · make : to be set; called with the first plane that is
-    not made, it makes a block of them or more and returns the first one after them
+    more · kept : how many are kept, those made last; None for all · backwards : whether the last planes are made first
+    make : to be set; called with the first plane of a block, it makes that (or more, where all are kept) and returns
+    the first plane after them
+    made : planes from and to
     """
 
-    def __init__(self, memory, layout, count, kept=None):
-        self.layout, self.count, self.done, self.make, self.array = layout, count, 0, None, None
-        self._memory, self._kept = memory, kept or -(-count // BLOCK) * BLOCK
+    def __init__(self, memory, layout, count, kept=None, backwards=False):
+        self.layout, self.count, self.make, self.array = layout, count, None, None
+        self._memory, self._blocks, self._backwards = memory, -(-count // BLOCK), backwards and kept is not None
+        self._kept, self.made = kept or self._blocks * BLOCK, (count, count) if self._backwards else (0, 0)
 
     def __del__(self):
         if self.array is not None:
@@ -67,12 +70,12 @@ class Planes:
 
     @classmethod
     def of(
-        cls, memory: Memory, given: Sequence[tuple[Layer, np.ndarray]], lanes: int, halo: int, kept: int
+        cls, memory: Memory, given: Sequence[tuple[Layer, np.ndarray]], lanes: int, halo: int, kept: int, backwards: bool
     ) -> "Planes":
         """Planes of volumes (X, Y, Z) that are read, by their layers: of an image a channel, of a map of whole numbers
         one for each."""
         channels, (_, first) = sum(layer.channels for layer, _ in given), given[0]
-        planes = cls(memory, Layout(first.shape[1:], channels, lanes, halo), len(first), kept)
+        planes = cls(memory, Layout(first.shape[1:], channels, lanes, halo), len(first), kept, backwards)
 
         def make(x):
             for i in range(x, min(x + BLOCK, planes.count)):
@@ -91,13 +94,18 @@ class Planes:
         """Whether all planes are kept."""
         return self._kept >= self.count
 
-    def need(self, stop: int) -> None:
-        """Make the planes up to `stop`."""
+    def need(self, start: int, stop: int) -> None:
+        """Make the planes from `start` to `stop`, and all that come before these."""
         if self.array is None:
             self._take()
-        while self.done < min(stop, self.count):
-            self.done = self.make(self.done)
-        if self.done >= self.count:
+        first, last = self.made
+        while self._backwards and first > max(start, 0):
+            first = (first - 1) // BLOCK * BLOCK
+            self.make(first)
+        while not self._backwards and last < min(stop, self.count):
+            last = min(self.make(last), self.count)
+        self.made = first, last
+        if self.made == (0, self.count):
             self.make = None  # it knows this object: both would stay in memory
 
     def addresses(self, start: int, stop: int, outside: int) -> list[int]:
@@ -185,9 +193,15 @@ class Stream:
             library.add(f"smoothing_{size}", operations.smoothing, size)
         return len(self._likelihood) * block * VECTORS * self._lanes
 
-    def run(self, volumes: dict[str, np.ndarray], sigma: float = 0.0) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (start, slab): what the network gives (planes, Y, Z, labels) of volumes (X, Y, Z) by the names of what
-        it reads; a slab is valid until the next one is asked for. sigma : of the smoothing of it, 0 for none."""
+    def run(
+        self, volumes: dict[str, np.ndarray], sigma: float = 0.0, backwards: bool = False
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Iterate over (start, slab): what the network gives (planes, Y, Z, labels) of volumes (X, Y, Z) by the names
+        of what it reads; a slab is valid until the next one of its run is asked for. sigma : of the smoothing
+        of it, 0 for none · backwards : the last planes first, and the same bytes
+
+        What is kept whole is computed by the call, all else as it is asked for.
+        """
         self._gauss, last = _along_an_axis(sigma), self._network.last
         given = [(layer, volumes[layer.name]) for layer in self._network.inputs]
         halo = max(self._halo, len(self._gauss))
@@ -197,36 +211,36 @@ class Stream:
         self._outside = zeros(layout.plane)  # written where no plane is, and never read
         self._kernels = self._compiled.result()
         whole = {}
-        features = self._planes_of(self._network.read, whole, given)
+        features = self._planes_of(self._network.read, whole, given, backwards)
         for planes in whole.values():
-            planes.need(planes.count)
-        whole.clear()
-        planes = None
+            planes.need(0, planes.count)
         if last is None:
             mean = features.layout.inside(features.array[: features.count]).mean(axis=(0, 1, 2), dtype=np.float64)
-            yield 0, mean.astype(np.float32)[None, None, None]
-        else:
-            self._add_smoothing(len(self._gauss))
-            yield from self._results(features)
+            return iter([(0, mean.astype(np.float32)[None, None, None])])
+        self._add_smoothing(len(self._gauss))
+        return self._results(features, backwards)
 
     def release(self) -> None:
         """Give back the memory that one pass leaves for the next."""
         self._memory.release()
 
-    def _planes_of(self, name, whole, given):
+    def _planes_of(self, name, whole, given, backwards):
         """The planes that a step gives. whole : those that are kept whole, by name; new ones are added · given : what
-        the network reads, put in place as often as it is read"""
+        the network reads, put in place as often as it is read · backwards : of what is not kept whole, whether its last
+        planes come first"""
         if name == self._network.source:
-            return Planes.of(self._memory, given, self._lanes, self._halo, KEPT)
+            return Planes.of(self._memory, given, self._lanes, self._halo, KEPT, backwards)
         if name in whole:
             return whole[name]
         step = self._network.steps[name]
-        sources = [self._planes_of(source, whole, given) for source in step.reads]
+        backwards = backwards and not step.whole
+        sources = [self._planes_of(source, whole, given, backwards) for source in step.reads]
         if step.layer.kind == "pool":
-            planes = self._pool_of(*sources, self._factors[name], step.whole)
+            planes = self._pool_of(*sources, self._factors[name], step.whole, backwards)
         else:
             added = sources.pop() if step.added else None
-            planes = self._convolve(self._convolutions[name], sources, self._kept(name, step), added)
+            layer, kept = self._convolutions[name], self._kept(name, step)
+            planes = self._convolve(layer, sources, kept, backwards, added)
         if step.whole:
             whole[name] = planes
         return planes
@@ -244,13 +258,13 @@ class Stream:
             library.add(name, operations.smoothing, size)
             self._kernels |= library.compile(default_cache() / "kernels")
 
-    def _convolve(self, layer, sources, kept, added=None):
+    def _convolve(self, layer, sources, kept, backwards, added=None):
         (planes, (_, upsampled)), *_ = zip(sources, layer.sources, strict=True)
         double = 1 + upsampled
         shape = tuple(double * n for n in planes.layout.shape)
         layout = Layout(shape, layer.channels, self._lanes, self._halo)
-        result = Planes(self._memory, layout, double * planes.count, kept)
-        (y, z), zeros = shape, self._zeros.ctypes.data
+        result = Planes(self._memory, layout, double * planes.count, kept, backwards)
+        (y, z), padding, outside = shape, self._zeros, self._outside  # of this run: another one has others
         tiles, together = -(-y // TILE), layer.together(z, self._lanes)
         groups = -(-tiles // together)
         # Small results in one go: else there were too little for many threads.
@@ -264,13 +278,13 @@ class Stream:
                 before = winograd.reach(layer.size, upsampled)
                 first = (x // 2 if upsampled else x) - before
                 count = winograd.planes_read(layer.size, upsampled)
-                planes.need(first + count)
-                table += planes.addresses(first, first + count, zeros)
-            places = np.array(result.addresses(x, x + BLOCK, self._outside.ctypes.data))
+                planes.need(first, first + count)
+                table += planes.addresses(first, first + count, padding.ctypes.data)
+            places = np.array(result.addresses(x, x + BLOCK, outside.ctypes.data))
             if added is None:
                 return np.array(table), places, places
-            added.need(x + BLOCK)
-            return np.array(table), places, np.array(added.addresses(x, x + BLOCK, zeros))
+            added.need(x, x + BLOCK)
+            return np.array(table), places, np.array(added.addresses(x, x + BLOCK, padding.ctypes.data))
 
         def make(x):
             given = [tables(x + n * BLOCK) for n in range(blocks)]
@@ -291,14 +305,15 @@ class Stream:
         result.make = make
         return result
 
-    def _pool_of(self, source, factors, whole):
+    def _pool_of(self, source, factors, whole, backwards):
         (y, z), channels = source.layout.shape, source.layout.channels
         layout = Layout((y // 2, z // 2), channels, self._lanes, self._halo)
-        result = Planes(self._memory, layout, source.count // 2, None if whole else KEPT)
+        result = Planes(self._memory, layout, source.count // 2, None if whole else KEPT, backwards)
 
         def make(x):
-            for i in range(x, min(x + BLOCK, result.count)):
-                source.need(2 * i + 2)
+            order = range(x, min(x + BLOCK, result.count))
+            for i in reversed(order) if backwards else order:
+                source.need(2 * i, 2 * i + 2)
                 table = np.array(source.addresses(2 * i, 2 * i + 2, 0))
                 (place,) = result.addresses(i, i + 1, 0)
 
@@ -314,18 +329,18 @@ class Stream:
         result.make = make
         return result
 
-    def _results(self, source):
+    def _results(self, source, backwards):
         """Likelihoods, softmax and smoothing of the features of the finest level."""
         (y, z), labels, size = source.layout.shape, self._network.last.channels, len(self._gauss)
-        reach = size // 2
+        reach, count, gauss, outside = size // 2, source.count, self._gauss, self._zeros
         layout = Layout((y, z), labels, self._lanes, halo=reach)
         # Smoothed plane by plane: what one takes lies in two blocks, if the kernel is not very large.
         kept = BLOCK * (1 + -(-2 * reach // BLOCK))
-        probabilities = Planes(self._memory, layout, source.count, kept)
+        probabilities = Planes(self._memory, layout, count, kept, backwards)
 
         def make(x):
-            source.need(x + BLOCK)
-            stop = min(x + BLOCK, source.count)
+            source.need(x, x + BLOCK)
+            stop = min(x + BLOCK, count)
             table = np.array(source.addresses(x, stop, 0))
             places = np.array(probabilities.addresses(x, stop, 0))
 
@@ -341,22 +356,27 @@ class Stream:
         probabilities.make = make
         width = -(-z // self._lanes) * self._lanes
         slab = zeros((BLOCK + reach, labels, y, width))
-        start = 0
-        while start < source.count:
-            probabilities.need(start + reach + 1)
+        start, stop = (count, count) if backwards else (0, 0)
+        while start > 0 if backwards else stop < count:
             # All that has its neighbours by now.
-            stop = source.count if probabilities.done >= source.count else probabilities.done - reach
-            table = np.array(probabilities.addresses(start - reach, stop + reach, self._zeros.ctypes.data))
+            if backwards:
+                probabilities.need(start - reach - 1, start)
+                first, _ = probabilities.made
+                start, stop = first + reach if first > 0 else 0, start
+            else:
+                probabilities.need(stop, stop + reach + 1)
+                _, last = probabilities.made
+                start, stop = stop, last - reach if last < count else count
+            table = np.array(probabilities.addresses(start - reach, stop + reach, outside.ctypes.data))
 
             def run(first, last, scratch, start=start, stop=stop, table=table):
                 self._kernels[f"smoothing_{size}"](
-                    *(array.ctypes.data for array in (table, slab, self._gauss, scratch)),
+                    *(array.ctypes.data for array in (table, slab, gauss, scratch)),
                     *(stop - start, first, last, z, labels, layout.row, labels * y * width, y * width, width),
                 )
 
             self._share(run, y)
             yield start, np.moveaxis(slab[: stop - start, :, :, :z], 1, 3)
-            start = stop
 
     def _share(self, run, count):
         """Run a kernel on the rows 0 to count, by all threads: run(first, last, scratch). A thread takes the next part
