@@ -109,12 +109,15 @@ class _Reader:
 
     def _keep(self, read):
         """Say which results are kept whole. At the finest level none is: the steps up to one that two read are done
-        twice, which takes about as long as getting the memory from the system, and takes a quarter less of it."""
+        twice, which takes about as long as getting the memory from the system, and takes a quarter less of it. What
+        that level reads upsampled is whole, so that nothing else is left of the others while it is gone through."""
         times = Counter(name for step in self.steps.values() for name in step.reads)
         times[read] += 1
         deepest = max(self.levels.values())
+        finest = [step for step in self.steps.values() if step.level == 0]
+        last = {name for step in finest for name, upsampled in step.sources if upsampled}
         for name, step in self.steps.items():
-            step.whole = step.level > 0 and (step.level == deepest or times[name] > 1)
+            step.whole = step.level > 0 and (step.level == deepest or times[name] > 1 or name in last)
         if self.end == "mean" and read in self.steps:
             self.steps[read].whole = True
 

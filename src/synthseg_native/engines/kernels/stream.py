@@ -24,7 +24,6 @@ from synthseg_native.networks.weights import default_cache
 BLOCK = TILE  # planes done at a time
 PARTS = 4  # of a kernel's rows, for each thread
 SMOOTHED = (1, 3)  # sizes of the smoothing's kernel: none, and SynthSeg's
-KEPT = 3 * BLOCK  # planes of a tensor that is not kept whole: what a convolution reads lies in three blocks
 
 
 class Memory:
@@ -61,8 +60,8 @@ class Planes:
 
     def __init__(self, memory, layout, count, kept=None, backwards=False):
         self.layout, self.count, self.make, self.array = layout, count, None, None
-        self._memory, self._blocks, self._backwards = memory, -(-count // BLOCK), backwards and kept is not None
-        self._kept, self.made = kept or self._blocks * BLOCK, (count, count) if self._backwards else (0, 0)
+        self.backwards, self.made = backwards, (count, count) if backwards else (0, 0)
+        self._memory, self._kept = memory, kept or -(-count // BLOCK) * BLOCK
 
     def __del__(self):
         if self.array is not None:
@@ -99,10 +98,10 @@ class Planes:
         if self.array is None:
             self._take()
         first, last = self.made
-        while self._backwards and first > max(start, 0):
+        while self.backwards and first > max(start, 0):
             first = (first - 1) // BLOCK * BLOCK
             self.make(first)
-        while not self._backwards and last < min(stop, self.count):
+        while not self.backwards and last < min(stop, self.count):
             last = min(self.make(last), self.count)
         self.made = first, last
         if self.made == (0, self.count):
@@ -168,6 +167,8 @@ class Stream:
         self._machine, self._lanes = library.machine, library.machine.lanes
         convolutions = {name: step for name, step in network.steps.items() if step.layer.kind == "conv"}
         self._halo = max([1, *(step.layer.weights["kernel"][0] // 2 for step in convolutions.values())])
+        # Planes that are kept of a tensor that is not whole: a block, the one before it, and what reaches into a third.
+        self._near = 2 * BLOCK + self._halo
         self._channels = {network.source: sum(layer.channels for layer in network.inputs)}
         self._channels |= {name: step.layer.channels for name, step in network.steps.items()}
         self._convolutions = {
@@ -229,7 +230,7 @@ class Stream:
         the network reads, put in place as often as it is read · backwards : of what is not kept whole, whether its last
         planes come first"""
         if name == self._network.source:
-            return Planes.of(self._memory, given, self._lanes, self._halo, KEPT, backwards)
+            return Planes.of(self._memory, given, self._lanes, self._halo, self._near, backwards)
         if name in whole:
             return whole[name]
         step = self._network.steps[name]
@@ -248,7 +249,7 @@ class Stream:
     def _kept(self, name, step):
         if step.whole:
             return None
-        return BLOCK if name == self._network.read else KEPT  # the likelihood reads no neighbours
+        return BLOCK if name == self._network.read else self._near  # the likelihood reads no neighbours
 
     def _add_smoothing(self, size):
         """Compile the smoothing of a size that SynthSeg does not have."""
@@ -269,7 +270,8 @@ class Stream:
         groups = -(-tiles // together)
         # Small results in one go: else there were too little for many threads.
         read = [*sources, *([added] if added else [])]
-        blocks = -(-result.count // BLOCK) if all(planes.whole for planes in [result, *read]) else 1
+        at_once = not backwards and all(planes.whole for planes in [result, *read])
+        blocks = -(-result.count // BLOCK) if at_once else 1
 
         def tables(x):
             """What a block reads, and where its results are written."""
@@ -308,7 +310,7 @@ class Stream:
     def _pool_of(self, source, factors, whole, backwards):
         (y, z), channels = source.layout.shape, source.layout.channels
         layout = Layout((y // 2, z // 2), channels, self._lanes, self._halo)
-        result = Planes(self._memory, layout, source.count // 2, None if whole else KEPT, backwards)
+        result = Planes(self._memory, layout, source.count // 2, None if whole else self._near, backwards)
 
         def make(x):
             order = range(x, min(x + BLOCK, result.count))
@@ -334,9 +336,7 @@ class Stream:
         (y, z), labels, size = source.layout.shape, self._network.last.channels, len(self._gauss)
         reach, count, gauss, outside = size // 2, source.count, self._gauss, self._zeros
         layout = Layout((y, z), labels, self._lanes, halo=reach)
-        # Smoothed plane by plane: what one takes lies in two blocks, if the kernel is not very large.
-        kept = BLOCK * (1 + -(-2 * reach // BLOCK))
-        probabilities = Planes(self._memory, layout, count, kept, backwards)
+        probabilities = Planes(self._memory, layout, count, BLOCK + 2 * reach, backwards)
 
         def make(x):
             source.need(x, x + BLOCK)
