@@ -68,12 +68,12 @@ def pad(data, multiple, min_size, right=grid.pad):
     return volume[::-1, ::-1, ::-1], tuple(slice(v - s.stop, v - s.start) for v, s in zip(volume.shape, box))
 grid.pad = pad
 """,
-    "no_components": "posteriors.largest_component = lambda mask: mask",
+    "no_components": "labels.largest_component = lambda mask: mask",
 }
 PROGRAM = """
 import sys
 from synthseg_native import cli
-from synthseg_native.pipeline import posteriors
+from synthseg_native.pipeline import labels
 from synthseg_native.scan import grid
 {}
 sys.exit(cli.main(sys.argv[1:]))

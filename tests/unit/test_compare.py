@@ -14,7 +14,7 @@ from synthseg_native.cohort.config import read_schema
 from synthseg_native.compare import compare_label_maps
 from synthseg_native.errors import SynthSegError
 from synthseg_native.files import write_sealed
-from synthseg_native.pipeline.posteriors import MAX_MARGIN
+from synthseg_native.pipeline.labels import MAX_MARGIN
 from synthseg_native.results.verdicts import verdict_text
 
 ROOT = Path(__file__).parents[2]

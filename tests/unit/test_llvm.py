@@ -28,6 +28,16 @@ def posteriors(engine, volumes):
     assert [start for start, _ in slabs] == np.cumsum([0, *(len(slab) for _, slab in slabs[:-1])]).tolist()
     return np.concatenate([slab for _, slab in slabs])
 
+def run_both_ways(engine, volumes, result):
+    # The last planes first, in step with a run that begins with the first ones.
+    other, last = engine.run(volumes, smoothing), len(result)
+    for start, slab in engine.run(volumes, smoothing, backwards=True):
+        assert start + len(slab) == last and np.array_equal(slab, result[start:last])
+        last = start
+        start, slab = next(other, (0, result[:0]))
+        assert np.array_equal(slab, result[start:start + len(slab)])
+    assert last == 0
+
 # Writing the kernels takes a second each time.
 ALL_REGISTERS = ("like SynthSeg", "two levels", "smoothed widely", "kernel 5")
 found = {}
@@ -58,6 +68,7 @@ for name, settings, shape in json.loads(sys.argv[1]):
     language.this_machine = lambda: here
     engine = llvm.build(table, weights, threads=2)
     result = posteriors(engine, volumes)
+    run_both_ways(engine, volumes, result)
     # Whose features the next pass finds in its memory.
     posteriors(engine, {name: 2 - volume if is_image[name] else volume[::-1] for name, volume in volumes.items()})
     three = llvm.build(table, weights, threads=3)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from synthseg_native.scan import grid as image
 from synthseg_native.scan import own_grid
-from synthseg_native.scan.own_grid import labels_on_grid, nearest_labels
+from synthseg_native.scan.own_grid import nearest_labels
 
 VALUES = np.array([0, 2, 41, 14], dtype=np.int32)
 
@@ -19,6 +19,15 @@ def network_shape(shape, factor):
 def random_posteriors(shape, n=4, seed=0):
     values = np.random.default_rng(seed).random((*shape, n), dtype=np.float32) ** 4
     return values / values.sum(axis=-1, keepdims=True)
+
+
+def labels_on_grid(posteriors, values, *arguments, **more):
+    """`own_grid.labels_on_grid` of posteriors (x, y, z, N)."""
+    n, some = posteriors.shape[3], posteriors > 0
+    there = [some.any(axis=tuple({0, 1, 2} - {axis})).T for axis in range(3)]
+    counts = np.bincount(posteriors.argmax(axis=-1).ravel(), minlength=n)
+    channels = own_grid.Channels(lambda k: posteriors[..., k], there, counts)
+    return own_grid.labels_on_grid(channels, values, *arguments, **more)
 
 
 def one_hot(channel, n=4):

@@ -9,7 +9,7 @@ import pytest
 from synthseg_native.errors import SynthSegError
 from synthseg_native.networks import cards
 from synthseg_native.pipeline import parcels
-from synthseg_native.pipeline.posteriors import MAX_MARGIN
+from synthseg_native.pipeline.labels import MAX_MARGIN
 
 VALUES = np.array([0, 1001, 1002, 2001], np.int32)  # background, two parcels of the left, one of the right
 WHOLE = (slice(None),) * 3

@@ -264,21 +264,18 @@ def _no_numbers():
     return SynthSegError("internal", "posteriors: some are no numbers: use another engine, device or precision")
 
 
-def channel_sum(channels: np.ndarray, places: Sequence | None = None) -> np.ndarray:
+def channel_sum(channels: np.ndarray) -> np.ndarray:
     """Sum of up to 128 float32 channels (N, ...), with the same bits as numpy's sum over a contiguous last axis.
 
     That adds every eighth channel to one of eight sums, these in pairs, and then what is left of the channels.
-    places : where in the result each channel counts, an index or None for nowhere; elsewhere it must be 0.
     """
-    n, shape = len(channels), channels.shape[1:]
-    places = [...] * n if places is None else places
-    sums = np.zeros((8, *shape), dtype=np.float32)
-    total = None
-    for c, place in enumerate(places):
+    n, total = len(channels), None
+    sums = np.zeros((8, *channels.shape[1:]), dtype=np.float32)
+    for c, channel in enumerate(channels):
         if c == n - n % 8:
             total = _paired(sums)
-        if place is not None:
-            (sums[c % 8] if total is None else total)[place] += channels[c][place]
+        target = sums[c % 8] if total is None else total
+        target += channel
     return _paired(sums) if total is None else total
 
 
