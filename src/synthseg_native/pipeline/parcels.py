@@ -13,7 +13,7 @@ import numpy as np
 from synthseg_native.errors import SynthSegError
 from synthseg_native.networks.cards import CORTEX, WHITE_MATTER, Labels
 from synthseg_native.pipeline.labels import MAX_MARGIN
-from synthseg_native.pipeline.posteriors import Box, channel_sum
+from synthseg_native.pipeline.posteriors import ROWS, Box, channel_sum
 from synthseg_native.scan.grid import workers
 
 VOLUMES = ("cortex", "upstream-66342c1")  # what the volumes of parcels add up to: see `volumes_mm3`
@@ -67,25 +67,34 @@ def parcellate(
     first = box[0].start or 0
 
     def plane(x, channels):
-        channels = np.array(np.moveaxis(channels[box[1:]], 2, 0), order="C")
-        cortex = is_cortex(labels[x])
-        channels[0] = ~cortex
-        total = channel_sum(channels)
-        total[total == 0] = 1
-        best, second = np.zeros((2, *shape[1:]), dtype=np.float32)
-        winner = np.zeros(shape[1:], dtype=np.intp)
-        for c, posterior in enumerate(channels):
-            posterior /= total
-            soft[x, c] = posterior.sum(dtype=np.float64)
-            np.copyto(winner, c, where=posterior > best)
-            np.maximum(second, np.minimum(posterior, best), out=second)
-            np.maximum(posterior, best, out=best)
-        np.copyto(result[x], values[winner], where=cortex)
-        np.copyto(margin[x], np.minimum(margin[x], np.minimum(best - second, np.float32(MAX_MARGIN))), where=cortex)
-        counts[x] = np.bincount(winner[cortex], minlength=n)
-        best_sums[x] = np.bincount(winner[cortex], weights=best[cortex], minlength=n)
-        if kept is not None and near[0].start <= x < near[0].stop:
-            kept[x - near[0].start] = np.moveaxis(channels, 0, 2)[near[1:]]
+        channels, cortex = channels[box[1:]], is_cortex(labels[x])
+        for y in range(0, shape[1], ROWS):
+            rows, there = slice(y, y + ROWS), cortex[y : y + ROWS]
+            block = np.array(np.moveaxis(channels[rows], 2, 0), order="C")
+            block[0] = ~there
+            total = channel_sum(block)
+            total[total == 0] = 1
+            block /= total
+            soft[x] += block.sum(axis=(1, 2), dtype=np.float64)
+            if kept is not None and near[0].start <= x < near[0].stop:
+                first, stop = max(near[1].start, y), min(near[1].stop, y + ROWS)
+                if first < stop:
+                    part = np.moveaxis(block, 0, 2)[first - y : stop - y, near[2]]
+                    kept[x - near[0].start, first - near[1].start : stop - near[1].start] = part
+            places = np.flatnonzero(there)
+            if len(places):
+                among(x, rows, places, block.reshape(n, -1).take(places, axis=1))
+
+    def among(x, rows, places, channels):
+        """Parcels of places in some rows, of their posteriors (N, n)."""
+        winner, best = channels.argmax(axis=0), channels.max(axis=0)
+        channels[winner, range(len(places))] = 0
+        certain = np.minimum(best - channels.max(axis=0), np.float32(MAX_MARGIN))
+        result[x, rows].reshape(-1)[places] = values[winner]
+        margins = margin[x, rows].reshape(-1)
+        margins[places] = np.minimum(margins[places], certain)
+        counts[x] += np.bincount(winner, minlength=n)
+        best_sums[x] += np.bincount(winner, weights=best, minlength=n)
 
     with workers(threads) as each:
         for start, slab in slabs:

@@ -269,17 +269,13 @@ def channel_sum(channels: np.ndarray) -> np.ndarray:
 
     That adds every eighth channel to one of eight sums, these in pairs, and then what is left of the channels.
     """
-    n, total = len(channels), None
-    sums = np.zeros((8, *channels.shape[1:]), dtype=np.float32)
-    for c, channel in enumerate(channels):
-        if c == n - n % 8:
-            total = _paired(sums)
-        target = sums[c % 8] if total is None else total
-        target += channel
-    return _paired(sums) if total is None else total
-
-
-def _paired(sums):
+    full = len(channels) - len(channels) % 8
+    if not full:
+        return channels.sum(axis=0)
+    sums = channels[:full].reshape(full // 8, 8, *channels.shape[1:]).sum(axis=0)
     while len(sums) > 1:
         sums = sums[::2] + sums[1::2]
-    return sums[0]
+    total = sums[0]
+    for channel in channels[full:]:
+        total += channel
+    return total
