@@ -26,11 +26,12 @@ import yaml  # noqa: E402
 from synthseg_native import memory  # noqa: E402
 from synthseg_native.cohort import environments  # noqa: E402
 from synthseg_native.cohort.benchmark.contestants import Contestant, available_mib  # noqa: E402
-from synthseg_native.cohort.benchmark.weights import write_h5  # noqa: E402
+from synthseg_native.cohort.benchmark.weights import full_size, write_h5  # noqa: E402
 from synthseg_native.cohort.runs import child  # noqa: E402
 from synthseg_native.cohort.tables import read_tsv  # noqa: E402
 from synthseg_native.files import read_json  # noqa: E402
 from synthseg_native.networks import cards  # noqa: E402
+from synthseg_native.networks.layers import read_weights  # noqa: E402
 
 MEASURED = Path(__file__).parent / "memory.tsv"
 COLUMNS = ("engine", "precision", "device", "network", "shape", "voxel_mm", "type", "slope", "options", "scans",
@@ -50,7 +51,8 @@ SCANS = (
     ((512, 512, 512), (0.5, 0.5, 0.5), "int16", 1, ()),
 )
 SMALL = (46, 56, 46), (4, 4, 4), "uint8", 1  # of the folder
-# Networks of random weights, as what differs from the card of this model: layers, channels.
+# Networks as what differs from the card of this model: layers, channels. Of narrow and many, whose weights are random,
+# the llvm engine is not measured: by them nearly all is brain, and it keeps posteriors of that.
 NETWORKS = {
     "synthseg1": ("synthseg1", {}, 32),
     "narrow": ("compact2mm", {"levels": 3, "features": 8}, 12),
@@ -102,9 +104,19 @@ def model_of(name: str, folder: Path) -> tuple[Path, Path]:
     card = card | {"name": f"{name}size", "title": "Random weights.", "research_grade": False, "networks": [about]}
     (made / "card.yaml").write_text(yaml.safe_dump(card), encoding="utf-8")
     (made / network.outputs.table).write_text(_labels(network.outputs.channels), encoding="utf-8")
-    rng, table = np.random.default_rng(0), network.table()
-    write_h5(weights, table, {layer.name: _random(rng, layer.weights) for layer in table})
+    write_h5(weights, network.table(), _weights(network))
     return made, weights
+
+
+def _weights(network):
+    """Weights of a network: compact2mm within it, where that has room, so that as much as in a head becomes brain."""
+    small = cards.load(ROOT / "models/compact2mm").network
+    room = network.layers["levels"] > small.layers["levels"] and network.outputs.channels == small.outputs.channels
+    if room:
+        of_small = read_weights(ROOT / "models/compact2mm" / small.weights.file, small.table())
+        return full_size(small.shape(), of_small, network.shape())
+    rng = np.random.default_rng(0)
+    return {layer.name: _random(rng, layer.weights) for layer in network.table()}
 
 
 def _labels(channels):

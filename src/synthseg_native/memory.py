@@ -1,8 +1,8 @@
 """How much memory a run takes, before it starts, and whether this machine has it.
 
 The peak is the largest of these stages. All but the first are above what the interpreter, the runtime and its copies of
-the weights take, and one array of posteriors, which the second pass adds to; where a picture is to be drawn, the scan
-is kept through them.
+the weights take, and the posteriors: one array of all, which the second pass adds to, or those of the brain alone, where
+both passes go in step; where a picture is to be drawn, the scan is kept through them.
 
 read      the scan as it is kept, in float64 while it is resampled and scaled, and what the network gets
 features  what the engine has of the finest level's features: whole tensors, some planes of them, or slabs
@@ -43,7 +43,7 @@ DRAWN_MIB = 110  # what pictures leave for the scans after them, of 3 to 50: lib
 DRAWING = 8  # bytes per voxel of the network's grid while a picture is drawn: labels, and their copy
 MASKS = 16  # bytes per padded voxel while labels are found: masks, and the parts of two classes at a time
 FOUND, OWN = 8, 6  # bytes per padded voxel of labels and margins; per voxel of the scan on its own grid
-HANDED = 13  # planes of posteriors that the llvm engine has at a time: two blocks, and the slab that it hands out
+HANDED = 22  # planes of posteriors that the llvm engine has at a time: of each pass six, and the slab that it hands out
 MAPS = 20  # bytes per padded voxel of the image and of maps that wait while another network runs
 NEAR = 0.4  # share of the padded volume that the cortex's surroundings are, whose parcels are kept for the own grid
 ENCODER = 0.45  # of a U-Net's finest features: an encoder has no skip tensors, and nothing is put together
@@ -57,6 +57,7 @@ OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 class Coefficients:
     """base : MiB · weights : copies, in float32, of the weights · network : of the finest level's features, whole
     planes : of these · slabs : tensors of SLAB · posterior : further copies of posteriors while they are smoothed
+    kept : share of the posteriors that are there at the end of a pass
     read : bytes per voxel of the network's grid while the scan is read, beside what is kept
     """
 
@@ -66,13 +67,14 @@ class Coefficients:
     planes: float = 0
     slabs: float = 0
     posterior: float = 0
+    kept: float = 1
     read: float = 12
 
 
 # (engine, precision, device). Where a row is missing, the closest one stands in: see `coefficients`.
 TABLE = {
     ("tensorflow", "float32", "cpu"): Coefficients(560, 2.03, 9.71, posterior=3.35),
-    ("llvm", "float32", "cpu"): Coefficients(180, 4.93, 0.439, planes=88),
+    ("llvm", "float32", "cpu"): Coefficients(180, 4.93, 0.7, planes=80, kept=0.25),
     ("torch", "float32", "cpu"): Coefficients(856, 2.46, 1.55, slabs=3.22),
     (REFERENCE, "float32", "cpu"): Coefficients(577, 1.39, 12.5, posterior=4.93, read=100),
 }
@@ -202,13 +204,13 @@ def peak(c: Coefficients, size: Size) -> float:
     """The prediction in MiB; see the module's text."""
     padded, scan = math.prod(size.padded), size.bytes * size.voxels
     features, posteriors = 4 * padded * size.features, 4 * padded * size.labels
-    kept = posteriors + scan * size.picture
+    kept = c.kept * posteriors + scan * size.picture
     stages = (
         kept + 4 * padded + _running(c, size.padded, size.features, size.labels),
         kept + features + c.posterior * posteriors,
         kept + MASKS * padded,
         kept + (FOUND * padded + OWN * size.voxels) * size.own_grid,
-        kept + (4 * size.grid * size.labels) * size.post * (size.grid > padded),
+        kept + 4 * size.labels * size.post * (size.grid * (size.grid > padded) + padded * (c.kept < 1)),
         (scan + DRAWING * size.grid + PICTURE_MIB * MIB) * size.picture,
     )
     engine = c.base + 4 * c.weights * size.parameters / MIB + DRAWN_MIB * (size.picture and size.loaded)

@@ -1,5 +1,6 @@
 """The llvm engine against the formulas in NumPy, on small networks."""
 
+import json
 import os
 import re
 import subprocess
@@ -209,6 +210,55 @@ def test_a_damaged_llvmlite_is_one_line_that_says_what_to_install(tmp_path, monk
 def test_a_name_of_old_says_what_took_its_place():
     with pytest.raises(SynthSegError, match=r"^openvino: no such engine any more: llvm took its place: write that$"):
         engines.load("openvino")
+
+
+# Runs in the llvm environment: an image and maps with much of the same around them, with and without what is copied.
+ALIKE = """
+import json
+import numpy as np
+from synthseg_native.engines import llvm
+from synthseg_native.engines.kernels import stream
+from synthseg_native.networks.layers import given, layer_table
+from synthseg_native.verification import probes
+
+rng, shape, found = np.random.default_rng(1), (72, 66, 36), {}
+inside = np.zeros(shape, bool)
+inside[30:41, 20:33, 5:20] = True
+for name, settings in {
+    "image": dict(levels=2, features=4, labels=3),
+    "maps": dict(form="encoder", levels=2, features=4, labels=2, kernel=5, activation="relu", inputs={"groups": 3}),
+}.items():
+    table = layer_table(**settings)
+    (layer,), weights = given(table), probes.plausible_weights(layer_table(**settings), rng)
+    values = rng.integers(1, 3, shape, np.uint8) if layer.kind == "onehot" else rng.random(shape, np.float32)
+    volume = np.where(inside, values, np.zeros((), values.dtype))
+    results, copied = [], {}
+    for any_alike in (stream._any, lambda alike: None):
+        stream._any, copied[any_alike] = any_alike, 0
+        engine = llvm.build(table, weights, threads=2)
+        planes_of = engine._stream._planes_of
+        def noted(*arguments):
+            planes = planes_of(*arguments)
+            copied[stream._any] += 0 if planes.alike is None else int(planes.alike.sum())
+            return planes
+        engine._stream._planes_of = noted
+        for backwards in (False, True):
+            slabs = engine.run({layer.name: volume}, 0, backwards)
+            slabs = sorted(((start, slab.copy()) for start, slab in slabs), key=lambda pair: pair[0])
+            results.append(np.concatenate([slab for _, slab in slabs]))
+    stream._any = next(iter(copied))
+    found[name] = [all(np.array_equal(result, results[0]) for result in results), [*copied.values()]]
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_where_nothing_but_the_same_is_read_results_are_copied_and_are_the_same(root, llvm_python):
+    environment = {**os.environ, "PYTHONPATH": str(root / "src")}
+    done = subprocess.run([llvm_python, "-c", ALIKE], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    for name, (same, copied) in json.loads(done.stdout).items():
+        assert same and copied[0] > 50 and copied[1] == 0, name
 
 
 # A process that may not run what it has written, as SELinux and hardened kernels have it (prctl's PR_SET_MDWE).

@@ -56,10 +56,12 @@ class Planes:
     make : to be set; called with the first plane of a block, it makes that (or more, where all are kept) and returns
     the first plane after them
     made : planes from and to
+    alike : (blocks of planes, tiles of rows) bool: those that hold what all others of these hold, as nothing but the
+    same number lies around them in all that is read; None where there are none
     """
 
     def __init__(self, memory, layout, count, kept=None, backwards=False):
-        self.layout, self.count, self.make, self.array = layout, count, None, None
+        self.layout, self.count, self.make, self.array, self.alike = layout, count, None, None, None
         self.backwards, self.made = backwards, (count, count) if backwards else (0, 0)
         self._memory, self._kept = memory, kept or -(-count // BLOCK) * BLOCK
 
@@ -69,23 +71,22 @@ class Planes:
 
     @classmethod
     def of(
-        cls, memory: Memory, given: Sequence[tuple[Layer, np.ndarray]], lanes: int, halo: int, kept: int, backwards: bool
+        cls, memory: Memory, read: "Given", lanes: int, halo: int, kept: int, backwards: bool
     ) -> "Planes":
-        """Planes of volumes (X, Y, Z) that are read, by their layers: of an image a channel, of a map of whole numbers
-        one for each."""
-        channels, (_, first) = sum(layer.channels for layer, _ in given), given[0]
-        planes = cls(memory, Layout(first.shape[1:], channels, lanes, halo), len(first), kept, backwards)
+        """Planes of volumes that are read: of an image a channel, of a map of whole numbers one for each."""
+        channels, shape = sum(layer.channels for layer in read.layers), read.volumes[0].shape
+        planes = cls(memory, Layout(shape[1:], channels, lanes, halo), len(read.volumes[0]), kept, backwards)
 
         def make(x):
             for i in range(x, min(x + BLOCK, planes.count)):
                 (inside,), channel = planes.layout.inside(planes.array[i % len(planes.array)][None]), 0
-                for layer, volume in given:
+                for layer, volume in zip(read.layers, read.volumes, strict=True):
                     for n in range(layer.channels):
                         inside[..., channel + n] = volume[i] if layer.kind == "input" else volume[i] == n
                     channel += layer.channels
             return x + BLOCK
 
-        planes.make = make
+        planes.make, planes.alike = make, read.alike
         return planes
 
     @property
@@ -114,9 +115,40 @@ class Planes:
             first + i % len(self.array) * self._size if 0 <= i < self.count else outside for i in range(start, stop)
         ]
 
+    def rows(self, x: int, start: int, stop: int) -> list[np.ndarray]:
+        """Rows of the tiles from `start` to `stop` of the planes of a block: (rows, channels, row) of each."""
+        first, last = (self.layout.halo + tile * TILE for tile in (start, stop))
+        return [self.array[i % len(self.array), first:last] for i in range(x, x + BLOCK)]
+
     def _take(self):
         self.array = self._memory.take(self.layout, self._kept)
         self._size = self.array[0].nbytes
+
+
+class Given:
+    """What a run reads. layers, volumes : the network's input layers, and the (X, Y, Z) of each · alike : of `Planes`"""
+
+    def __init__(self, layers: Sequence[Layer], volumes: dict[str, np.ndarray]):
+        self.layers, self.volumes = layers, [volumes[layer.name] for layer in layers]
+        # Outside of a head cut out of its image, in the margins that fill it up, and in a map of labels.
+        same = np.logical_and.reduce([(volume == volume[0, 0, 0]).all(axis=2) for volume in self.volumes])
+        same = np.pad(same, [(0, -n % TILE) for n in same.shape])
+        self.alike = _any(same.reshape(len(same) // TILE, TILE, -1, TILE).all(axis=(1, 3)))
+
+
+def _around(alike):
+    """Of tiles that a convolution reads those of its result: it reads the neighbours too."""
+    return np.lib.stride_tricks.sliding_window_view(np.pad(alike, 1), (3, 3)).all(axis=(2, 3))
+
+
+def _halved(alike):
+    """Of tiles that a pooling reads those of its result."""
+    alike = np.pad(alike, [(0, n % 2) for n in alike.shape])
+    return alike.reshape(len(alike) // 2, 2, -1, 2).all(axis=(1, 3))
+
+
+def _any(alike):
+    return alike if alike.any() else None
 
 
 def factors_of(step: Step, weights: Weights) -> np.ndarray:
@@ -204,10 +236,10 @@ class Stream:
         What is kept whole is computed by the call, all else as it is asked for.
         """
         self._gauss, last = _along_an_axis(sigma), self._network.last
-        given = [(layer, volumes[layer.name]) for layer in self._network.inputs]
+        given = Given(self._network.inputs, volumes)
         halo = max(self._halo, len(self._gauss))
         channels = max(last.channels if last else 1, *self._channels.values())
-        layout = Layout(given[0][1].shape[1:], channels, self._lanes, halo)
+        layout = Layout(given.volumes[0].shape[1:], channels, self._lanes, halo)
         self._zeros = zeros(layout.plane)
         self._outside = zeros(layout.plane)  # written where no plane is, and never read
         self._kernels = self._compiled.result()
@@ -271,7 +303,9 @@ class Stream:
         # Small results in one go: else there were too little for many threads.
         read = [*sources, *([added] if added else [])]
         at_once = not backwards and all(planes.whole for planes in [result, *read])
-        blocks = -(-result.count // BLOCK) if at_once else 1
+        blocks, model = -(-result.count // BLOCK) if at_once else 1, []
+        if together == blocks == 1 and all(planes.alike is not None for planes in read) and double == 1:
+            result.alike = _any(np.logical_and.reduce([_around(planes.alike) for planes in read]))
 
         def tables(x):
             """What a block reads, and where its results are written."""
@@ -301,8 +335,24 @@ class Stream:
                         pointers = [array.ctypes.data for array in arrays]
                         self._kernels[layer.kernel](*pointers, start, min(stop, tiles), *sizes)
 
-            self._share(run, blocks * groups)
-            return x + blocks * BLOCK
+            def run_or_copy(first, last, scratch):
+                bounds = first + 1 + np.flatnonzero(np.diff(alike[first:last]))
+                for start, stop in pairwise([first, *bounds.tolist(), last]):
+                    if alike[start]:
+                        for plane, rows in zip(result.rows(x, start, stop), model, strict=True):
+                            plane.reshape(-1, *rows.shape)[...] = rows
+                    else:
+                        run(start, stop, scratch)
+
+            if result.alike is None or not (alike := result.alike[x // BLOCK]).any():
+                self._share(run, blocks * groups)
+                return x + blocks * BLOCK
+            if not model:  # what all tiles hold that are alike
+                tile = int(alike.argmax())
+                run(tile, tile + 1, self._scratch[0])
+                model.extend(plane.copy() for plane in result.rows(x, tile, tile + 1))
+            self._share(run_or_copy, tiles)
+            return x + BLOCK
 
         result.make = make
         return result
@@ -311,6 +361,7 @@ class Stream:
         (y, z), channels = source.layout.shape, source.layout.channels
         layout = Layout((y // 2, z // 2), channels, self._lanes, self._halo)
         result = Planes(self._memory, layout, source.count // 2, None if whole else self._near, backwards)
+        result.alike = None if source.alike is None else _any(_halved(source.alike))
 
         def make(x):
             order = range(x, min(x + BLOCK, result.count))
