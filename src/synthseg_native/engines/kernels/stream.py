@@ -203,15 +203,19 @@ class Stream:
         self._near = 2 * BLOCK + self._halo
         self._channels = {network.source: sum(layer.channels for layer in network.inputs)}
         self._channels |= {name: step.layer.channels for name, step in network.steps.items()}
-        self._convolutions = {
-            name: Convolution(step, self._channels, weights, library, self._halo) for name, step in convolutions.items()
-        }
+        self._pool = ThreadPoolExecutor(threads)
+
+        def convolution(step):
+            return Convolution(step, self._channels, weights, library, self._halo)
+
+        self._convolutions = dict(
+            zip(convolutions, self._pool.map(convolution, convolutions.values()), strict=True)
+        )
         self._factors = {
             name: factors_of(step, weights) for name, step in network.steps.items() if step.layer.kind == "pool"
         }
         library.add("pooling", operations.pooling, self._halo)
         likelihood_scratch = self._add_likelihood(library, weights) if network.last else 0
-        self._pool = ThreadPoolExecutor(threads)
         self._compiled = self._pool.submit(library.compile, default_cache() / "kernels")  # meanwhile the scan is read
         size = max([likelihood_scratch, *(layer.scratch for layer in self._convolutions.values())])
         self._scratch = zeros((threads, -(-size // 16) * 16))

@@ -25,6 +25,7 @@ AT = {
     (5, True): (0, 1, -1, 2, -2, 0.5, -0.5),
     (5, False): (0, 1, -1, 2, -2, 0.5, -0.5),
 }
+COLUMNS = 2**11  # factors of a kernel made at a time: so few that NumPy's library begins no threads of its own
 CHUNK = 64  # numbers of a row done at a time: what a tile takes stays in the cache of one core
 
 
@@ -144,14 +145,18 @@ def winograd_weights(kernels: Sequence[np.ndarray], sources: Sequence[bool], blo
     winograd, packed = Winograd(len(kernels[0]), sources), []
     for kernel, upsampled, points in zip(kernels, sources, winograd.points, strict=True):
         pairs = [pair for pair in winograd.pairs if set(pair) <= set(points)]
-        ins, outs = kernel.shape[3:]
+        factors = np.array([np.outer(winograd.kernel[i], winograd.kernel[j]).ravel() for i, j in pairs])
         along, _ = along_z(winograd.size, upsampled)
+        ins, outs = kernel.shape[3:]
         taps = np.tensordot(along, kernel.astype(np.float64), axes=(1, 2))  # (along z, x, y, in, out)
         taps = taps.reshape(*taps.shape[:3], ins, outs // block, block).transpose(1, 2, 4, 3, 0, 5)
-        factors = [np.outer(winograd.kernel[i], winograd.kernel[j]).ravel() for i, j in pairs]
-        # In the order in which they are kept before they become many: this is a part of every start.
-        packed.append((np.array(factors) @ taps.reshape(winograd.size**2, -1)).ravel())
-    return np.concatenate(packed, dtype=np.float32, casting="same_kind")
+        taps = taps.reshape(winograd.size**2, -1)  # in the order in which they are kept, before they become many
+        made = np.empty((len(pairs), taps.shape[1]), dtype=np.float32)
+        for start in range(0, taps.shape[1], COLUMNS):  # a part of every start: so much of it stays near
+            some = slice(start, start + COLUMNS)
+            made[:, some] = factors @ taps[:, some]
+        packed.append(made.ravel())
+    return np.concatenate(packed) if len(packed) > 1 else packed[0]
 
 
 def rows_together(z: int, size: int, lanes: int) -> int:
