@@ -93,7 +93,7 @@ FAULTS = [
           "next(other)[1][::-1]", "next(other)[1]", "test_posterior.py"),
     fault("engine", "where there is no posterior at all there is background", "pipeline/posteriors.py",
           " | (background == 0)", "", "test_posterior.py"),
-    fault("engine", "results are copied beside others that differ", "engines/kernels/stream.py",
+    fault("engine", "results are copied beside others that differ", "engines/kernels/planes.py",
           "(3, 3)).all(axis=(2, 3))", "(3, 3)).any(axis=(2, 3))", "test_llvm.py"),
     fault("engine", "a rescued label takes another's last voxel", "scan/own_grid.py",
           "if voxel in taken or (holder > 0 and counts[holder] == 1):", "if voxel in taken:",

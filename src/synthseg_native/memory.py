@@ -1,8 +1,8 @@
 """How much memory a run takes, before it starts, and whether this machine has it.
 
 The peak is the largest of these stages. All but the first are above what the interpreter, the runtime and its copies of
-the weights take, and the posteriors: one array of all, which the second pass adds to, or those of the brain alone, where
-both passes go in step; where a picture is to be drawn, the scan is kept through them.
+the weights take, and the posteriors: one array of all, which the second pass adds to, or the brain's alone, where both
+passes go in step; where a picture is to be drawn, the scan is kept through them.
 
 read      the scan as it is kept, in float64 while it is resampled and scaled, and what the network gets
 features  what the engine has of the finest level's features: whole tensors, some planes of them, or slabs

@@ -217,7 +217,7 @@ ALIKE = """
 import json
 import numpy as np
 from synthseg_native.engines import llvm
-from synthseg_native.engines.kernels import stream
+from synthseg_native.engines.kernels import planes, stream
 from synthseg_native.networks.layers import given, layer_table
 from synthseg_native.verification import probes
 
@@ -233,20 +233,21 @@ for name, settings in {
     values = rng.integers(1, 3, shape, np.uint8) if layer.kind == "onehot" else rng.random(shape, np.float32)
     volume = np.where(inside, values, np.zeros((), values.dtype))
     results, copied = [], {}
-    for any_alike in (stream._any, lambda alike: None):
-        stream._any, copied[any_alike] = any_alike, 0
+    for any_alike in (planes.any_alike, lambda alike: None):
+        planes.any_alike = stream.any_alike = any_alike
+        copied[any_alike] = 0
         engine = llvm.build(table, weights, threads=2)
         planes_of = engine._stream._planes_of
         def noted(*arguments):
-            planes = planes_of(*arguments)
-            copied[stream._any] += 0 if planes.alike is None else int(planes.alike.sum())
-            return planes
+            made = planes_of(*arguments)
+            copied[any_alike] += 0 if made.alike is None else int(made.alike.sum())
+            return made
         engine._stream._planes_of = noted
         for backwards in (False, True):
             slabs = engine.run({layer.name: volume}, 0, backwards)
             slabs = sorted(((start, slab.copy()) for start, slab in slabs), key=lambda pair: pair[0])
             results.append(np.concatenate([slab for _, slab in slabs]))
-    stream._any = next(iter(copied))
+    planes.any_alike = stream.any_alike = next(iter(copied))
     found[name] = [all(np.array_equal(result, results[0]) for result in results), [*copied.values()]]
 print(json.dumps(found))
 """

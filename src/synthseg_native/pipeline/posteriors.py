@@ -1,11 +1,11 @@
 """Posteriors: what a network gives of an image and of its mirror image, averaged, a few planes at a time.
 
-Posteriors are float32, none of them negative, channel 0 is background. Whole they would take a gigabyte: what is kept of
-each plane is what can still get a label. Sums that decide about labels stay in float32 and in SynthSeg's order. Results
-are the same however slabs are cut and for any number of threads.
+Posteriors are float32, none of them negative, channel 0 is background. Whole they would take a gigabyte: of each plane
+what can still get a label is kept. Sums that decide about labels stay in float32 and in SynthSeg's order. Results are
+the same however slabs are cut and for any number of threads.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 

@@ -74,7 +74,8 @@ def labels_on_grid(
 ) -> GridLabels:
     """The likeliest label of each voxel after bringing the posteriors to its grid; the first one on a tie.
 
-    values : (N,) int32, label per channel · origin : where the posteriors begin on the network's grid, if they cover only a part; the rest is background
+    values : (N,) int32, label per channel · origin : where the posteriors begin on the network's grid, if they cover
+    only a part; the rest is background
 
     Along axes where the input's voxels are more than twice as large as the network's, posteriors are averaged over each
     voxel, elsewhere interpolated linearly at its centre: on phantoms with sharp posteriors smoothed as SynthSeg's are,
