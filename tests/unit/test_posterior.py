@@ -95,9 +95,7 @@ def test_the_engine_smooths_where_it_offers_to_else_the_pipeline():
             return ((start, slab + 1) for start, slab in super().run(inputs, 0))
 
     volume = np.zeros((10, 4, 5), np.float32)
-    np.testing.assert_array_equal(
-        predict(Smoothing(lambda v: fixed), {"image": volume}, None, 0.8), fixed + 1
-    )
+    np.testing.assert_array_equal(predict(Smoothing(lambda v: fixed), {"image": volume}, None, 0.8), fixed + 1)
     expected = correlate(fixed, kernel, mode="constant")
     for cuts in ((0, 3, 4, 9, 10), (0, 10), tuple(range(11)), (0, 1, 10)):
         result = predict(InOrder(lambda v: fixed, cuts), {"image": volume}, None, 0.8)

@@ -56,9 +56,7 @@ class Planes:
             self._memory.give(self.layout, self.array)
 
     @classmethod
-    def of(
-        cls, memory: Memory, read: "Given", lanes: int, halo: int, kept: int, backwards: bool
-    ) -> "Planes":
+    def of(cls, memory: Memory, read: "Given", lanes: int, halo: int, kept: int, backwards: bool) -> "Planes":
         """Planes of volumes that are read: of an image a channel, of a map of whole numbers one for each."""
         channels, shape = sum(layer.channels for layer in read.layers), read.volumes[0].shape
         planes = cls(memory, Layout(shape[1:], channels, lanes, halo), len(read.volumes[0]), kept, backwards)

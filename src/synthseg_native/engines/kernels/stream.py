@@ -82,9 +82,7 @@ class Stream:
         def convolution(step):
             return Convolution(step, self._channels, weights, library, self._halo)
 
-        self._convolutions = dict(
-            zip(convolutions, self._pool.map(convolution, convolutions.values()), strict=True)
-        )
+        self._convolutions = dict(zip(convolutions, self._pool.map(convolution, convolutions.values()), strict=True))
         self._factors = {
             name: factors_of(step, weights) for name, step in network.steps.items() if step.layer.kind == "pool"
         }

@@ -318,9 +318,7 @@ class _Convolution:
             for i, first_point in enumerate(source.points):
                 with code.apart():
                     line = self.line(i, size)
-                    for vector, second_point in zip(
-                        code.combinations(source.matrix, line), source.points, strict=True
-                    ):
+                    for vector, second_point in zip(code.combinations(source.matrix, line), source.points, strict=True):
                         pair = self.place[first_point, second_point]
                         code.store(vector, self.scratch, start, code.times(source.channels, pair * source.wide))
 
