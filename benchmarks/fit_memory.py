@@ -32,7 +32,7 @@ def fit(sizes, peaks, start, held=()) -> memory.Coefficients:
 
     start: `memory.Coefficients` · held: names of numbers that stay as they are there
     """
-    names = [name for name, value in asdict(start).items() if value and name not in ("read", *held)]
+    names = [name for name, value in asdict(start).items() if value and name not in ("read", "kept", *held)]
     first = np.log([getattr(start, name) for name in names])
 
     def made(logs):

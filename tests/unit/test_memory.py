@@ -71,7 +71,7 @@ def test_the_prediction_is_that_of_the_formula():
     assert peak(BARE, size, picture=True) == 100 + 2 + 8 + memory.PICTURE_MIB
     size = dataclasses.replace(size, features=10)
     assert peak(dataclasses.replace(BARE, network=2), size) == 100 + 4 * 5 + 4 + 4 * 2 * 10
-    assert peak(dataclasses.replace(BARE, planes=64), size) == 100 + 4 * 5 + 4 + (64 * 10 + 13 * 5) / 16
+    assert peak(dataclasses.replace(BARE, planes=64), size) == 100 + 4 * 5 + 4 + (64 * 10 + 22 * 5) / 16
     assert peak(dataclasses.replace(BARE, slabs=3), size) == 100 + 4 * 5 + 4 + 3 * 4 * 10
     assert peak(dataclasses.replace(BARE, slabs=3), size, labels=40) == 100 + 4 * 40 + 4 + 3 * 128
     assert peak(dataclasses.replace(BARE, posterior=7), size) == 100 + 4 * 5 + 4 * 10 + 7 * 4 * 5
@@ -244,7 +244,7 @@ def test_the_fit_finds_what_made_the_measurements(root, monkeypatch, tmp_path, c
     monkeypatch.setattr(memory, "TABLE", dict(memory.TABLE))
     from benchmarks import check_memory, fit_memory
 
-    made_from = memory.Coefficients(base=310, weights=5, network=0.8, planes=50)
+    made_from = memory.Coefficients(base=310, weights=5, network=0.8, planes=50, kept=0.2)
     arguments = check_memory.parser().parse_args(["--engines", "llvm", "--folder", "0"])
     rows = check_memory.rows_of(arguments)
     assert len(rows) == 10 * 5 and {row["network"] for row in rows} == {"compact2mm", *check_memory.NETWORKS}
