@@ -11,6 +11,7 @@ import argparse
 import datetime
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
 from parts import run_tests  # noqa: E402
+from synthseg_native.cohort import installers  # noqa: E402
 from synthseg_native.results import record  # noqa: E402
 
 ARM64 = ROOT / ".ci/arm64.sh"
@@ -29,6 +31,9 @@ PAGE = ROOT / "docs/verified/linux-arm64-emulated.md"
 GOLDEN = "tests/golden/test_other_engines.py"
 V2 = "tests/golden/test_v2_engines.py"
 STUDY = WORK / "study"
+CACHE = WORK / "uv"
+# Without folders of this machine, which the root has not.
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PIP_FIND_LINKS"} | {"UV_CACHE_DIR": str(CACHE)}
 CONFIG = """samples: samples.tsv
 model: compact2mm
 allow_small_model: true
@@ -74,8 +79,10 @@ def main(argv: list[str] | None = None) -> int:
     for name in dict.fromkeys(name for part in arguments.parts for name in PARTS[part].environments):
         say(f"the {name} environment")
         begun = time.monotonic()
+        fetch(name)
         pythons[name] = arm64("python", name)
         found.append((f"`envs/{name}.txt` installed, hashes checked", "done", time.monotonic() - begun))
+    shutil.rmtree(CACHE, ignore_errors=True)  # gigabytes
     versions = [line for name in pythons if name != "workflow" for line in versions_of(pythons[name])]
     lines = []
     for name in arguments.parts:
@@ -101,10 +108,24 @@ def say(line: str) -> None:
 
 def arm64(*words: str) -> str:
     """The last line of what .ci/arm64.sh prints."""
-    done = subprocess.run([ARM64, *words], stdout=subprocess.PIPE, text=True)
+    done = subprocess.run([ARM64, *words], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
     if done.returncode:
         raise SystemExit(f"verify-arm64: {ARM64.name} {' '.join(words)} failed: see above")
     return done.stdout.strip().splitlines()[-1]
+
+
+def fetch(name: str) -> None:
+    """Have uv fetch the packages of an environment that is missing, outside the root: inside it takes an hour for those
+    of CUDA. What makes the environment takes them from uv's cache, by the hashes of the lock again."""
+    there = "from synthseg_native.cohort import environments; print(environments.python({!r}).exists())"
+    if arm64("run", "env", f"PYTHONPATH={ROOT / 'src'}", "python3", "-c", there.format(name)) == "True":
+        return
+    command = [sys.executable, "-m", "uv", "pip", "install", "--no-config", "--quiet", "--require-hashes"]
+    command += ["--python-platform", "aarch64-unknown-linux-gnu", "--python-version", "3.11", "--only-binary", ":all:"]
+    command += ["--no-binary", installers.SOURCE_ONLY, "-r", ROOT / f"envs/{name}.txt", "--target", CACHE / "target"]
+    if subprocess.run(command, env=ENVIRONMENT).returncode:
+        say(f"the packages of {name} could not be fetched from here: the root fetches them")
+    shutil.rmtree(CACHE / "target", ignore_errors=True)
 
 
 def versions_of(python: str) -> list[str]:
