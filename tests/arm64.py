@@ -200,10 +200,13 @@ What ran: {"; ".join(versions)}.
 
 ## What emulation does not show
 
-- Speed and memory: QEMU takes some thirty times as long, and needs memory of its own.
+- Speed and memory: QEMU takes some thirty times as long, and needs memory of its own. The minutes above are those of
+  whatever else the machine did meanwhile, too.
 - The processor's own faults: QEMU computes Arm's instructions by the rules of IEEE 754, as Arm's processors do. What
-  LLVM chooses for one of those (by its name) is not what it chooses here.
+  LLVM chooses for one of those (by its name) is not what it chooses here; PyTorch is told that this is a Neoverse N1.
 - PyTorch on a GPU: its locked environment for Linux arm64 brings CUDA, which has no device here.
+- Whole images by every engine, and robust mode: a network takes some eight minutes of an emulated processor for one
+  image, so that the golden cases here are the cropped ones (`ARGS="--parts whole robust"` computes the others).
 - macOS, Apple's GPU, and SLURM or containers on Arm.
 """
     return text

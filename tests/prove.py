@@ -312,7 +312,7 @@ def one_row(found: Found) -> list[str]:
     golden = [row for row in found.golden if row[:2] == [engine, device]]
     good = sum(row[4].startswith(("identical", "equivalent")) for row in golden)
     where = [line.partition(": ")[2] for line in machine() if device == "gpu" and line.startswith("GPU")]
-    names = re.findall(r"\((.*)\) passed every probe", found.devices[engine])
+    names = re.findall(r"\(([^()]*)\) passed every probe", found.devices[engine])
     cells = [*(names or where or [record.cpu_model()]), f"{engine} on the {device}", f"{good} of {len(golden)}"]
     cells += [wall, network, peak, gpu, f"{differ} ({verdict}, {first})" if differ else ""]
     columns = ("machine", "what", "golden cases equal", f"{found.size}: wall s", "network s", "peak MiB", "GPU MiB")
