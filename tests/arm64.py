@@ -21,8 +21,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
-from parts import run_tests  # noqa: E402
+from parts import commit, run_tests  # noqa: E402
 from synthseg_native.cohort import installers  # noqa: E402
+from synthseg_native.files import read_json, write_json  # noqa: E402
 from synthseg_native.results import record  # noqa: E402
 
 ARM64 = ROOT / ".ci/arm64.sh"
@@ -31,6 +32,7 @@ PAGE = ROOT / "docs/verified/linux-arm64-emulated.md"
 GOLDEN = "tests/golden/test_other_engines.py"
 V2 = "tests/golden/test_v2_engines.py"
 STUDY = WORK / "study"
+KEPT = WORK / "found.json"
 CACHE = WORK / "uv"
 # Without folders of this machine, which the root has not.
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PIP_FIND_LINKS"} | {"UV_CACHE_DIR": str(CACHE)}
@@ -80,30 +82,46 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     page = arguments.page or (PAGE if arguments.parts == DEFAULT else None)
     WORK.mkdir(parents=True, exist_ok=True)
-    begin, found, pythons, versions, lines = time.monotonic(), [], {}, [], []
-    for number, name in enumerate(arguments.parts):
+    pythons, failed = {}, False
+    for name in arguments.parts:
         part = PARTS[name]
         for environment in part.environments:
             if environment not in pythons:
                 say(f"the {environment} environment")
                 begun = time.monotonic()
                 there, pythons[environment] = made(environment)
-                outcome = "was there" if there else "done"
-                found.append((f"`envs/{environment}.txt` installed, hashes checked", outcome, time.monotonic() - begun))
-                versions += versions_of(pythons[environment]) if environment != "workflow" else []
+                versions = versions_of(pythons[environment]) if environment != "workflow" else ""
+                if not there or lock(environment) not in kept():
+                    outcome = "was there" if there else "done, hashes checked"
+                    keep(lock(environment), begun, outcome=outcome, versions=versions)
         say(part.title)
         begun = time.monotonic()
-        outcome, more = run_part(name, part, pythons) if part.tests else run_workflow()
-        found.append((part.title, outcome, time.monotonic() - begun))
-        lines += more
-        say(f"{outcome} ({found[-1][-1]:.0f} s)")
-        if page:  # after each part: what is killed leaves a page that says so
-            left = [(PARTS[other].title, "**not run**", 0.0) for other in arguments.parts[number + 1 :]]
+        outcome, golden = run_part(name, part, pythons) if part.tests else run_workflow()
+        keep(name, begun, outcome=outcome, golden=golden)
+        say(f"{outcome} ({time.monotonic() - begun:.0f} s)")
+        failed |= "failed" in outcome
+        if page:  # after each part: what is killed, or made part by part, leaves a page that says so
             page.parent.mkdir(parents=True, exist_ok=True)
-            page.write_text(page_of(found + left, lines, versions, time.monotonic() - begin), encoding="utf-8")
+            page.write_text(page_of(kept()), encoding="utf-8")
     if page:
         say(f"wrote {page}")
-    return int(any("failed" in outcome for _, outcome, _ in found))
+    return int(failed)
+
+
+def lock(environment: str) -> str:
+    """What `kept` calls an environment."""
+    return f"envs/{environment}.txt"
+
+
+def kept() -> dict[str, dict]:
+    """What was found of environments and parts, by their names, by this call and earlier ones."""
+    return read_json(KEPT) or {}
+
+
+def keep(name: str, begun: float, **facts: object) -> None:
+    """Add what was found just now, with the state of the code and how long it took."""
+    about = {"code": commit(), "date": f"{datetime.date.today()}", "seconds": time.monotonic() - begun}
+    write_json(KEPT, kept() | {name: about | facts})
 
 
 def say(line: str) -> None:
@@ -140,7 +158,7 @@ def made(name: str) -> tuple[bool, str]:
         shutil.rmtree(CACHE, ignore_errors=True)  # gigabytes
 
 
-def versions_of(python: str) -> list[str]:
+def versions_of(python: str) -> str:
     """What an emulated interpreter runs."""
     code = (
         "import platform\nfrom importlib.metadata import distributions\n"
@@ -148,7 +166,7 @@ def versions_of(python: str) -> list[str]:
         "names = [n for n in ('llvmlite', 'tensorflow-cpu-aws', 'torch', 'numpy', 'scipy') if n in found]\n"
         "print(platform.machine(), 'Python', platform.python_version(), *(f'{n} {found[n]}' for n in names), sep=', ')"
     )
-    return [subprocess.run([python, "-c", code], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()]
+    return subprocess.run([python, "-c", code], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
 
 
 def run_part(name: str, part: Part, pythons: dict[str, str]) -> tuple[str, list[str]]:
@@ -176,27 +194,36 @@ def run_workflow() -> tuple[str, list[str]]:
     return f"ok, by {row['engine']}", []
 
 
-def page_of(found: list, golden: list[str], versions: list[str], seconds: float) -> str:
-    """The page, as Markdown."""
+def page_of(found: dict[str, dict]) -> str:
+    """The page, as Markdown. found : from `kept`"""
     qemu = subprocess.run(["qemu-aarch64-static", "--version"], stdout=subprocess.PIPE, text=True).stdout
     version = re.search(r"version (\S+)", qemu)
-    rows = [f"| {title} | {outcome} | {took / 60:.1f} min |" for title, outcome, took in found]
+    names = dict.fromkeys([*DEFAULT, *(name for name in PARTS if name in found)])
+    environments = dict.fromkeys(environment for name in names for environment in PARTS[name].environments)
+    titles = {lock(name): f"`{lock(name)}` installed" for name in environments}
+    titles |= {name: PARTS[name].title for name in names}
+    rows, golden, versions = [], [], []
+    for name, title in titles.items():
+        about = found.get(name)
+        cells = (about["outcome"], f"{about['seconds'] / 60:.1f} min", about["date"], about["code"]) if about else ()
+        rows.append(f"| {title} | {' | '.join(cells or ('**not run**', '', '', ''))} |")
+        golden += about.get("golden", ()) if about else ()
+        versions += filter(None, [about.get("versions")]) if about else ()
     text = f"""# Linux arm64, in emulation
 
-Written by `make verify-arm64` on {datetime.date.today().isoformat()}, in {seconds / 60:.0f} minutes, on
-{record.cpu_model()} ({os.cpu_count()} processors), QEMU {version[1] if version else "of unknown version"}, in a
-Debian 12 for arm64. The environments are installed from their locks by pip or uv as on a real machine; the tests are
-those of `make test`.
+Written by `make verify-arm64`, on {record.cpu_model()} ({os.cpu_count()} processors), QEMU
+{version[1] if version else "of unknown version"}, in a Debian 12 for arm64. The environments are installed from their
+locks by pip or uv as on a real machine; the tests are those of `make test`.
 
-| what | found | took |
-|---|---|---|
+| what | found | took | on | state of the code |
+|---|---|---|---|---|
 {chr(10).join(rows)}
 
 What ran: {"; ".join(versions)}.
 
 | engine | golden case | voxels that differ from upstream's label map |
 |---|---|---|
-{chr(10).join(golden)}
+{chr(10).join(dict.fromkeys(golden))}
 
 ## What emulation does not show
 

@@ -35,7 +35,7 @@ from test_other_engines import FEW  # noqa: E402
 from test_v2_engines import CASES as V2_CASES  # noqa: E402
 from test_v2_engines import EVERY, MODELS, UPSTREAM, V2  # noqa: E402
 
-from parts import run_tests  # noqa: E402
+from parts import commit, run_tests  # noqa: E402
 from synthseg_native import __version__, measure  # noqa: E402
 from synthseg_native.cohort import environments, installers, ranking  # noqa: E402
 from synthseg_native.cohort.benchmark import inputs  # noqa: E402
@@ -263,15 +263,6 @@ def machine() -> list[str]:
         + f" ({facts['driver']})" * bool(facts["driver"]),
         f"Python {platform.python_version()}, synthseg-native {__version__} ({commit()})",
     ]
-
-
-def commit() -> str:
-    """The state of this project, as git names it."""
-    try:
-        done = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True)
-    except OSError:
-        return "no git here"
-    return done.stdout.strip() or "no clone"
 
 
 def page_of(found: Found, seconds: float) -> str:
