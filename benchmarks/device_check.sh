@@ -5,7 +5,7 @@
 #   benchmarks/device_check.sh --device cpu --size 64x64x64     without a GPU, to try it
 #
 # It verifies every operation, segments golden cases (robust mode with parcels and scores among them) and a phantom of
-# 192 x 256 x 192 voxels by a network of SynthSeg's size, the latter on the CPU too, by torch and by the llvm engine. It
+# 192 x 256 x 192 voxels by a network of SynthSeg's size, the latter by the llvm engine on the CPU too, to compare. It
 # prints build/device_check.md, with one row to send back (tests/prove.py does all that). Packages that the Python lacks
 # go to build/device_check/, from the wheels in .whl/ of this checkout where there is that folder, else by pip. To a
 # machine without a network bring them, for its Python and processor; one with PyTorch, NumPy, SciPy, h5py, llvmlite,

@@ -179,7 +179,7 @@ def prove(engine: str, arguments: argparse.Namespace, folder: Path, found: Found
             except SynthSegError as error:
                 seconds, found.failed = error.message, True
             found.speed.append([engine, place, seconds])
-        if "full" in parts:
+        if "full" in parts and place == sound[0]:
             say(f"{engine} on the {place.upper()}: a scan of {found.size} voxels")
             out, first = folder / f"{engine}_{place}_full", folder / "first.nii.gz"
             cells, good = segmented(engine, place, full(arguments.size, first), out, os.cpu_count())
