@@ -66,6 +66,10 @@ for place in /proc /sys /dev /tmp "$checkout"; do
 done
 mkdir -p "$envs" "$checkout/.envs" && mount --bind "$envs" "$root$checkout/.envs"
 mount --bind /etc/ssl "$root/etc/ssl"
+cpu=/sys/devices/system/cpu # PyTorch ends where no processor tells its kind there; this one is a Neoverse N1
+mount -t tmpfs cpu "$root$cpu" && cp $cpu/online $cpu/possible $cpu/present "$root$cpu"
+mkdir -p "$root$cpu/cpu0/regs/identification"
+echo 0x00000000410fd0c1 >"$root$cpu/cpu0/regs/identification/midr_el1"
 touch "$root/etc/resolv.conf" && mount --bind /etc/resolv.conf "$root/etc/resolv.conf"
 exec chroot "$root" /usr/bin/env -C "$folder" PATH=/opt/uv/bin:/usr/local/bin:/usr/bin:/bin "$@"'
 

@@ -43,3 +43,12 @@ def run_tests(words: Sequence[str], report: Path, given: Mapping[str, str] | Non
     if status:
         return Outcome(f"failed: {bad} of {counts['tests']} tests", failed, golden)
     return Outcome(f"{passed} tests passed" + f", {counts['skipped']} skipped" * bool(counts["skipped"]), golden=golden)
+
+
+def commit() -> str:
+    """The state of this project, as git names it."""
+    try:
+        done = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True)
+    except OSError:
+        return "no git here"
+    return done.stdout.strip() or "no clone"

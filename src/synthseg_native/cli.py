@@ -212,7 +212,6 @@ def _segment_all(call, segmenter, tables, arguments, argv):
 def _states(jobs, segmenter):
     """What the results of each job are now, as `identity.current.State`."""
     from synthseg_native import jobs as planning
-    from synthseg_native.files import sha256_of
     from synthseg_native.identity import command
 
     weights_known = True
@@ -220,7 +219,7 @@ def _states(jobs, segmenter):
         wanted = None
         try:
             if weights_known and job.sidecars["o"].is_file() and job.image.is_file():
-                wanted = command.wanted(segmenter, job, sha256_of(job.image))
+                wanted = command.wanted(segmenter, job, job.content.sha256())
         except SynthSegError:
             weights_known = False  # none, say: the run of the scan tells
         except OSError:  # of the scan, which its run tells

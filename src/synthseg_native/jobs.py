@@ -13,6 +13,7 @@ from synthseg_native.errors import SynthSegError
 from synthseg_native.files import SEAL, at_home, is_sealed, read_json, read_text, sealed, sha256_of
 from synthseg_native.identity import current, stages
 from synthseg_native.results.kept import LABEL_MAPS
+from synthseg_native.scan.content import Content
 from synthseg_native.scan.formats import IMAGE_EXTENSIONS, image_extension
 
 # Results of one scan: option -> (what is put behind the image's name, extension where it is not the image's).
@@ -38,7 +39,7 @@ class Job:
     """One scan. outputs : option ("o", "post", ...) -> path; of a list CSV are among them, a table per scan.
 
     alike : another scan of the call has the same name up to the extension · same : up to capitals of the extension
-    refused : why it may not be segmented
+    refused : why it may not be segmented · content : the image's bytes, which may be read ahead
     """
 
     image: Path
@@ -46,6 +47,10 @@ class Job:
     alike: bool = False
     same: bool = False
     refused: SynthSegError | None = None
+    content: Content | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self):
+        self.content = self.content or Content(self.image)
 
     @property
     def sidecars(self) -> dict:

@@ -25,7 +25,11 @@ def read(arguments: argparse.Namespace) -> tuple[jobs.Call, segment.Segmenter]:
 
     All wrong use is found here, before anything is run: SynthSegError("usage"), and "bad_input" where there is no scan.
     """
-    from synthseg_native import jobs  # here, so that help and wrong words are answered at once
+    from synthseg_native.scan.content import Content  # here, so that help and wrong words are answered at once
+
+    content = Content(at_home(arguments.i or ""))
+    content.read_ahead()  # while all that follows is imported
+    from synthseg_native import jobs
     from synthseg_native.pipeline import segment
     from synthseg_native.scan import reading
 
@@ -35,6 +39,8 @@ def read(arguments: argparse.Namespace) -> tuple[jobs.Call, segment.Segmenter]:
     accept = tuple(sorted({name.strip() for name in arguments.accept.split(",")} - {""}))
     reading.check_accept(accept)
     call = jobs.plan(vars(arguments))
+    if call.single:
+        call.jobs[0].content = content
     crop = arguments.crop
     options = segment.Options(
         engine=arguments.engine,

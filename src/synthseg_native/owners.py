@@ -8,11 +8,9 @@ import json
 import os
 import re
 import secrets
-import socket
 import subprocess
 import sys
 import time
-import uuid
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -40,11 +38,14 @@ class Owner:
 @cache
 def _host() -> str:
     """Name and number of this machine: names repeat, in virtual machines and containers numbers do."""
+    name = os.uname().nodename
     for path in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
         with contextlib.suppress(OSError):
             if number := Path(path).read_text(encoding="ascii").strip():
-                return f"{socket.gethostname()}/{number[:8]}"
-    return f"{socket.gethostname()}/{uuid.getnode():x}"
+                return f"{name}/{number[:8]}"
+    import uuid  # rarely needed, and every command would wait for it
+
+    return f"{name}/{uuid.getnode():x}"
 
 
 @cache

@@ -23,7 +23,6 @@ from synthseg_native import cli
 from synthseg_native.cohort import config as configuration
 from synthseg_native.cohort.samples import read_samples
 from synthseg_native.errors import SynthSegError
-from synthseg_native.scan import reading
 
 # Sheet and config ----------------------------------------------------------------------------------------------------
 
@@ -571,14 +570,9 @@ def in_workflow(run, world, capfd, monkeypatch):
 
 
 def by_command(make, world, capfd, monkeypatch):
-    path, read = make(world.folder), reading.read
-
-    def read_bound(*arguments, **options):
-        with bound_by_modes():
-            return read(*arguments, **options)
-
-    monkeypatch.setattr(reading, "read", read_bound)
-    status = cli.main(world.arguments(path))
+    path = make(world.folder)
+    with bound_by_modes():
+        status = cli.main(world.arguments(path))
     out, err = capfd.readouterr()
     assert out == ""
     assert err.startswith(f"synthseg-native: {path}: ")

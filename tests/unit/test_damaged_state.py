@@ -61,6 +61,7 @@ READERS = {
     "measure.py": SYSTEM,
     "memory.py": SYSTEM,
     "networks/cards.py": "tests/unit/test_models.py",
+    "networks/download.py": "tests/unit/test_weights.py",
     "networks/layers.py": "tests/unit/test_weights.py",
     "networks/weights.py": "tests/unit/test_weights.py",
     "owners.py": "tests/unit/test_locks.py",
@@ -69,6 +70,7 @@ READERS = {
     "results/record.py": SYSTEM,
     "results/tables.py": "tests/unit/test_cli_many.py",  # whether a table of --volumes-tsv is one
     "results/volumes.py": MADE,
+    "scan/content.py": USERS,
     "scan/disguise.py": USERS,
     "scan/reading.py": USERS,
     "shared_disk.py": "tests/unit/test_shared_disk.py",

@@ -1,7 +1,6 @@
 """make prove: what stands on its page, what does not, and how it ends. The engines are stand-ins here."""
 
 import getpass
-import json
 import socket
 import subprocess
 import sys
@@ -33,16 +32,25 @@ HOME = f"{Path.home()}/data/head.nii: it went wrong, says {getpass.getuser()} on
 def proves(monkeypatch, tmp_path):
     """A function that runs make prove with a finding, a golden result, and tests that end with a status."""
 
-    def run(*words, device="gpu", result=(["0 of 9", "identical", "1.0", "200"], True), outcome=None, slab=0.25):
+    def run(
+        *words,
+        device="gpu",
+        result=(["0 of 9", "identical", "1.0", "200", "300", "0.5"], True),
+        outcome=None,
+        slab=0.25,
+    ):
         def seconds(engine, device, precision):
             if isinstance(slab, str):
                 raise SynthSegError("internal", slab)
             return slab
 
-        decision = {"device": device, "reason": "why"}
-        monkeypatch.setattr(prove.ranking, "verified", lambda engine, folder: FINDING | {"decision": decision})
+        def verified(engine, folder):
+            here = "cpu" if device == "gpu" and engine == "llvm" else device
+            return FINDING | {"decision": {"device": here, "reason": "why"}}
+
+        monkeypatch.setattr(prove.ranking, "verified", verified)
         monkeypatch.setattr(prove.ranking, "timed", seconds)
-        monkeypatch.setattr(prove, "golden", lambda *_: result)
+        monkeypatch.setattr(prove, "segmented", lambda *_: result)
         monkeypatch.setattr(prove, "run_tests", lambda words, report: outcome or parts.Outcome("7 tests passed"))
         page = tmp_path / "build/page.md"
         status = prove.main([*words, "--page", str(page)])
@@ -54,9 +62,9 @@ def proves(monkeypatch, tmp_path):
 def test_the_page_has_each_engine_on_each_device_that_is_sound(proves, capsys):
     status, page = proves("--engines", "llvm", "torch")
     assert status == 0
-    assert len([line for line in page.splitlines() if line.startswith("| llvm | cpu | `")]) == len(prove.CASES)
+    assert len([line for line in page.splitlines() if line.startswith("| llvm | cpu | `")]) == len(prove.CASES) + 1
     for device in ("cpu", "gpu"):
-        assert f"| torch | {device} | `t1_crop` | 0 of 9 | identical | 1.0 | 200 |" in page
+        assert f"| torch | {device} | `t1_crop` | 0 of 9 | identical | 1.0 | 200 | 300 |" in page
         assert f"| torch | {device} | 0.25 |" in page
     assert "Conv3D is not supported on MPS" in page and "7 tests passed" in page
     assert "send it as it is" in capsys.readouterr().out
@@ -70,7 +78,7 @@ def test_of_parts_only_those_are_there(proves):
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"result": (["", "failed: no memory", "", ""], False)}, "failed: no memory"),
+        ({"result": (["", "failed: no memory", "", "", "", ""], False)}, "failed: no memory"),
         (
             {"outcome": parts.Outcome("failed: 1 of 7 tests", [f"test_a::test_b: {HOME}"])},
             "- `test_a::test_b: HOME/data",
@@ -90,7 +98,7 @@ def test_an_environment_that_cannot_be_made_is_no_obstacle(proves, monkeypatch):
 
     def without(*words):
         monkeypatch.setattr(prove.ranking, "verified", fails)
-        monkeypatch.setattr(prove, "golden", lambda *_: pytest.fail("it has no environment"))
+        monkeypatch.setattr(prove, "segmented", lambda *_: pytest.fail("it has no environment"))
         return original(*words)
 
     original = prove.prove
@@ -122,8 +130,7 @@ def test_which_engines_are_proved(monkeypatch, tmp_path, gpu, there, engines):
 def test_a_golden_case_is_run_by_the_whole_command_and_measured(monkeypatch, tmp_path):
     """What the command writes is the golden result itself, but for one voxel of it."""
     program = f"""
-import sys, nibabel as nib, numpy as np
-words = sys.argv[sys.argv.index("--i") + 1:]
+import json, sys, nibabel as nib, numpy as np
 given = dict(zip(sys.argv, sys.argv[1:]))
 golden = nib.load("{prove.GOLDEN}/t1_crop_dseg.nii.gz")
 labels = np.asarray(golden.dataobj).copy()
@@ -131,22 +138,49 @@ labels[tuple(np.argwhere(labels)[0])] = 0
 nib.save(nib.Nifti1Image(labels, golden.affine), given["--o"])
 nib.save(nib.Nifti1Image(np.zeros(labels.shape, np.float32), golden.affine), given["--margin"])
 assert given["--engine"] == "torch" and given["--device"] == "gpu" and given["--crop"] == "64"
+open(given["--record"], "w").write(json.dumps({{"seconds": {{"network": 0.5}}}}))
+class torch:
+    class cuda:
+        is_available, max_memory_reserved = lambda: True, lambda: 7 << 20
+sys.modules["torch"] = torch
+main = lambda: 0
 """
     (tmp_path / "synthseg_native").mkdir()
-    (tmp_path / "synthseg_native/__main__.py").write_text(program)
+    cli = tmp_path / "synthseg_native/cli.py"
+    cli.write_text(program)
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} "$@"\n')
     python.chmod(0o755)
     monkeypatch.setattr(environments, "python", lambda name: python)
-    (differ, verdict, seconds, peak), good = prove.golden("torch", "gpu", "t1_crop", tmp_path)
-    assert differ.startswith("1 of ") and float(seconds) > 0 and float(peak) > 10
+    case = prove.golden("t1_crop")
+    (differ, verdict, seconds, peak, *more), good = prove.segmented("torch", "gpu", case, tmp_path / "first")
+    assert differ.startswith("1 of ") and float(seconds) > 0 and float(peak) > 10 and more == ["7", "0.5"]
     assert (verdict, good) == ("equivalent", True) or verdict.startswith("different")
-    (tmp_path / "synthseg_native/__main__.py").write_text("raise SystemExit('synthseg-native: no memory | none')")
-    (tmp_path / "again").mkdir()
-    assert prove.golden("torch", "gpu", "t1_crop", tmp_path / "again") == (
-        ["", "failed: synthseg-native: no memory / none", "", ""],
+    cli.write_text("raise SystemExit('synthseg-native: no memory | none')")
+    assert prove.segmented("torch", "gpu", case, tmp_path / "again") == (
+        ["", "failed: synthseg-native: no memory / none", *[""] * 4],
         False,
     )
+
+
+def test_a_scan_of_full_size_is_told_in_one_row_to_send_back(proves, tmp_path, monkeypatch):
+    monkeypatch.setattr(prove, "full", lambda size, first: None)
+    monkeypatch.setattr("pathlib.Path.rename", lambda self, other: other.touch())
+    monkeypatch.setattr(prove.verify, "table", lambda finding: "device: gpu (GPU:0 (Some GPU) passed every probe)")
+    status, page = proves("--engines", "llvm", "torch", "--parts", "golden", "full", "--device", "gpu")
+    cells = "Some GPU | torch on the gpu | 4 of 4 | 1.0 | 0.5 | 200 | 300 | 0 of 9 (identical, llvm on the cpu)"
+    assert status == 0 and f"| {cells} |" in page and "| llvm | cpu | `" not in page
+    status, page = proves("--engines", "torch", "--parts", "golden", "--device", "gpu", device="cpu")
+    assert status == 1 and "Golden" not in page
+
+
+def test_one_interpreter_can_stand_for_every_environment(tmp_path, monkeypatch):
+    monkeypatch.setattr(environments, "ENVS", environments.ENVS)
+    monkeypatch.setenv("PYTHONPATH", "/more")
+    prove.lend(Path(sys.executable), tmp_path)
+    done = subprocess.run([environments.ensure("torch"), "-c", "import sys; print(sys.path, sys.executable)"],
+                          env={"PYTHONPATH": "/mine"}, capture_output=True, text=True)  # fmt: skip
+    assert "'/more', '/mine'" in done.stdout and sys.executable in done.stdout
 
 
 def test_what_pytest_found_is_told(tmp_path, monkeypatch):
@@ -166,4 +200,16 @@ def test_what_pytest_found_is_told(tmp_path, monkeypatch):
 def test_make_prove_is_this_program():
     done = subprocess.run(["make", "-n", "prove"], cwd=ROOT, capture_output=True, text=True)
     assert "tests/prove.py" in done.stdout and "ensure dev llvm" in done.stdout
-    assert json.loads(json.dumps(list(prove.PARTS))) == ["golden", "speed", "tests"]
+
+
+@pytest.mark.parametrize(
+    ("python", "says"),
+    [
+        ("nowhere", "nowhere: no such Python: set PYTHON"),
+        (sys.executable, "has no PyTorch: set PYTHON to one that has"),
+    ],
+)
+def test_the_check_of_a_gpu_says_what_is_missing(python, says):
+    command, env = [ROOT / "benchmarks/device_check.sh"], {"PATH": "/usr/bin:/bin", "PYTHON": python}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 2 and says in done.stderr and done.stderr.count("\n") == 1

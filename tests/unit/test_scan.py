@@ -1,9 +1,12 @@
 """Reading, and what headers say about where a scan lies. What is refused as bad input: test_bad_input.py."""
 
 import gzip
+import os
 import re
 import resource
+import sys
 import tracemalloc
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -15,6 +18,7 @@ from synthseg_native.errors import SynthSegError
 from synthseg_native.files import sha256_of
 from synthseg_native.results import images
 from synthseg_native.scan import grid, reading
+from synthseg_native.scan.content import Content
 from synthseg_native.scan.reading import ACCEPTABLE, FLAGS, read
 
 
@@ -59,6 +63,41 @@ def test_a_scan_that_is_exchanged_while_it_is_read_is_not_taken(tmp_path, monkey
     assert error.value.transient
     monkeypatch.undo()
     assert read(path).data.shape == ramp().shape
+
+
+@pytest.mark.parametrize("name", ["scan.nii.gz", "scan.nii", "scan.mgz"])
+@pytest.mark.parametrize("ahead", [True, False])
+def test_bytes_that_are_read_ahead_are_those_that_are_hashed_and_parsed(tmp_path, monkeypatch, name, ahead):
+    path = save(tmp_path / name, ramp())
+    content = Content(path)
+    content.read_ahead()
+    digest = content.sha256()
+    if ahead:
+        monkeypatch.setattr("synthseg_native.scan.content.sha256_of", None)
+        monkeypatch.setattr(Path, "open", None)
+        monkeypatch.setattr("gzip.open", None)
+    else:  # another file by now
+        save(path, ramp() + 5)
+    found = read(path, ["no_orientation"], content=content)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(found.data, read(path, ["no_orientation"]).data)
+    assert found.description["sha256"] == sha256_of(path)
+    assert (found.description["sha256"] == digest) is ahead
+
+
+def test_nothing_is_read_ahead_that_is_too_large_or_no_image(tmp_path, monkeypatch):
+    monkeypatch.setattr("synthseg_native.scan.content.LIMIT", 100)
+    os.mkfifo(tmp_path / "pipe.nii")  # to read it would never end
+    for path in (
+        save(tmp_path / "scan.nii", ramp()),
+        tmp_path / "pipe.nii",
+        tmp_path / "none.nii",
+        tmp_path / "a\0.nii",
+    ):
+        content = Content(path)
+        content.read_ahead()
+        assert content._read_before() is None
+    assert Content(tmp_path / "scan.nii").open().read(4) == (348).to_bytes(4, sys.byteorder)
 
 
 def test_trailing_axes_of_length_one_are_dropped(tmp_path):

@@ -201,7 +201,8 @@ def pretended(monkeypatch):
             use_deterministic_algorithms=lambda on: None,
             utils=types.SimpleNamespace(deterministic=types.SimpleNamespace()),
             backends=types.SimpleNamespace(
-                cudnn=types.SimpleNamespace(), mps=types.SimpleNamespace(is_available=lambda: mps)
+                cudnn=types.SimpleNamespace(conv=types.SimpleNamespace()),
+                mps=types.SimpleNamespace(is_available=lambda: mps),
             ),
             cuda=types.SimpleNamespace(is_available=lambda: cuda, is_bf16_supported=lambda including_emulation: bf16),
             cpu=types.SimpleNamespace(get_capabilities=lambda: {"avx2": True, "amx_bf16": bf16}),
@@ -215,7 +216,7 @@ def pretended(monkeypatch):
 @pytest.mark.parametrize(
     ("torch", "how", "words"),
     [
-        ({"version": "2.12.1"}, {}, "torch 2.12.1: too old: install the environment envs/torch.txt"),
+        ({"version": "2.10.1"}, {}, "torch 2.10.1: too old: install the environment envs/torch.txt"),
         (
             {"version": "2.13.0+cpu", "mps": True},
             {"device": "gpu"},

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from synthseg_native.errors import SynthSegError
-from synthseg_native.networks import weights
+from synthseg_native.networks import download, weights
 
 BODY = bytes(range(256)) * 4096  # 1 MiB
 WRONG = b"x" * len(BODY)
@@ -104,7 +104,7 @@ class Server:
 def plain_http(monkeypatch):
     """Addresses of http, so that a server here needs no certificate."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(weights, "SCHEMES", ("http",))
+    monkeypatch.setattr(download, "SCHEMES", ("http",))
 
 
 @pytest.fixture
@@ -242,7 +242,7 @@ def closed_port():
         ("/redirect?file:///etc/passwd", "Redirection to url 'file:///etc/passwd' is not allowed", 1),
         ("/redirect", "HTTP 302 The HTTP server returned a redirect error", 5),
         ("/rude", "HTTP 404 [2Jgone", 1),
-        ("/endless", f"{len(BODY) + weights.CHUNK} bytes found, {len(BODY)} expected", 1),
+        ("/endless", f"{len(BODY) + download.CHUNK} bytes found, {len(BODY)} expected", 1),
     ],
 )
 def test_what_a_hostile_server_may_do_is_bounded(server, tmp_path, path, says, requests):

@@ -31,7 +31,7 @@ from synthseg_native.networks.layers import GIVEN, NORMALISATION_EPSILON, Layer,
 
 CAN = capabilities.Capabilities()
 SLAB_BYTES = 2**27  # of one tensor in float32: a dozen planes of 256 x 256, 33 labels
-OLDEST = (2, 13)
+OLDEST = (2, 11)
 OLDEST_MPS = (2, 14)  # before it, 3-D convolutions on Apple's GPUs were slow or wrong
 NO_MEMORY = re.compile("out of memory|can't allocate memory|invalid buffer size", re.IGNORECASE)
 
@@ -76,7 +76,8 @@ def start(threads: int) -> Any:
     if _version(torch) < OLDEST:
         raise SynthSegError("usage", f"torch {torch.__version__}: too old: {_ADVICE}")
     torch.set_num_threads(threads)
-    torch.backends.fp32_precision = "ieee"  # no TF32, in convolutions neither
+    torch.backends.fp32_precision = "ieee"  # no TF32
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # before 2.13 it does not follow the word for all
     torch.backends.cudnn.benchmark = False  # it would choose by time, a different kernel in every run
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False

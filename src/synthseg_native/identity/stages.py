@@ -39,7 +39,7 @@ STAGES = {
     for stage in (
         # One scan, native --------------------------------------------------------------------------------------------
         Stage("read", "voxels, affine, facts of the header", ("image",), ("content", "accept"),
-              ("scan/reading.py", "scan/values.py", "scan/formats.py")),
+              ("scan/reading.py", "scan/content.py", "scan/values.py", "scan/formats.py")),
         Stage("grid", "the scan on the network's grid", ("read",), ("model", "ct", "crop", "autocrop"),
               ("scan/grid.py",)),
         Stage("network", "posteriors", ("grid", "weights"),
@@ -77,7 +77,8 @@ STAGES = {
                "results/tables.py", "results/sidecar.py", "results/hashes.py"), ("reference.py",)),
         # What follows ------------------------------------------------------------------------------------------------
         Stage("picture", "the picture, with what is odd by today's limits", ("image", "labels", "figures"),
-              ("display",), ("results/picture.py", "results/quality.py", "results/volumes.py", "scan/reading.py"),
+              ("display",), ("results/picture.py", "results/quality.py", "results/volumes.py", "scan/reading.py",
+               "scan/content.py"),
               ("picture.py",)),
         Stage("comparison", "the verdict", ("labels", "reference"), ("thresholds", "display"),
               ("compare.py", "results/volumes.py", "results/verdicts.py"), ("compare.py",)),
@@ -142,6 +143,7 @@ UNCHANGING = {
     "memory.py": "predicts, and refuses what does not fit",
     "owners.py": "who holds a lock or a folder",
     "networks/__init__.py": "empty",
+    "networks/download.py": "fetches weights, which are told by their content",
     "networks/weights.py": "finds and fetches weights, which are told by their content",
     "pipeline/__init__.py": "empty",
     "progress.py": "the bar",

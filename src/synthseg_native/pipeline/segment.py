@@ -279,7 +279,8 @@ class Segmenter:
             notes["predicted_peak_mib"] = memory.predict(size, *how)
             memory.check(job.image, size, *how, network)
 
-        found = reading.read(job.image, options.accept, options.ct, fits)
+        found = reading.read(job.image, options.accept, options.ct, fits, job.content)
+        job.content.let_go()
         notes["input"] = found.description
         return found
 

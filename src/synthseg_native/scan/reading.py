@@ -20,8 +20,8 @@ import nibabel as nib
 import numpy as np
 
 from synthseg_native.errors import SynthSegError
-from synthseg_native.files import sha256_of
 from synthseg_native.scan import values
+from synthseg_native.scan.content import Content, seen
 from synthseg_native.scan.disguise import disguise
 from synthseg_native.scan.formats import IMAGE_EXTENSIONS, image_extension
 from synthseg_native.scan.grid import ras_order, voxel_sizes
@@ -98,39 +98,32 @@ def read(
     accept: Iterable[str] = (),
     ct: bool = False,
     fits: Callable[["Extent"], None] = lambda extent: None,
+    content: Content | None = None,
 ) -> Scan:
     """Read a 3-D image and refuse what cannot be segmented, by its header before any voxel is read.
 
     accept : flags of ACCEPTABLE, header faults in spite of which the image is taken · ct : values are Hounsfield units,
     and no surprise · fits : told how large the scan is before a voxel is read, to raise where that is too much
+    content : of this path, where its bytes are read ahead
     Raises SynthSegError, one line ``path: what: what to do``: "bad_input" for what is wrong with the file, "usage" for
     an unknown flag, "read" for a drive that fails and for a file that changes meanwhile; what `fits` raises; and
     MemoryError.
     """
     check_accept(accept)
     with unchanged(path), _told(Path(path)) as path:
-        return _read(path, accept, ct, fits)
+        return _read(path, accept, ct, fits, content or Content(path))
 
 
 @contextmanager
 def unchanged(path: str | PathLike) -> Iterator[None]:
     """Raise SynthSegError("read") where a file was changed or exchanged while the block read it, even for a moment.
 
-    Its bytes are read more than once, and another's hash would otherwise stand for what was segmented. The time of
-    change and the inode tell: nobody can set the first, and a file that comes back has another one.
+    Its bytes may be read more than once, and another's hash would otherwise stand for what was segmented.
     """
-    before = _seen(path)
+    before = seen(path)
     yield
-    if before is not None and _seen(path) != before:
+    if before is not None and seen(path) != before:
         raise SynthSegError("read", f"{path}: changed while it was read: call again")
-
-
-def _seen(path) -> tuple | None:
-    try:
-        about = Path(path).stat()
-    except (OSError, ValueError):  # whoever reads it says why
-        return None
-    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns
 
 
 @dataclass(frozen=True)
@@ -146,7 +139,7 @@ def extent(path: str | PathLike) -> Extent:
     """How large a scan is by its header, of which no more than the first kilobyte is read. Raises as `read` does."""
     with _told(Path(path)) as path:
         _check_file(path)
-        header, raw_voxel_mm, _, _ = _header(path)
+        header, raw_voxel_mm, _, _ = _header(Content(path))
         shape, _ = _shape(header)
         _check_voxel_sizes(raw_voxel_mm)
         found = _extent(header, shape)
@@ -242,9 +235,9 @@ def _check_voxel_sizes(raw_voxel_mm):
         raise _Refused("a voxel size of zero in the header", "correct the header")
 
 
-def _read(path, accept, ct, fits) -> Scan:
+def _read(path, accept, ct, fits, content) -> Scan:
     _check_file(path)
-    header, raw_voxel_mm, flags, no_orientation = _header(path)
+    header, raw_voxel_mm, flags, no_orientation = _header(content)
     shape, squeezed = _shape(header)
     _check_voxel_sizes(raw_voxel_mm)
     voxel_mm = np.abs(header.get_zooms()[:3])
@@ -302,11 +295,11 @@ def _read(path, accept, ct, fits) -> Scan:
             raise _Refused("so sheared that left and right would be swapped", "resample it to axes at right angles")
 
     fits(_extent(header, shape))
-    data = _voxels(path, header, shape)
+    data = _voxels(content, header, shape)
     flags |= values.flags(data, ct)
     description = {
         "name": path.name,
-        "sha256": sha256_of(path),
+        "sha256": content.sha256(),
         "shape": [int(n) for n in header.get_data_shape()],
         "voxel_mm": [round(float(size), 6) for size in voxel_mm],
         "orientation": _orientation(directions),
@@ -318,10 +311,6 @@ def _read(path, accept, ct, fits) -> Scan:
 
 
 # The file ------------------------------------------------------------------------------------------------------------
-
-
-def _open(path):
-    return gzip.open(path) if path.name.lower().endswith("gz") else path.open("rb")
 
 
 def _check_file(path):
@@ -337,15 +326,15 @@ def _check_file(path):
         raise _Refused("the file is empty", "copy or convert it again")
 
 
-def _header(path):
+def _header(content):
     """The header, checked and repaired by nibabel and `_mend_forms`; voxel sizes (3,) as the file states them; flags;
     where it has no orientation, what to say.
 
     Header objects are made of bytes: nibabel's readers of files believe sizes that a header claims.
     """
-    with _open(path) as file:
+    with content.open() as file:
         block = file.read(nib.Nifti2Header.sizeof_hdr)
-    if image_extension(path) in (".mgz", ".mgh"):
+    if image_extension(content.path) in (".mgz", ".mgh"):
         kind, size = nib.MGHImage.header_class, nib.freesurfer.mghformat.DATA_OFFSET
     else:
         second = 540 in (int.from_bytes(block[:4], order) for order in ("little", "big"))
@@ -428,9 +417,9 @@ def _scaling(header) -> tuple[np.float64, np.float64]:
     return np.float64(1 if slope is None else slope), np.float64(intercept or 0)
 
 
-def _voxels(path, header, shape) -> np.ndarray:
+def _voxels(content, header, shape) -> np.ndarray:
     """Values (X, Y, Z) with slope and intercept applied, in `_kept_type`; all are numbers and not all of them zero."""
-    stored = _stored(path, header, shape)
+    stored = _stored(content, header, shape)
     data, scaling = stored, _scaling(header)
     if scaling != (1, 0):
         data = np.empty(shape, dtype=np.float64, order="F")
@@ -449,23 +438,23 @@ def _voxels(path, header, shape) -> np.ndarray:
     return data
 
 
-def _stored(path, header, shape) -> np.ndarray:
+def _stored(content, header, shape) -> np.ndarray:
     """Voxels (X, Y, Z) as the file has them: nothing of it is kept but they, however much lies before and behind."""
     dtype, offset = header.get_data_dtype(), int(header.get_data_offset())
-    needed, content = int(np.prod(shape, dtype=object)) * dtype.itemsize, bytearray()
-    with _open(path) as file:
+    needed, voxels = int(np.prod(shape, dtype=object)) * dtype.itemsize, bytearray()
+    with content.open() as file:
         skipped = 0
         while skipped < offset and (chunk := file.read(min(CHUNK, offset - skipped))):
             skipped += len(chunk)
-        while len(content) < needed and (chunk := file.read(min(CHUNK, needed - len(content)))):
-            content += chunk
-        if len(content) < needed:
-            length = skipped + len(content)
+        while len(voxels) < needed and (chunk := file.read(min(CHUNK, needed - len(voxels)))):
+            voxels += chunk
+        if len(voxels) < needed:
+            length = skipped + len(voxels)
             what = f"the file is cut off: {length} bytes, and the header wants {offset + needed}"
             raise _Refused(what, "copy or convert it again")
         if isinstance(file, gzip.GzipFile):
             _look_for_checksum(file)
-    return np.ndarray(shape, dtype, content, order="F")
+    return np.ndarray(shape, dtype, voxels, order="F")
 
 
 def _look_for_checksum(file: gzip.GzipFile) -> None:

@@ -24,7 +24,7 @@ ROOT = environments.ROOT
 WORK = ROOT / "build" / "benchmark"
 RESULTS = ROOT / "benchmarks" / "results"
 SIZES = ((160, 160, 160), (192, 256, 192), (256, 256, 256))
-HEADLINE = (192, 256, 192)
+HEADLINE = inputs.HEADLINE
 SMALL = (64, 64, 64)
 SYNTHSEG2 = (("--robust",), ("--parc", "--qc"))  # what is measured of SynthSeg 2.0's networks
 ENGINES = ("tensorflow", "llvm")
@@ -33,7 +33,7 @@ ENGINES = ("tensorflow", "llvm")
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(prog="benchmarks/run.py", description=__doc__)
-    p.add_argument("--sizes", nargs="+", type=_size, default=SIZES, metavar="XxYxZ", help="in voxels of 1 mm")
+    p.add_argument("--sizes", nargs="+", type=inputs.size_of, default=SIZES, metavar="XxYxZ", help="in voxels of 1 mm")
     p.add_argument("--threads", nargs="+", type=int, default=[2, 1], metavar="N")
     p.add_argument("--engines", nargs="+", type=Contestant.parse, default=[*map(Contestant.parse, ENGINES)],
                    metavar="ENGINE[:PRECISION[:DEVICE]][@CHECKOUT]", help="of this project, or of a checkout of "
@@ -59,13 +59,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--results", type=Path, default=RESULTS, metavar="DIR")
     p.add_argument("--work", type=Path, default=WORK, metavar="DIR", help="for images, weights and label maps")
     return p
-
-
-def _size(text: str) -> inputs.Size:
-    numbers = [int(n) for n in text.split("x")]
-    if len(numbers) not in (1, 3) or min(numbers) < 16 or max(numbers) > 512:
-        raise argparse.ArgumentTypeError(f"{text}: give one or three numbers from 16 to 512, as 192x256x192")
-    return tuple(numbers * (3 // len(numbers)))
 
 
 def say(line: str) -> None:

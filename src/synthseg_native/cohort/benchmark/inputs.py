@@ -1,5 +1,6 @@
 """What is segmented, and with what: images of the sizes asked for, and a model of full size, made where missing."""
 
+import argparse
 import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -14,6 +15,19 @@ from synthseg_native.files import sha256_of
 
 Size = tuple[int, int, int]  # voxels
 Grid = tuple[Size, float]  # and the voxels' size in mm
+HEADLINE = (192, 256, 192)
+
+
+def size_of(text: str) -> Size:
+    """A size as it is typed, for argparse.
+
+    >>> size_of("192x256x192"), size_of("64")
+    ((192, 256, 192), (64, 64, 64))
+    """
+    numbers = [int(n) for n in text.split("x")]
+    if len(numbers) not in (1, 3) or min(numbers) < 16 or max(numbers) > 512:
+        raise argparse.ArgumentTypeError(f"{text}: give one or three numbers from 16 to 512, as 192x256x192")
+    return tuple(numbers * (3 // len(numbers)))
 
 
 def full_model(given: Path | None, work: Path) -> tuple[Path, str]:
