@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 MIB = 2**20
 TOLERANCE = 0.2  # a larger miss is told, and a job asks for so much more than the prediction
+LITTLE_MIB = 512  # so much too high a prediction is nobody's trouble: of a small crop it is mostly the program itself
 REFERENCE = "reference"
 START_MIB = 80  # of the interpreter and the libraries that read a scan, before the engine is there
 PICTURE_MIB = 240  # of the libraries that draw, and of the canvas
@@ -344,12 +345,15 @@ def own_peak_mib() -> float:
 
 
 def remark(predicted: float | None, reached: float | None) -> str | None:
-    """A sentence where the peak was more than 20 % off the prediction (both in MiB); None else, or where one lacks.
+    """A sentence where the peak was more than 20 % off the prediction (both in MiB), and LITTLE_MIB where it was less;
+    None else, or where one lacks.
 
     >>> remark(predicted=500, reached=650)
     'the peak of 650 MiB is 30 % above the predicted 500 MiB'
     """
     if not predicted or not reached or abs(reached / predicted - 1) <= TOLERANCE:
+        return None
+    if 0 < predicted - reached <= LITTLE_MIB:
         return None
     way = "above" if reached > predicted else "below"
     share = abs(reached / predicted - 1)

@@ -199,7 +199,8 @@ def test_a_miss_above_a_fifth_is_told():
     assert memory.remark(1000, 1190) is None and memory.remark(1000, 810) is None
     assert memory.remark(None, 500) is None and memory.remark(500, None) is None
     assert memory.remark(1000, 1310.4) == "the peak of 1310 MiB is 31 % above the predicted 1000 MiB"
-    assert memory.remark(1000, 500) == "the peak of 500 MiB is 50 % below the predicted 1000 MiB"
+    assert memory.remark(2000, 1000) == "the peak of 1000 MiB is 50 % below the predicted 2000 MiB"
+    assert memory.remark(800, 310) is None  # a small crop, of which most is the program itself
     # A job asks for as much as the prediction may be off untold; in MB, not MiB.
     assert memory.declared_mb(1000) == 1259
 
