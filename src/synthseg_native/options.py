@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from synthseg_native.errors import SynthSegError
 from synthseg_native.files import at_home
-from synthseg_native.scan.formats import image_extension
 
 if TYPE_CHECKING:
     from synthseg_native import jobs
@@ -91,6 +90,8 @@ def _check(arguments, interpolations, parcel_volumes):
 
 def _idle(arguments, call, segment):
     """Lines about options that change nothing, as the call is."""
+    from synthseg_native.scan.formats import image_extension
+
     maps = [path for job in call.jobs for option, path in job.outputs.items() if option in job.sidecars]
     tables = {*call.tables, *call.jobs[0].outputs} & {"vol", "volumes_tsv"}
     why = {
