@@ -248,7 +248,8 @@ def test_the_fit_finds_what_made_the_measurements(root, monkeypatch, tmp_path, c
     made_from = memory.Coefficients(base=310, weights=5, network=0.8, planes=50)
     arguments = check_memory.parser().parse_args(["--engines", "llvm", "--folder", "0"])
     rows = check_memory.rows_of(arguments)
-    assert len(rows) == 10 * 5 and {row["network"] for row in rows} == {"compact2mm", *check_memory.NETWORKS}
+    assert len(rows) == 10 * 5 + 4 * 2
+    assert {row["network"] for row in rows} == {"compact2mm", *check_memory.NETWORKS, *check_memory.FULL}
     lines = ["\t".join(check_memory.COLUMNS)]
     for row in rows:
         lines.append("\t".join([*row.values(), f"{memory.peak(made_from, check_memory.size_of(row)):.1f}"]))
