@@ -90,7 +90,8 @@ def coefficients(engine: str, precision: str = "float32", device: str = "cpu") -
 @dataclass(frozen=True)
 class Other:
     """Another network of a run: features, labels, parameters as of `Size` · box : edge of what it reads, None for the
-    padded volume · near : whether posteriors around the cortex are kept · encoder : whether it is no U-Net"""
+    padded volume · near : whether posteriors around the cortex are kept · encoder : whether it is no U-Net
+    smoothed : whether its posteriors are"""
 
     features: int
     labels: int
@@ -98,6 +99,7 @@ class Other:
     box: int | None = None
     near: bool = False
     encoder: bool = False
+    smoothed: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,7 @@ def size_of(
     padded, voxels = padded_shape(network, shape, voxel_mm, crop), math.prod(map(int, shape))
     features, labels = network.layers["features"], network.outputs.channels
     grid = math.prod(grid_shape(network, shape, voxel_mm))
+    scored = any(other.name == "quality" for other in networks)  # then parcels are of raw posteriors: `modes.MODES`
     others = tuple(
         Other(
             features=other.layers["features"],
@@ -150,6 +153,7 @@ def size_of(
             box=other.grid.box,
             near=own_grid and other.name == "parcellation",
             encoder=other.layers["form"] == "encoder",
+            smoothed=other.name == "parcellation" and not scored,
         )
         for other in networks
         if other.name != network.name
@@ -240,9 +244,9 @@ def _other(c, size, other):
     running = _running(c, padded, other.features, other.labels, ENCODER if other.encoder else 1.0)
     if other.encoder or c.planes:
         return kept + running
-    # An engine without planes has the posteriors whole, and once more while they are smoothed.
+    # An engine without planes has the posteriors whole, and several times while they are smoothed.
     features, posteriors = (4 * math.prod(padded) * channels for channels in (other.features, other.labels))
-    return kept + posteriors + max(running, features + c.posterior * posteriors)
+    return kept + posteriors + max(running, (features + c.posterior * posteriors) * other.smoothed)
 
 
 def picture_mib(size: Size) -> int:
