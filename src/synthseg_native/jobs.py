@@ -410,7 +410,8 @@ def rows_of_other_calls(jobs: list[Job], option: str, table: Path, rows: set[tup
     for path in (path for folder in sorted(folders) for path in sorted(folder.glob("*.json"))):
         try:
             note = _note(path)
-            row, image = tuple(note["Volumes"][ROWS[option]] or ()), scans[note["Input"]]
+            volumes, image = note["Volumes"], scans[note["Input"]]
+            row = tuple(volumes[ROWS[option]] or ())
             if row in rows and note["Identity"]["content"] == sha256_of(image)[:12]:
                 found[row] = path
         except (KeyError, TypeError, OSError):  # no note, or of a scan that is none of these
