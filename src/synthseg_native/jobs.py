@@ -404,10 +404,10 @@ def rows_of_other_calls(jobs: list[Job], option: str, table: Path, rows: set[tup
     the table, and in the folders beside that."""
     scans = {job.image.name: job.image for job in jobs}
     folders = {job.outputs["o"].parent for job in jobs} | {table.parent}
-    found = {}
+    own, found = {job.sidecars["o"] for job in jobs}, {}  # `row_before` reads these
     with contextlib.suppress(OSError):
         folders |= {path for path in table.parent.iterdir() if path.is_dir()}
-    for path in (path for folder in sorted(folders) for path in sorted(folder.glob("*.json"))):
+    for path in sorted({path for folder in folders for path in folder.glob("*.json")} - own):
         try:
             note = _note(path)
             volumes, image = note["Volumes"], scans[note["Input"]]
