@@ -19,13 +19,13 @@ ARGS =
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' Makefile | awk -F '\t' '{ printf "make %-16s %s\n", $$1, $$2 }'
 
-demo: ## the demonstration: make phantoms, segment them, compare with the reference: results/summary.tsv
+demo: ## the demonstration: phantoms, structures, parcels, scores, compared with the reference: results/summary.tsv
 	@./snakemake --cores 1 results/summary.tsv
 
 demo-docker: ## the same with the reference in its Docker container
 	@./snakemake --cores 1 results/summary.tsv --configfile config/demo-docker.yaml
 
-demo-synthseg2: ## robust mode, parcels of the cortex and quality scores on the same phantoms
+demo-synthseg2: ## robust mode, parcels and scores on the same phantoms
 	@./snakemake --cores 1 results-synthseg2/summary.tsv --configfile config/demo-synthseg2.yaml
 
 test: ## run all tests

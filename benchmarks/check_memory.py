@@ -25,8 +25,8 @@ import yaml  # noqa: E402
 
 from synthseg_native import memory  # noqa: E402
 from synthseg_native.cohort import environments  # noqa: E402
+from synthseg_native.cohort.benchmark import weights  # noqa: E402
 from synthseg_native.cohort.benchmark.contestants import Contestant, available_mib  # noqa: E402
-from synthseg_native.cohort.benchmark.weights import full_size, write_h5  # noqa: E402
 from synthseg_native.cohort.runs import child  # noqa: E402
 from synthseg_native.cohort.tables import read_tsv  # noqa: E402
 from synthseg_native.files import read_json  # noqa: E402
@@ -50,6 +50,13 @@ SCANS = (
     ((448, 448, 256), (0.5, 0.5, 0.8), "uint8", 1, ("--resample", "--margin")),
     ((512, 512, 512), (0.5, 0.5, 0.5), "int16", 1, ()),
 )
+# Of the networks that have them: robust mode, parcels and scores.
+FULL_SCANS = (
+    ((128, 128, 128), (1, 1, 1), "int16", 1, ("--robust",)),
+    ((128, 128, 128), (1, 1, 1), "int16", 1, ("--parc",)),
+    ((128, 128, 128), (1, 1, 1), "int16", 1, ("--qc",)),
+    ((256, 256, 256), (1, 1, 1), "int16", 1, ("--robust", "--parc", "--qc")),
+)
 SMALL = (46, 56, 46), (4, 4, 4), "uint8", 1  # of the folder
 # Networks as what differs from the card of this model: layers, channels. Of narrow and many, whose weights are random,
 # the llvm engine is not measured: by them nearly all is brain, and it keeps posteriors of that.
@@ -59,9 +66,13 @@ NETWORKS = {
     "wide": ("compact2mm", {"levels": 5, "features": 32}, 32),
     "many": ("compact2mm", {"features": 12}, 60),
 }
-FILES = {"--native-grid": "own.nii", "--picture": "picture.png", "--post": "posteriors.nii",
+FULL = {
+    "golden2": "golden2",
+    weights.FAMILY: "synthseg2",
+}  # all networks of SynthSeg 2.0: the card whose sizes they have
+FILES = {"--qc": "scores.csv", "--native-grid": "own.nii", "--picture": "picture.png", "--post": "posteriors.nii",
          "--resample": "resampled.nii", "--margin": "margin.nii.gz"}  # fmt: skip
-ALONE = {*FILES}  # what reference.py does not make, or the workflow does not ask it for
+ALONE = {*FILES} - {"--qc"}  # what reference.py does not make, or the workflow does not ask it for
 THREADS = 2
 
 
@@ -80,9 +91,9 @@ def save_scan(path: Path, shape, voxel_mm, dtype: str, slope: float, seed: int =
 
 
 def network_of(name: str) -> cards.Network:
-    """A network of NETWORKS, or of a shipped model."""
+    """A network of NETWORKS, or that of a model's structures."""
     if name not in NETWORKS:
-        return cards.load(ROOT / "models" / name).network
+        return cards.load(ROOT / "models" / FULL.get(name, name)).network
     model, layers, channels = NETWORKS[name]
     base = cards.load(ROOT / "models" / model).network
     layers = base.layers | layers
@@ -93,19 +104,22 @@ def network_of(name: str) -> cards.Network:
 def model_of(name: str, folder: Path) -> tuple[Path, Path]:
     """The folder and the weights of a model: one of models/, or made here, with random weights."""
     network = network_of(name)
+    if name in FULL:
+        made = ROOT / "models" / name if name == FULL[name] else weights.make_family(folder / name, ROOT / "models")
+        return made, made
     if name not in NETWORKS:
         shipped = ROOT / "models" / name
         return shipped, shipped / network.weights.file
-    made, weights = folder / name, folder / name / "weights.h5"
+    made, file = folder / name, folder / name / "weights.h5"
     made.mkdir()
     card = cards.load(ROOT / "models" / NETWORKS[name][0]).card
-    about = card["networks"][0] | network.computed_from() | {"weights": {"file": weights.name}}
+    about = card["networks"][0] | network.computed_from() | {"weights": {"file": file.name}}
     card = {key: value for key, value in card.items() if key != "companions"}
     card = card | {"name": f"{name}size", "title": "Random weights.", "research_grade": False, "networks": [about]}
     (made / "card.yaml").write_text(yaml.safe_dump(card), encoding="utf-8")
     (made / network.outputs.table).write_text(_labels(network.outputs.channels), encoding="utf-8")
-    write_h5(weights, network.table(), _weights(network))
-    return made, weights
+    weights.write_h5(file, network.table(), _weights(network))
+    return made, file
 
 
 def _weights(network):
@@ -114,7 +128,7 @@ def _weights(network):
     room = network.layers["levels"] > small.layers["levels"] and network.outputs.channels == small.outputs.channels
     if room:
         of_small = read_weights(ROOT / "models/compact2mm" / small.weights.file, small.table())
-        return full_size(small.shape(), of_small, network.shape())
+        return weights.full_size(small.shape(), of_small, network.shape())
     rng = np.random.default_rng(0)
     return {layer.name: _random(rng, layer.weights) for layer in network.table()}
 
@@ -149,8 +163,12 @@ def size_of(row: dict) -> memory.Size:
     options = row["options"].split()
     crop = (int(options[options.index("--crop") + 1]),) * 3 if "--crop" in options else None
     kept = 8 if float(row["slope"]) != 1 else np.dtype(row["type"]).itemsize
+    networks = [network_of(row["network"])]
+    if row["network"] in FULL:
+        asked = (flag in options for flag in ("--robust", "--parc", "--qc"))
+        networks = cards.load(ROOT / "models" / FULL[row["network"]]).needed(*asked)
     return memory.size_of(
-        network_of(row["network"]), shape, voxel_mm, crop, "--native-grid" in options,
+        cards.segmenting(networks), shape, voxel_mm, crop, "--native-grid" in options, networks,
         bytes=kept, picture="--picture" in options, post="--post" in options, loaded=row["scans"] != "1",
     )  # fmt: skip
 
@@ -189,9 +207,10 @@ def run(command: list, work: Path) -> float:
 
 def rows_of(a: argparse.Namespace) -> list[dict]:
     """What is to be measured: rows of the table, without their peaks."""
-    cases = [(*SCANS[n], 1) for n in a.scans]
+    cases = [(*(*SCANS, *FULL_SCANS)[n], 1) for n in a.scans]
     cases += [(*SMALL, ("--picture",), a.folder)] if a.folder else []
     rows = []
+    full = {"--robust", "--parc", "--qc"}
     for contestant in map(Contestant.parse, a.engines):
         for shape, voxel_mm, dtype, slope, options, scans in cases:
             if contestant.engine == memory.REFERENCE:
@@ -199,6 +218,8 @@ def rows_of(a: argparse.Namespace) -> list[dict]:
                     continue
                 options = [word for word in options if word not in ALONE]
             for name in a.networks:
+                if (name in FULL) != bool(full.intersection(options)):
+                    continue
                 rows.append(dict(zip(COLUMNS, (
                     *(contestant.engine, contestant.precision, contestant.device, name),
                     *("x".join(f"{n:g}" for n in numbers) for numbers in (shape, voxel_mm)),
@@ -211,8 +232,16 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engines", nargs="+", default=ENGINES, metavar="ENGINE[:PRECISION[:DEVICE]]")
-    parser.add_argument("--networks", nargs="+", default=["compact2mm", *NETWORKS], help="of NETWORKS, or shipped")
-    parser.add_argument("--scans", nargs="*", type=int, default=range(len(SCANS)), help="numbers of SCANS")
+    parser.add_argument(
+        "--networks", nargs="+", default=["compact2mm", *NETWORKS, *FULL], help="of NETWORKS, or shipped"
+    )
+    parser.add_argument(
+        "--scans",
+        nargs="*",
+        type=int,
+        default=range(len(SCANS) + len(FULL_SCANS)),
+        help="numbers of SCANS, then of FULL_SCANS",
+    )
     parser.add_argument("--folder", type=int, default=50, help="scans of the folder, 0 for none")
     parser.add_argument("--most", type=int, default=10**6, metavar="MIB", help="leave out what would take more")
     parser.add_argument(

@@ -40,6 +40,11 @@ def hear_ctrl_c() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
+def ignore_ctrl_c() -> None:
+    """For `preexec_fn`: as the shell of a step of the workflow has it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 @contextmanager
 def counted_calls() -> Iterator[SimpleNamespace]:
     """How many functions the block calls, afterwards as `number`: as good as its time, and the same on any machine."""

@@ -343,16 +343,23 @@ class Tables:
         # What this call writes in their place.
         self.ours = {option: {planning.row_before(job, option) for job in call.jobs} for option in planning.CSV}
         names = {planning.row_name(job) for job in call.jobs}
-        said = {}
+        said, self.said = {}, []
         for option in planning.CSV:
-            for name in sorted({row[0] for part in self._others(option) for row in part} & names):
-                said.setdefault(name, call.tables[option])
+            rows = {row for part in self._others(option) for row in part if row[0] in names}
+            if not rows:
+                continue
+            table = call.tables[option]
+            made = planning.rows_of_other_calls(call.jobs, option, table, rows)
+            self.ours[option] |= made.keys()
+            self.said += [f"{table}: the row {row[0]} that {path} tells of gives way" for row, path in made.items()]
+            for name in sorted({row[0] for row in rows - made.keys()}):
+                said.setdefault(name, table)
         tsv = call.tables.get("volumes_tsv")
         if tsv and tsv.is_file() and not tables.is_volumes_tsv(tsv):
             text = f"{tsv}: is something else than a table of volumes: choose another name, or remove it"
             raise SynthSegError("usage", text)
         about = "has a row {} already, and nothing says that it is of this scan: it stays"
-        self.said = [f"{path}: {about.format(name)}" for name, path in said.items()]
+        self.said += [f"{path}: {about.format(name)}" for name, path in said.items()]
 
     def _others(self, option: str) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
         """The rows of a table that are of no scan of this call: those before its first, and those after."""

@@ -4,6 +4,7 @@ Paths follow SynthSeg: an image, a folder of images, or a text file with one pat
 single image with a folder for its results, names are derived: ``x.nii.gz`` gives ``x_synthseg.nii.gz``.
 """
 
+import contextlib
 import os
 from collections import Counter
 from dataclasses import dataclass, field
@@ -400,6 +401,27 @@ def row_before(job: Job, option: str = "vol") -> tuple[str, ...]:
         return tuple(_note(job.sidecars["o"])["Volumes"][ROWS[option]] or ())
     except (KeyError, TypeError):
         return ()
+
+
+def rows_of_other_calls(jobs: list[Job], option: str, table: Path, rows: set[tuple[str, ...]]) -> dict:
+    """Of the rows of a table those that another call made of a scan of these jobs, into another label map, in another
+    mode say: row -> the note beside that label map. Notes are looked for beside the label maps of these jobs, beside
+    the table, and in the folders beside that."""
+    scans = {job.image.name: job.image for job in jobs}
+    folders = {job.outputs["o"].parent for job in jobs} | {table.parent}
+    own, found = {job.sidecars["o"] for job in jobs}, {}  # `row_before` reads these
+    with contextlib.suppress(OSError):
+        folders |= {path for path in table.parent.iterdir() if path.is_dir()}
+    for path in sorted({path for folder in folders for path in folder.glob("*.json")} - own):
+        try:
+            note = _note(path)
+            volumes, image = note["Volumes"], scans[note["Input"]]
+            row = tuple(volumes[ROWS[option]] or ())
+            if row in rows and note["Identity"]["content"] == sha256_of(image)[:12]:
+                found[row] = path
+        except (KeyError, TypeError, OSError):  # no note, or of a scan that is none of these
+            continue
+    return found
 
 
 def row_name(job: Job) -> str:

@@ -41,6 +41,7 @@ def read(arguments: argparse.Namespace) -> tuple[jobs.Call, segment.Segmenter]:
     call = jobs.plan(vars(arguments))
     if call.single:
         call.jobs[0].content = content
+    call.remarks += _idle(arguments, call, segment)
     crop = arguments.crop
     options = segment.Options(
         engine=arguments.engine,
@@ -91,6 +92,27 @@ def _check(arguments, interpolations, parcel_volumes):
         raise _usage(f"--crop {sizes}: not one or three sizes in voxels, 1 to {MAX_CROP}: correct it")
     if crop and arguments.autocrop:
         raise _usage("--crop and --autocrop: they exclude each other: give one of them")
+
+
+def _idle(arguments, call, segment):
+    """Lines about options that change nothing, as the call is."""
+    from synthseg_native.scan.formats import image_extension
+
+    maps = [path for job in call.jobs for option, path in job.outputs.items() if option in job.sidecars]
+    tables = {*call.tables, *call.jobs[0].outputs} & {"vol", "volumes_tsv"}
+    why = {
+        "--fast": arguments.fast and arguments.robust and "robust mode is that by itself",
+        "--addctab": arguments.addctab
+        and not any(image_extension(path).startswith(".mg") for path in maps)
+        and "only .mgz and .mgh label maps have a colour table",
+        f"--interpolation {arguments.interpolation}": arguments.interpolation != segment.INTERPOLATIONS[0]
+        and not (arguments.keepgeom or arguments.native_grid)
+        and "it is for the scan's own grid: --keepgeom or --native-grid",
+        f"--parcel-volumes {arguments.parcel_volumes}": arguments.parcel_volumes != segment.PARCEL_VOLUMES[0]
+        and not tables
+        and "no table of volumes is asked for: --vol or --volumes-tsv",
+    }
+    return [f"{option} changes nothing here: {text}" for option, text in why.items() if text]
 
 
 def _usage(text: str) -> SynthSegError:

@@ -80,24 +80,32 @@ def running(label, value):
 def test_the_own_reference_gives_the_same_in_docker_as_locally(
     own_image, tmp_path, root, tensorflow_python, monkeypatch
 ):
-    """In the container also where the caller's variables and files are hostile (tests/hostile.py)."""
+    """Parcels and scores too. In the container also where the caller's variables and files are hostile
+    (tests/hostile.py)."""
     surrounding = hostile.surround(tmp_path / "surrounding")
     scan = tmp_path / "scan.nii.gz"
     image = nib.load(root / "tests/golden/t1_image.nii.gz")
     image.slicer[40:150, 60:170, 40:150].to_filename(scan)
-    model = root / "models/compact2mm"
-    made = {}
+    model, weights = root / "models/compact2mm", tmp_path / "weights"  # a folder of links, as the workflow makes it
+    weights.mkdir()
+    for file in (model / "compact2mm.h5", *(root / "models/golden2" / name for name in ("parc.h5", "qc.h5"))):
+        (weights / file.name).symlink_to(file)
+    made, more = {}, {"parcels": "cortex", "scores": True}
     for runtime in ("local", "docker"):
         work = tmp_path / runtime
         work.mkdir()
         for name, value in surrounding.items() if runtime == "docker" else ():
             monkeypatch.setenv(name, value)
         made[runtime] = run_reference(
-            SCAN, scan, settings(runtime=runtime, key=own_image), tensorflow_python, model,
-            model / "compact2mm.h5", work, timeout=500, memory_mb=6000,
+            SCAN, scan, settings(runtime=runtime, key=own_image, **more), tensorflow_python, model,
+            weights, work, timeout=500, memory_mb=6000,
         )  # fmt: skip
         assert made[runtime]["error"] is None
     assert made["docker"]["output"] == made["local"]["output"]
+    assert len(made["docker"]["output"]["scores"]) == 8
+    assert made["docker"]["model"] == made["local"]["model"] and made["docker"]["model"]["companions"] == "golden2"
+    labels = np.unique(nib.load(tmp_path / "docker/dseg.nii.gz").dataobj)
+    assert {1, 2} <= set(labels // 1000) and not {3, 42} & set(labels)
     assert (tmp_path / "docker/volumes.tsv").read_text() == (tmp_path / "local/volumes.tsv").read_text()
     reference = made["docker"]["reference"]
     assert reference["id"].startswith("sha256:") and not reference["emulated"]

@@ -102,7 +102,7 @@ class Runs:
 
     def _run(self, start, words):
         """Exit status and what was said."""
-        environment = {**os.environ, "PYTHONPATH": str(self.root / "src")}
+        environment = {**os.environ, "PYTHONPATH": f"{self.root / 'src'}{os.pathsep}{GOLDEN}"}
         if start[0] == "-c":
             command = [self.python, *start, *words]
             done = subprocess.run(command, env=environment, capture_output=True, text=True)

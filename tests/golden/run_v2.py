@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from unittest import mock
 
+import nibabel as nib
 import numpy as np
 
 from synthseg_native import reference
@@ -131,24 +132,40 @@ def run(case, folder, name=None, more=(), **changed):
 
 
 def against(posteriors, expected):
-    """How many voxels have another likeliest channel than expected, and how far apart the best two are there."""
+    """How many voxels have another likeliest channel than expected, how far apart the best two are there, and how many
+    are no background."""
     different = np.argmax(posteriors, axis=-1) != expected
     best = np.sort(posteriors[different], axis=-1)
-    return {"different": int(different.sum()), "margin": float((best[:, -1] - best[:, -2]).max(initial=0))}
+    margin = float((best[:, -1] - best[:, -2]).max(initial=0))
+    return {"different": int(different.sum()), "margin": margin, "foreground": int(np.count_nonzero(expected))}
 
 
-def stages(volume):
-    """Networks of --robust, fed with the golden map that they read, rightly and wrongly. volume : the padded t1"""
+def stages(volume, box):
+    """Networks of --robust --parc --qc, fed with the golden map that they read, rightly and wrongly.
+
+    volume : the padded t1 · box : the slices of the image in it
+    """
     golden = np.load(V2 / "t1_robust_groups.npz")
     s1, denoised = golden["s1"].astype(int), golden["denoised"].astype(int)
-    network = {role: reference.load_network(MODELS / "golden2", role) for role in ("groups", "denoised", "robust")}
-    s1_model, l2l, s2 = (
-        reference.load(network[role], inputs, None) for role, inputs in (("groups", 1), ("denoised", 5), ("robust", 6))
-    )
+    likeliest = np.load(V2 / "t1_robust_labels.npz")["likeliest"].astype(int)
+    inputs = {"groups": 1, "denoised": 5, "robust": 6, "parcellation": 3, "quality": 9}
+    network = {role: reference.load_network(MODELS / "golden2", role) for role in inputs}
+    s1_model, l2l, s2, parc, qc = (reference.load(network[role], inputs[role], None) for role in inputs)
     found = {
         "groups": against(reference.predict(s1_model, volume[..., None]), s1),
         "denoised": against(reference.predict(l2l, reference.one_hot(s1, 5)), denoised),
+        "structures": against(reference.robust_posteriors(s2, volume, denoised), likeliest),
     }
+    values = reference.column(network["robust"], "index")[likeliest]
+    cortex = np.isin(values, (reference.LEFT_CORTEX, reference.RIGHT_CORTEX)).astype(int)
+    image = nib.load(V2 / "t1_robust_parc_qc_dseg.nii.gz")
+    labels = reference.to_ras(np.asarray(image.dataobj), image.affine)
+    parcels = reference.parcel_posteriors(parc, volume, cortex)[box][labels > 1000]
+    parcels[:, 0] = 0  # background wins nowhere in the cortex
+    expected = np.searchsorted(reference.column(network["parcellation"], "index"), labels[labels > 1000])
+    found["parcels"] = against(parcels, expected)
+    groups = reference.column(network["robust"], "qc_group")
+    found["scores"] = reference.quality_scores(qc, likeliest, groups, network["quality"]["grid"]["box"]).tolist()
 
     small = tuple(slice(16, 16 + n) for n in (64, 80, 48))  # of the frame; enough to see a mistake
     volume, s1, denoised = volume[small], s1[small], denoised[small]
@@ -198,7 +215,7 @@ def main(folder, cases):
             with mock.patch.multiple(reference, **moved):
                 found["scores"]["moved"] = quality_scores(*given["scores"][0]).tolist()
         if case == "t1_robust_parc_qc":
-            found["stages"] = stages(given["volume"][1][0])
+            found["stages"] = stages(*given["volume"][1])
         if case == "t1_crop_parc":
             run(case, folder, "by_hemisphere")
             run(case, folder, "with_scores", more=["--qc", folder / "with_scores_qc.csv"])

@@ -107,12 +107,17 @@ def test_a_cube_that_is_one_voxel_off_has_other_scores(done):
     assert np.abs(np.subtract(done.scores["moved"], done.scores["t1_fast_qc"]))[1:].max() > 5e-4
 
 
-@pytest.mark.parametrize("network", ["groups", "denoised"])
-def test_a_network_of_robust_fed_with_golden_groups(done, network):
-    found = done.stages[network]
-    print(f"{network}: {found['different']} voxels differ, margin {found['margin']:.1e}")
-    assert found["different"] <= 1e-5 * 112 * 128 * 96
+@pytest.mark.parametrize("stage", ["groups", "denoised", "structures", "parcels"])
+def test_a_network_fed_with_the_golden_map_equals_upstream(done, stage):
+    found = done.stages[stage]
+    print(f"{stage}: {found['different']} voxels differ, margin {found['margin']:.1e}")
+    assert found["different"] <= 1e-5 * found["foreground"]
     assert found["margin"] < 1e-3
+
+
+def test_scores_of_the_golden_map_equal_upstreams(done):
+    expected = json.loads((V2 / "details.json").read_text())["t1_robust_parc_qc"]["quality_network_output"]
+    np.testing.assert_allclose(done.stages["scores"], expected, rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize("mistake", ["groups_permuted", "not_denoised", "channels_permuted"])

@@ -99,7 +99,7 @@ class World:
             "status": "ok",
             "key": plan.identities.of(engine, scan),
             "input": {"sha256": sha256(plan.image_path(scan))},
-            "model": {"weights_sha256": sha256(plan.weights) if not plan.fetched else None},
+            "model": {"weights_sha256": sha256(plan.weights) if Path(plan.weights).is_file() else None},
             "files": {name: sha256(path) for name, path in files.items() if name != "record"},
             "finished": "2026-11-27T12:00:00+00:00",
         }

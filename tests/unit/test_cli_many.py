@@ -478,6 +478,20 @@ def test_weights_that_cannot_be_fetched_are_tried_once(stand_in, run, cohort, tm
     assert len(calls) == 1
 
 
+def test_weights_are_tried_once_where_results_are_there(stand_in, run, scan, tmp_path, monkeypatch, capsys):
+    """Their hash tells whether those are current."""
+    assert run("--i", scan, "--o", tmp_path / "o.nii") == 0
+    calls = []
+
+    def resolve(*_, **__):
+        calls.append(1)
+        raise SynthSegError("timeout", "w.h5: could not be fetched: try again later")
+
+    monkeypatch.setattr(weights, "resolve", resolve)
+    assert run("--i", scan, "--o", tmp_path / "o.nii") == 4
+    assert len(calls) == 1
+
+
 @pytest.mark.slow
 def test_a_terminal_that_shows_ascii_alone(root, scan, tmp_path):
     odd = tmp_path / os.fsdecode(b"\xc3\xb6 \xff\n")

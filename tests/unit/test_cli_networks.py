@@ -212,6 +212,47 @@ def test_robust_mode_is_refused_where_there_is_none(whole_stand_in, scan, tmp_pa
     assert table.read_bytes() == b"of an earlier call\r\n" and not (tmp_path / "o.nii").exists()
 
 
+def test_another_mode_of_a_scan_takes_its_row(run, cohort, tmp_path, capsys):
+    """Into another label map: the note beside the first one tells whose the row is. A table has a scan once."""
+    tables = ("--vol", tmp_path / "v.csv", "--qc", tmp_path / "q.csv")
+    for out, flags in (("plain", []), ("robust", ["--robust"]), ("plain", [])):
+        capsys.readouterr()
+        assert run("--i", cohort, "--o", tmp_path / out, *tables, *flags) == 0
+        said = capsys.readouterr().out
+        for table in tables[1::2]:
+            assert [row[0] for row in rows(table)] == ["subject", "a", "b"]
+            other = tmp_path / "plain" / "a_synthseg.json"
+            assert (f"{table}: the row a that {other} tells of gives way" in said) == (out == "robust")
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (["--robust", "--fast"], "--fast changes nothing here: robust mode is that by itself"),
+        (["--addctab"], "--addctab changes nothing here: only .mgz and .mgh label maps have a colour table"),
+        (
+            ["--interpolation", "nearest"],
+            "--interpolation nearest changes nothing here: it is for the scan's own grid: --keepgeom or --native-grid",
+        ),
+        (
+            ["--parc", "--parcel-volumes", "upstream-66342c1"],
+            "--parcel-volumes upstream-66342c1 changes nothing here: no table of volumes is asked for: --vol or "
+            "--volumes-tsv",
+        ),
+    ],
+)
+def test_what_changes_nothing_is_said(run, whole_model, scan, tmp_path, capsys, flags, line):
+    assert cli.main(["--i", str(scan), "--o", str(tmp_path / "o.nii"), "--model", str(whole_model), *flags]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == line
+    more = {"--addctab": ["--o", tmp_path / "o.mgz"], "--interpolation": ["--keepgeom"]}.get(
+        flags[0], ["--vol", tmp_path / "v.csv"]
+    )
+    again = [word for word in flags if word != "--fast"]
+    call = ["--i", scan, "--o", tmp_path / "o.nii", "--model", whole_model, *again, *more]
+    assert cli.main([str(word) for word in call]) == 0
+    assert "changes nothing" not in capsys.readouterr().out
+
+
 def test_a_file_of_weights_that_is_named_is_that_of_the_labels(run, whole_model, scan, tmp_path, capsys):
     """With --robust that of robust mode; several files are named by their folder."""
     for flags, right, wrong in (([], "v2.h5", "parc.h5"), (["--robust"], "robust.h5", "v2.h5")):

@@ -141,6 +141,7 @@ def test_the_shipped_configuration_is_the_demonstration(shipped):
     config = shipped()
     assert (config["model"], config["allow_small_model"], config["engines"]) == ("compact2mm", True, "auto")
     assert config["reference"]["runtime"] == "local" and config["benchmark"]["scans"] == 1
+    assert config["parcellation"] and config["quality_scores"] and not config["robust"]
     assert config["benchmark"]["repeats"] >= 2, "a standard deviation needs two"
     first = [line.split(":")[0] for line in Path("config/config.yaml").read_text().splitlines() if line[:1] not in "# "]
     assert first[:2] == ["samples", "model"]

@@ -42,7 +42,7 @@ def scan_of(name):
 
 
 def test_there_is_no_default_model(make):
-    with pytest.raises(SynthSegError, match="model: not set: choose one of compact2mm, golden2, synthseg1, synthseg2"):
+    with pytest.raises(SynthSegError, match="model: not set: choose one of compact2mm, synthseg1, synthseg2"):
         make(model=None)
 
 
@@ -58,7 +58,8 @@ def test_weights_that_are_named_must_be_there(make):
 
 def test_official_weights_are_no_input_and_known_by_their_card(make, tmp_path):
     plan = make(model="synthseg1", weights_cache=str(tmp_path / "cache"))
-    assert plan.fetched and plan.weights == str(tmp_path / "cache/synthseg_1.0.h5")
+    assert plan.weights_files["synthseg_1.0.h5"].fetched
+    assert plan.weights == str(tmp_path / "cache/synthseg_1.0.h5")
     assert plan.identities.weights_key() == "7d2e32d298fe"
     assert plan.identities.native_settings("tensorflow", scan_of("01")) == make(
         model="synthseg1"

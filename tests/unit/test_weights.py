@@ -390,3 +390,18 @@ def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert weights.default_cache() == tmp_path / ".cache" / "synthseg-native"
+
+
+def test_all_files_that_are_nowhere_are_named_at_once(tmp_path, monkeypatch):
+    """Whoever fetches them by other means does so once."""
+
+    def resolve(expected, *_):
+        raise SynthSegError("timeout", f"{expected.file}: could not be fetched: try again later")
+
+    monkeypatch.setattr(weights, "resolve", resolve)
+    (tmp_path / "cached.h5").touch()
+    wanted = [(weights.WeightsFile(name), tmp_path / "model", None) for name in ("a.h5", "b.h5", "cached.h5", "c.h5")]
+    with pytest.raises(SynthSegError) as error:
+        weights.resolve_all(wanted, "any", tmp_path)
+    lacking = "not here either: b.h5, c.h5: name the folder of all of them"
+    assert error.value.message == f"a.h5: could not be fetched: try again later; {lacking}"

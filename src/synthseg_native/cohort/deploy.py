@@ -193,10 +193,9 @@ def deploy(plan: Plan, here: bool = True) -> None:
     environments.ensure_all(needed(plan))
     if here and plan.config["device"] == "auto":
         verify_here(plan)
-    for each in plan.weights_files.values():
-        if each.fetched:
-            network = each.network
-            weights.resolve(network.weights, plan.model.name, network.folder, cache=each.path.parent)
+    if fetched := [each for each in plan.weights_files.values() if each.fetched]:
+        wanted = [(each.network.weights, each.network.folder, None) for each in fetched]
+        weights.resolve_all(wanted, plan.model.name, fetched[0].path.parent)
     if len(plan.weights_files) > 1:
         link_weights(plan)
     if used:

@@ -109,6 +109,29 @@ def resolve(
     return fetch(expected, Path(cache or default_cache()).expanduser() / expected.file, log=log, **options)
 
 
+def resolve_all(
+    wanted: Sequence[tuple[WeightsFile, Path, Path | None]], model: str, cache: str | Path | None = None
+) -> list[Path]:
+    """`resolve` for each of several files; where one cannot be fetched, the error names all that are nowhere: whoever
+    fetches them by other means does so once.
+
+    wanted : what cards say of a file, where its card lies, and the path that the user names, or None
+    """
+    found, cached = [], Path(cache or default_cache()).expanduser()
+    for number, (expected, folder, named) in enumerate(wanted, 1):
+        try:
+            found.append(resolve(expected, model, folder, named, cache))
+        except SynthSegError as error:
+            places = {other.file: [at or Path(beside) / other.file, cached / other.file]
+                      for other, beside, at in wanted[number:]}  # fmt: skip
+            lacking = [file for file, paths in places.items() if not any(Path(path).is_file() for path in paths)]
+            if error.code != "timeout" or not lacking:
+                raise
+            text = f"{error.message}; not here either: {', '.join(lacking)}: name the folder of all of them"
+            raise SynthSegError("timeout", text) from error
+    return found
+
+
 def check_there(expected: WeightsFile, folder: str | Path, weights: str | Path | None = None) -> None:
     """Raise SynthSegError("usage") for weights that are nowhere and cannot be fetched; nothing is read or fetched.
 

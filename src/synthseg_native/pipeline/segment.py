@@ -113,8 +113,8 @@ class _Course:
             self._phase = phase
 
 
-def _one_file(network, other):
-    return (network.folder, network.weights.file) == (other.folder, other.weights.file)
+def _file_of(network):
+    return network.folder, network.weights.file
 
 
 class Segmenter:
@@ -134,7 +134,7 @@ class Segmenter:
         self.tables = {network.name: network.table() for network in self.networks}
         for table in self.tables.values():
             self.module.check(table)
-        self._named = weights_file
+        self._named, self._not_there = weights_file, None
         self._check_weights()
         self.engine = None
 
@@ -151,26 +151,28 @@ class Segmenter:
         for network in self.networks:
             weights.check_there(network.weights, network.folder, self._named_for(network))
         if named:
-            self._find_weights(self.networks[0])
+            first = self.networks[0]
+            weights.resolve(first.weights, self.model.name, first.folder, weights=self._named_for(first))
 
     @cached_property
     def weights_files(self) -> dict[str, Path]:
-        """By the networks' names; looked for, and maybe fetched, when a scan is found to be worth it."""
-        found = {}
-        for network in self.networks:
-            known = [found[other.name] for other in self.networks if other.name in found and _one_file(other, network)]
-            found[network.name] = known[0] if known else self._find_weights(network)
-        return found
+        """By the networks' names; looked for, and maybe fetched, when a scan is found to be worth it, once."""
+        if self._not_there:
+            raise self._not_there
+        files = {_file_of(network): network for network in self.networks}
+        wanted = [(each.weights, each.folder, self._named_for(each)) for each in files.values()]
+        try:
+            found = dict(zip(files, weights.resolve_all(wanted, self.model.name), strict=True))
+        except SynthSegError as error:
+            self._not_there = error
+            raise
+        return {network.name: found[_file_of(network)] for network in self.networks}
 
     def _named_for(self, network):
         """A file that the user names is the segmentation's, or robust mode's; a folder has those of all."""
         if self._named and Path(self._named).is_dir():
             return Path(self._named, network.weights.file)
         return self._named if network.name not in cards.COMPANIONS else None
-
-    def _find_weights(self, network):
-        named = self._named_for(network)
-        return weights.resolve(network.weights, self.model.name, network.folder, weights=named)
 
     @cached_property
     def weights_sha256(self) -> dict[str, str]:

@@ -29,6 +29,7 @@ from synthseg_native.verification.probes import plausible_weights
 
 Weights = dict[str, dict[str, np.ndarray]]  # {layer: {weight: float32 array}}
 SEED = 20261122
+FAMILY = "synthseg2size"  # of `make_family`
 ELU_MEAN_SQUARE = 0.645  # of a standard normal variable
 LEAK = 0.01
 BLUR = np.array([0.25, 0.5, 0.25], np.float32)
@@ -213,6 +214,6 @@ def make_family(folder: Path | str, models_folder: Path | str) -> Path:
     for file, (table, weights) in files.items():
         write_h5(folder / file, table, weights)
     card = {key: value for key, value in model.card.items() if key not in ("cite", "title")}
-    card |= {"name": "synthseg2size", "research_grade": False, "networks": entries}
+    card |= {"name": FAMILY, "research_grade": False, "networks": entries}
     (folder / "card.yaml").write_text(yaml.safe_dump(card, sort_keys=False), encoding="utf-8")
     return folder

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -67,6 +68,8 @@ def _step(scan, settings, places, failure_path, run):
     if SOURCE.parent.name.startswith("code-"):  # a snapshot, which is kept while steps run from it
         shared_disk.refresh(SOURCE.parent)
     stopped = None
+    # Its shell lets Ctrl-C pass: then Snakemake's process has said what ends the call, and ends the steps by SIGTERM.
+    told = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     kind = "native" if "margin" in places else "reference"
     record, folder, root = child.new_record(kind, scan, settings), None, work.root_of(places["record"])
     who = f"{Path(scan).name}: {record['engine']['name']}"
@@ -104,7 +107,8 @@ def _step(scan, settings, places, failure_path, run):
         error = record["error"]
         if error["code"] == "internal" and folder is not None:
             print(child.log_of(folder), end="", flush=True)
-        print(error["message"], file=sys.stderr, flush=True)
+        if not (stopped and stopped.number == signal.SIGTERM and told):
+            print(error["message"], file=sys.stderr, flush=True)
         return stopped.exit_code if stopped else EXIT_CODES[error["code"]]
     finally:
         if folder is not None:
