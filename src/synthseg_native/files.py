@@ -103,6 +103,13 @@ def is_sealed(value: object) -> bool:
     return isinstance(value, dict) and SEAL in value and value[SEAL] == _seal(value)
 
 
+def seal_of(path: str | PathLike) -> str:
+    """The digest that an object which is whole holds of itself, so that whatever is made from it can say of which it
+    was made; "" where `read_sealed` has none."""
+    found = read_json(path)
+    return found[SEAL] if is_sealed(found) else ""
+
+
 def _seal(value: dict) -> str:
     others = {name: entry for name, entry in value.items() if name != SEAL}
     return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()[:16]

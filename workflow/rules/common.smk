@@ -115,6 +115,9 @@ MEMORY_MB = constant(PLAN.config["memory_mb"] or "")  # the limit of a reference
 TIMEOUT_MIN = constant(PLAN.minutes)  # the minutes after which a run is stopped
 
 
+REPORTS = any(word.split("=")[0] == "--report" for word in sys.argv)  # a report is of all results
+
+
 @cache
 def make_again():
     """Have Snakemake make again what is not current by what the results say, whatever it remembers itself.
@@ -122,14 +125,17 @@ def make_again():
     Rules' input functions call it, because only then, when the jobs are being looked for, Snakemake can be told: what
     is forced is a set of files of its graph (tests/workflow/test_caching.py would notice another Snakemake's other
     ways). A call that only looks, -n and the like, says the same and writes nothing. A cluster's jobs do what they are
-    told.
+    told. Returns the files.
     """
+    found = set()
     if workflow.is_main_process:
         runs = workflow.execution_settings is not None and not workflow.output_settings.dryrun
         try:
-            workflow.dag.forcefiles.update(deploy.make_again(PLAN, runs))
+            found = deploy.make_again(PLAN, runs)
         except (SynthSegError, environments.SetupError, OSError) as error:
             raise SystemExit(one_line(error))
+        workflow.dag.forcefiles.update(found)
+    return found
 
 
 def image_of(scan):
@@ -139,8 +145,13 @@ def image_of(scan):
 
 
 def wanted_runs(wildcards):
-    """All that the summary is about."""
-    make_again()
+    """What the summary waits for: what has to be made; all that it is about where somebody asks about the whole graph
+    (a report, --forcerun, --touch, --summary and the like), or for a process that only does what it is told."""
+    found, settings = make_again(), workflow.dag_settings
+    if workflow.is_main_process and workflow.execution_settings and not (
+        REPORTS or workflow.touch or settings.forceall or settings.forcerun
+    ):
+        return PLAN.to_ask_for(found)
     return there(PLAN.wanted_runs())
 
 
@@ -155,7 +166,7 @@ def step_code(script, of=None):
 
 def there(paths):
     """The files that the summary needs; for a report those that are there, since one failed run would stop it."""
-    reporting = any(word.split("=")[0] == "--report" for word in sys.argv) and "--report-after-run" not in sys.argv
+    reporting = REPORTS and "--report-after-run" not in sys.argv
     return [path for path in paths if Path(path).exists()] if reporting else paths
 
 

@@ -6,7 +6,7 @@ than counts. The command and the workflow both ask here; there is no second plac
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -33,10 +33,13 @@ EARLIER = "made by an earlier version, which did not note all that made it"
 
 @dataclass(frozen=True)
 class State:
-    """word : current, stale, edited, missing or failed · why : reasons in words, none where it is current"""
+    """word : current, stale, edited, missing or failed · why : reasons in words, none where it is current
+    seal : of the run record of a run that is current, which tells it from any other run
+    """
 
     word: str
     why: tuple[str, ...] = ()
+    seal: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         return f"{self.word}: {', '.join(self.why)}" if self.why else self.word
@@ -120,7 +123,7 @@ def run_state(files: dict[str, str], wanted: dict, contents: Contents, failure: 
     found = state_of(files, made if isinstance(made, dict) else {}, recorded, wanted, as_made)
     if found.word == STALE and SEAL in record and not whole:
         return State(STALE, (f"{Path(files['record']).name} is not as it was made",))
-    return found
+    return replace(found, seal=record[SEAL]) if found.word == CURRENT and whole else found
 
 
 def state_of(

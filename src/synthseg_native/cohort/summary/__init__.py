@@ -9,7 +9,6 @@ from synthseg_native.cohort import state
 from synthseg_native.cohort.manifest import REFERENCE, Manifest
 from synthseg_native.cohort.summary import aggregate, homogeneity, tables
 from synthseg_native.files import write_json
-from synthseg_native.identity import current
 from synthseg_native.networks.cards import load, with_parcels
 
 
@@ -25,6 +24,4 @@ def summarise(manifest: Manifest) -> None:
         tables.describe_derivative(engine, manifest, runs, with_parcels(labels, parcels))
     write_json(results / "homogeneity.json", homogeneity.of_runs(runs))
     tables.write_summary(manifest, rows)
-    states = {(engine, scan): run.status for (scan, engine), run in runs.items()}
-    words = {pair: current.CURRENT if status == "ok" else status for pair, status in states.items()}
-    state.tell(manifest, words, tables.made(manifest))
+    state.tell(manifest, {(engine, scan): run.told for (scan, engine), run in runs.items()}, tables.made(manifest))
