@@ -61,7 +61,9 @@ def told_of(found: current.State, follows: Mapping[str, str]) -> str:
     follows: where its comparison ("compare") and its picture are, which a reference run has not.
     """
     compared, drawn = (follows.get(name) for name in ("compare", "picture"))
-    return " ".join([found.word, found.seal, compared and seal_of(compared) or "", str(is_there(drawn)) if drawn else ""])
+    return " ".join(
+        [found.word, found.seal, (compared and seal_of(compared)) or "", str(is_there(drawn)) if drawn else ""]
+    )
 
 
 def told(manifest: Manifest, words: dict[tuple[str, str], str]) -> str:
