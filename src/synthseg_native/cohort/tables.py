@@ -22,14 +22,14 @@ def as_text(value: object) -> str:
     >>> [as_text(value) for value in (None, float("nan"), True, 2 / 3, 5, "two\\nlines")]
     ['n/a', 'n/a', 'true', '0.666667', '5', 'two lines']
     """
-    if value is None or value == "" or (isinstance(value, float) and not math.isfinite(value)):
+    if value is None or value == "":
         return MISSING
-    if isinstance(value, str):  # the quick ways first: a cohort has millions of cells
-        return value.strip() if value.isprintable() else re.sub(r"[\t\r\n]+", " ", value).strip()
+    if isinstance(value, float):
+        return repr(round(value, 6)) if math.isfinite(value) else MISSING
+    if isinstance(value, str) and value.isprintable():  # without a look for tabs: a cohort has millions of cells
+        return value.strip()
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, float):
-        return repr(round(value, 6))
     return re.sub(r"[\t\r\n]+", " ", str(value)).strip()
 
 

@@ -25,11 +25,10 @@ class RunResult:
         self.engine = engine
         self.files = {name: Path(path) for name, path in run.files.items()}
         made = {name: path for name, path in run.files.items() if name not in FOLLOWING}
-        found = current.run_state(made, run.identity, contents, run.failure)
+        found, self.record = current.run_read(made, run.identity, contents, run.failure)
         self.status = "ok" if found.word == current.CURRENT else found.word
         self.told = state.told_of(found, {name: run.files[name] for name in FOLLOWING if name in run.files})
         self.reason = ", ".join(found.why) if self.status in (current.STALE, current.EDITED) else None
-        self.record = read_sealed(self.files["record"]) or {} if self.status == "ok" else {}
         self.failure = read_sealed(run.failure) or {} if self.status == current.FAILED else {}
         error = self.failure.get("error") or {}
         self.error_code: str | None = error.get("code")
