@@ -1,12 +1,12 @@
-"""What the workflow itself costs for cohorts of many rows: planning, choosing jobs, summing up. docs/scale.md.
+"""What the workflow itself costs where a sheet has many rows: planning, choosing jobs, summing up (docs/scale.md).
 
     .envs/dev-*/bin/python benchmarks/cohort.py --rows 1000 10000 50000 --run-all 1000 3000 10000
     .envs/dev-*/bin/python benchmarks/cohort.py --report       # table and plot again, nothing is run
 
-In a copy of the project, in a temporary folder, whose steps are stand-ins that write small results which count as
-current (a run of TensorFlow's size would cost days); everything else is the workflow as it is. Counted is user and system
-time, of all processes of the call, and the memory of the largest of them: wall time depends on who else works here.
-Numbers go to benchmarks/results/cohort-<machine>.tsv at once, by row count and operation; a later one replaces an earlier.
+In a copy of the project, in a temporary folder, whose steps are stand-ins (stand_in.py): their small results count as
+current, and cost nothing. All else is the workflow as it is. Counted is user and system time of all processes of a
+call, and the memory of the largest: wall time depends on who else works here. Numbers go to results/cohort-<machine>.tsv
+after each number of rows; a later one replaces an earlier one.
 """
 
 import argparse
@@ -25,13 +25,19 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "src"))
 
+import stand_in  # noqa: E402
+
 from synthseg_native.cohort.tables import read_tsv, write_tsv  # noqa: E402
 from synthseg_native.files import write_text  # noqa: E402
 
 COPIED = ("Snakefile", "workflow", "scripts", "src", "models", "envs", "profiles")
+MEANS = (
+    "User and system time of all processes of a call, and the memory of the largest one; of the last operation those "
+    "of Snakemake's own process."
+)
 COLUMNS = ("operation", "rows", "cpu_s", "peak_mib", "wall_s", "per_scan_s")
 SUMMARY = "results/summary.tsv"
-RUNS, SUMMARISED, NOTHING = "the stand-in runs", "(Rule: summary)", "Nothing to be done"  # in what a call says
+RUNS, SUMMARISED, NOTHING = stand_in.RUNS, "(Rule: summary)", "Nothing to be done"  # in what a call says
 # What is measured -> what it may cost at 10,000 rows: CPU seconds and MB, or seconds a scan.
 OPERATIONS = {
     "plan all (-n)": "60 s, 800 MB",
@@ -42,65 +48,10 @@ OPERATIONS = {
     "one changed, whole call": "",
     "run all, Snakemake's own": "0.15 s a scan",
 }
-# Plays scripts/native.py and scripts/picture.py: results that are current, of one small scan.
-STAND_IN = '''"""A stand-in that writes results which count as current."""
-import datetime, hashlib, json, os, sys
-RUNS = "the stand-in runs"
-def seal(value):
-    text = json.dumps(value, sort_keys=True)
-    return {**value, "seal": hashlib.sha256(text.encode()).hexdigest()[:16]}
-def picture(made_by):
-    word = b"synthseg-native\\0" + made_by.encode()
-    return b"\\x89PNG\\r\\n\\x1a\\n" + len(word).to_bytes(4, "big") + b"tEXt" + word + b"\\0\\0\\0\\0IEND\\xaeB`\\x82"
-def run(args):
-    settings, template = json.loads(args["--settings"]), json.load(open(os.path.dirname(os.path.abspath(sys.argv[0])) + "/template.json"))
-    names = "dseg", "sidecar", "volumes", "margin", "dseg-native", "sidecar-native"
-    data = {name: template["files"][name].encode("latin-1") for name in names}
-    record = template["record"] | {"key": settings, "finished": datetime.datetime.now().astimezone().isoformat()}
-    record["files"] = {name.replace("-", "_"): hashlib.sha256(data[name]).hexdigest() for name in names}
-    for name in names:
-        write(args["--" + name], data[name])
-    record = seal(record)
-    write(args["--record"], json.dumps(record, indent=2).encode())
-    return record["seal"]
-def write(path, data):
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "wb") as file:
-        file.write(data)
-def main():
-    args = dict(zip(sys.argv[1::2], sys.argv[2::2]))
-    if "--made-by" in args:
-        write(args["--out"], picture(args["--made-by"] + "-" + json.load(open(args["--record"]))["seal"]))
-    else:
-        print(RUNS, flush=True)
-        run(args)
-if __name__ == "__main__":
-    main()
-'''
-# What lays a finished cohort: argument one the number of rows, two how the stand-in is named.
-LAY = """
-import json, runpy, sys
-from synthseg_native.cohort.plan import Plan
-from synthseg_native.cohort import paths
-from synthseg_native.identity import keys
-plan = Plan(json.load(open("config.json")), ".", dry_run=True)
-stand_in = runpy.run_path(sys.argv[1])
-sys.argv[0] = sys.argv[1]
-step = plan.identities.step_key("picture.py")
-for scan in plan.scans:
-    base, grid = f"results/llvm/{scan}_seg-{plan.name}_res-", plan.resolution
-    files = {"dseg": f"{grid}_dseg.nii.gz", "sidecar": f"{grid}_dseg.json", "volumes": f"{grid}_volumes.tsv",
-             "margin": f"{grid}_margin.nii.gz", "dseg-native": "native_dseg.nii.gz",
-             "sidecar-native": "native_dseg.json", "record": f"{grid}_run.json"}
-    settings = plan.identities.native_settings("llvm", scan)
-    seal = stand_in["run"]({"--settings": settings, **{f"--{name}": base + end for name, end in files.items()}})
-    stand_in["write"](f"{base}{grid}_qc.png", stand_in["picture"](keys.digest(step, "llvm", scan) + "-" + seal))
-"""
 
 
 def make(folder: Path, rows: int) -> None:
     """A copy of the project with a sheet of so many rows, an image each, and stand-ins for its steps."""
-    sys.path.insert(0, str(ROOT / "tests"))
     import nibabel
     import numpy
 
@@ -117,7 +68,7 @@ def make(folder: Path, rows: int) -> None:
         if not environment.name.startswith("code-"):
             (folder / ".envs" / environment.name).symlink_to(environment.resolve())
     for name in ("native.py", "picture.py"):
-        (folder / "scripts" / name).write_text(STAND_IN)
+        shutil.copy(stand_in.__file__, folder / "scripts" / name)
     data = numpy.zeros((12, 13, 14), numpy.int16)
     data[2:6, 2:6, 2:6] = 17
     images = folder / "images"
@@ -143,7 +94,8 @@ def _record() -> dict:
     labels = [int(index) for index in cards.load(ROOT / "models/compact2mm").labels.index]
     figures = {"voxel_mm3": 8.0, "values": labels, "voxels": [1000] * len(labels),
                "soft_mm3": [43000.123456789] * len(labels), "confidence": [0.9123456789] * len(labels),
-               "mean_confidence": 0.91, "removed_voxels": {str(n): 0 for n in range(24)}, "edge_voxels": {}}  # fmt: skip
+               "mean_confidence": 0.91, "edge_voxels": {},
+               "removed_voxels": {str(n): 0 for n in range(24)}}  # fmt: skip
     grid = {"labels_sha256": "0" * 64, "shape": [12, 13, 14], "voxel_mm": [1, 1, 1], "interpolation": "posterior",
             "labels_missing": [], "labels_rescued": []}  # fmt: skip
     return {
@@ -174,7 +126,7 @@ def _files(image: bytes) -> dict[str, str]:
 
 
 class Call:
-    """A call of Snakemake that is measured until it ends. until: a text of its output, when something is measured too."""
+    """A call of Snakemake, measured to its end. until: a text in its output, up to which is measured too (`began`)."""
 
     def __init__(self, folder: Path, *arguments: str, until: str = "", code: int = 0):
         command = [sys.executable, "-m", "snakemake", "--configfile", "config.json", "--cores", "2", *arguments]
@@ -229,7 +181,7 @@ def measure(folder: Path, rows: int, run_all: bool, all_operations: bool) -> lis
     call = Call(folder, "-n", SUMMARY)
     note("plan all (-n)", call.cpu, call)
     if all_operations:
-        lay = [sys.executable, "-c", LAY, "scripts/native.py"]
+        lay = [sys.executable, "scripts/native.py", "lay"]
         subprocess.run(lay, cwd=folder, env=os.environ | {"PYTHONPATH": str(folder / "src")}, check=True)
         _expect(Call(folder, SUMMARY), SUMMARISED)  # knows images by their content from here on
         (folder / SUMMARY).unlink()
@@ -274,18 +226,14 @@ def report(table: list[dict], path: Path) -> None:
 
     counts = sorted({int(row["rows"]) for row in table})
     known = {(row["operation"], int(row["rows"])): row for row in table}
-    lines = ["| operation | at most (10,000 rows) | " + " | ".join(f"{n:,} rows" for n in counts) + " |",
-             "|---|---|" + "---|" * len(counts)]  # fmt: skip
-    for operation, floor in OPERATIONS.items():
-        cells = []
-        for number in counts:
-            row = known.get((operation, number))
-            cell = f"{float(row['cpu_s']):.1f} s, {float(row['peak_mib']) * 1.048576:.0f} MB" if row else ""
-            if row and row["per_scan_s"] not in ("n/a", None):
-                cell = f"**{float(row['per_scan_s']):.3f} s a scan** ({float(row['cpu_s']):.0f} s, {float(row['peak_mib']) * 1.048576:.0f} MB)"
-            cells.append(cell)
-        lines.append(f"| {operation} | {floor} | {' | '.join(cells)} |")
-    write_text(path.with_suffix(".md"), "\n".join(lines) + "\n")
+    head = " | ".join(f"{number:,} rows" for number in counts)
+    lines = ["# What the workflow itself costs", "", f"On {machine()}, by `benchmarks/cohort.py`. {MEANS}", "",
+             f"| operation | at most, for 10,000 rows | {head} |", f"|---|---|{'---|' * len(counts)}"]  # fmt: skip
+    for operation, most in OPERATIONS.items():
+        cells = [_cell(known.get((operation, number))) for number in counts]
+        lines.append(f"| {operation} | {most} | {' | '.join(cells)} |")
+    lines += ["", f"![Time and memory over the rows]({path.name}.png)"]
+    write_text(f"{path}.md", "\n".join(lines) + "\n")
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for operation in OPERATIONS:
         rows = [known[operation, n] for n in counts if (operation, n) in known]
@@ -295,7 +243,14 @@ def report(table: list[dict], path: Path) -> None:
         axis.set(xscale="log", yscale="log", xlabel="rows of the sheet", title=title)
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=7)
-    figure.savefig(path.with_suffix(".png"), dpi=100)
+    figure.savefig(f"{path}.png", dpi=100)
+
+
+def _cell(row: dict | None) -> str:
+    if row is None:
+        return ""
+    cost = f"{float(row['cpu_s']):.1f} s, {float(row['peak_mib']) * 1.048576:.0f} MB"
+    return cost if row["per_scan_s"] in ("n/a", None) else f"{float(row['per_scan_s']):.3f} s a scan ({cost})"
 
 
 def main() -> int:
@@ -309,7 +264,7 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="folder for the cohorts, which then stay there")
     options = parser.parse_args()
     out = options.out or ROOT / f"benchmarks/results/cohort-{machine()}"
-    place = out.with_suffix(".tsv")
+    place = Path(f"{out}.tsv")
     table = read_tsv(place) if place.is_file() else []
     for rows in [] if options.report else sorted({*options.rows, *options.run_all}):
         with tempfile.TemporaryDirectory() as temporary:

@@ -56,10 +56,12 @@ def to_make(plan: Plan) -> set[str]:
 
 
 def told_of(found: current.State, follows: Mapping[str, str]) -> str:
-    """What a summary tells of a run, as a word: its state, and which run, comparison and picture there are.
+    """What a summary tells of a run, as a word: its state; of a current one which run, comparison and picture it is.
 
     follows: where its comparison ("compare") and its picture are, which a reference run has not.
     """
+    if found.word != current.CURRENT:
+        return found.word
     compared, drawn = (follows.get(name) for name in ("compare", "picture"))
     return " ".join(
         [found.word, found.seal, (compared and seal_of(compared)) or "", str(is_there(drawn)) if drawn else ""]
