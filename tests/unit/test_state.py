@@ -13,7 +13,7 @@ from results_world import SCAN, World, by_hand
 from processes import bound_by_modes, counted_calls
 from synthseg_native.cohort import deploy, environments, paths, state
 from synthseg_native.errors import SynthSegError
-from synthseg_native.files import write_sealed
+from synthseg_native.files import read_sealed, write_sealed
 
 
 @pytest.fixture(scope="module")
@@ -620,3 +620,31 @@ def test_tables_call_rows_stale_as_soon_as_a_call_says_so(world, monkeypatch):
     assert not marked
     deploy.make_again(world.plan(), runs=True)
     assert len(marked) == 1
+
+
+def test_what_snakemake_is_asked_for_is_what_has_to_be_made(world):
+    """Of a run that is made again the last file in its row; of results that are current nothing."""
+    plan, scan = world.plan(), SCAN.format("01", "01")
+    asked = lambda: {*(plan := world.plan()).to_ask_for(state.to_make(plan))}  # noqa: E731
+    assert asked() == set()
+    Path(plan.path("picture", "llvm", scan)).unlink()
+    assert asked() == {plan.path("picture", "llvm", scan)}
+    Path(plan.path("dseg", "reference", scan)).unlink()
+    compared = plan.path("compare", "llvm", scan)
+    assert asked() == {plan.path("picture", "llvm", scan), plan.path("record", "reference", scan), compared}
+    by_hand(plan.path("dseg", "llvm", scan))
+    assert asked() == {plan.path("record", "reference", scan)}, "neither drawn nor compared"
+    Path(plan.path("margin", "llvm", SCAN.format("02", "02"))).unlink()
+    second = {plan.path(name, "llvm", SCAN.format("02", "02")) for name in ("picture", "compare")}
+    assert asked() == {plan.path("record", "reference", scan)} | second
+
+
+def test_what_was_made_from_another_run_is_made_again_whatever_its_times(world):
+    """As after a kill between a run and its picture, or where a record and its files came from a backup."""
+    plan, scan = world.plan(), SCAN.format("01", "01")
+    made = {plan.path("picture", "llvm", scan), plan.path("compare", "llvm", scan), plan.aggregates()["summary"]}
+    record = plan.path("record", "llvm", scan)
+    write_sealed(record, read_sealed(record) | {"finished": "2026-11-27T12:00:01+00:00"})
+    for path in made:
+        Path(path).touch()
+    assert world.states() == {} and state.to_make(world.plan()) == made
