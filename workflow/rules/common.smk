@@ -106,9 +106,7 @@ def of_input(function):
 # Params in capitals: where things lie, and what a run may take.
 PYTHON = constant(sys.executable)  # the interpreter of the steps: Snakemake's own
 CODE = constant(str(SNAPSHOT))  # the copy of scripts/ and src/ that this run uses
-ENGINE_PYTHON = of_input(
-    lambda wildcards, input: PLAN.pythons[wildcards.engine]
-)  # the interpreter of the engine's environment
+ENGINE_PYTHON = of_input(lambda wildcards, input: PLAN.pythons[wildcards.engine])  # the interpreter of the engine
 REFERENCE_PYTHON = constant(PLAN.pythons["tensorflow"])  # of reference.py, where its runtime is local
 DEMO_PYTHON = constant(PLAN.pythons["demo"])  # of what makes the phantoms
 PYTHONS = constant(json.dumps(PLAN.pythons))  # all of these by environment, as JSON
