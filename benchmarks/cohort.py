@@ -5,8 +5,8 @@
 
 In a copy of the project, in a temporary folder, whose steps are stand-ins (stand_in.py): their small results count as
 current, and cost nothing. All else is the workflow as it is. Counted is user and system time of all processes of a
-call, and the memory of the largest: wall time depends on who else works here. Numbers go to results/cohort-<machine>.tsv
-after each number of rows; a later one replaces an earlier one.
+call, and the memory of the largest: wall time depends on who else works here. Numbers go to cohort-<machine>.tsv below
+results/ after each number of rows; a later one replaces an earlier one.
 """
 
 import argparse
