@@ -8,7 +8,7 @@ from pathlib import Path
 from synthseg_native import stopping
 from synthseg_native.compare import compare_label_maps
 from synthseg_native.errors import SynthSegError
-from synthseg_native.files import read_sealed, write_sealed
+from synthseg_native.files import read_sealed, seal_of, write_sealed
 from synthseg_native.results.verdicts import verdict_text
 
 
@@ -24,7 +24,7 @@ def main(argv=None) -> int:
     parser.add_argument("--labels", required=True, help="the model's labels.tsv")
     parser.add_argument("--parcels", help="its parcels.tsv, where the label maps have parcels")
     parser.add_argument("--thresholds", default="{}", type=json.loads, help="JSON object; overrides the defaults")
-    parser.add_argument("--made-by", help="digest of what compares, kept in the file")
+    parser.add_argument("--made-by", help="digest of what compares, kept in the file with the records'")
     parser.add_argument("--out", required=True, type=Path, help="where to write the comparison")
     arguments = parser.parse_args(argv)
     try:
@@ -52,7 +52,8 @@ def compare(arguments) -> dict:
     )
     about = reference["reference"]
     text = verdict_text(result["verdict"], about["kind"])
-    made_by = {"made_by": arguments.made_by} if arguments.made_by else {}
+    records = [seal_of(path) for path in (arguments.native_record, arguments.reference_record)]
+    made_by = {"made_by": "-".join([arguments.made_by, *records])} if arguments.made_by else {}
     return {"schema": 1, "scan": native["scan"], "verdict_text": text, "reference": about, **made_by, **result}
 
 

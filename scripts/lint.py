@@ -20,7 +20,7 @@ from synthseg_native.errors import SynthSegError  # noqa: E402
 
 # Snakemake asks every rule for conda or a container; environments here are locked by hash and deployed in onstart.
 NOT_OURS = "Specify a conda environment or container for each rule."
-SHARED_KEYS = ("keep-going", "rerun-incomplete", "max-checksum-file-size")
+SHARED_KEYS = ("keep-going", "rerun-incomplete", "max-checksum-file-size", "scheduler", "scheduler-subsample")
 
 
 def snakemake(*arguments) -> subprocess.CompletedProcess:

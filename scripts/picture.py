@@ -10,7 +10,7 @@ import numpy as np
 
 from synthseg_native import stopping
 from synthseg_native.errors import SynthSegError
-from synthseg_native.files import read_sealed
+from synthseg_native.files import read_sealed, seal_of
 from synthseg_native.networks import cards
 from synthseg_native.results import picture, quality, volumes
 from synthseg_native.results.staged import Staged
@@ -26,7 +26,7 @@ def main(argv=None) -> int:
     parser.add_argument("--labels", required=True, help="the model's labels.tsv")
     parser.add_argument("--parcels", help="its parcels.tsv, where the label map has parcels")
     parser.add_argument("--title", required=True, help="what stands above the picture")
-    parser.add_argument("--made-by", default="", help="digest of what draws it, kept in the file")
+    parser.add_argument("--made-by", default="", help="digest of what draws it, kept in the file with the record's")
     parser.add_argument("--out", required=True, type=Path, help="the PNG to write")
     arguments = parser.parse_args(argv)
     os.environ.pop("MPLBACKEND", None)  # a notebook's way of drawing, which need not be there
@@ -57,7 +57,7 @@ def draw(arguments):
             cards.with_parcels(labels_table, parcels),
             title=arguments.title,
             lines=picture.lines(qc, labels_table, found, remarks),
-            made_by=arguments.made_by,
+            made_by=arguments.made_by and f"{arguments.made_by}-{seal_of(arguments.record)}",
         )
         staged.path(arguments.out).write_bytes(drawn)
 

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,13 @@ def is_sealed(value: object) -> bool:
     return isinstance(value, dict) and SEAL in value and value[SEAL] == _seal(value)
 
 
+def seal_of(path: str | PathLike) -> str:
+    """The digest that an object which is whole holds of itself, so that whatever is made from it can say of which it
+    was made; "" where `read_sealed` has none."""
+    found = read_json(path)
+    return found[SEAL] if is_sealed(found) else ""
+
+
 def _seal(value: dict) -> str:
     others = {name: entry for name, entry in value.items() if name != SEAL}
     return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()[:16]
@@ -115,11 +123,18 @@ def write_text(path: str | PathLike, text: str) -> None:
 
 def write_bytes(path: str | PathLike, data: bytes) -> None:
     """Write a file beside its place, then rename it: it is there whole or not at all."""
+    with writing(path) as part:
+        part.write_bytes(data)
+
+
+@contextlib.contextmanager
+def writing(path: str | PathLike) -> Iterator[Path]:
+    """Where to write what is to be at `path`: it is renamed at the end of the block, and gone where that fails."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = beside(path)
     try:
-        part.write_bytes(data)
+        yield part
         part.replace(path)
     except OSError as error:
         error.filename = str(path)  # writing to a full disk names none, and the other name says nothing to a user

@@ -67,15 +67,16 @@ class World:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             if not Path(path).exists():
                 Path(path).write_text(f"{path}\n")
+        plan = self.plan(**config)
         for engine, scan in plan.identities.states:
             if engine != "reference":
-                made_by = plan.identities.made_by("picture.py", engine, scan)
+                made_by = plan.identities.mark("picture.py", engine, scan, engine)
                 info = b"tEXtsynthseg-native\0" + made_by.encode()
                 Path(plan.path("picture", engine, scan)).write_bytes(
                     (len(info) - 4).to_bytes(4, "big") + info + b"more" + picture.END
                 )
                 if scan in plan.compared:
-                    compared = {"made_by": plan.identities.made_by("compare.py", engine, scan)}
+                    compared = {"made_by": plan.identities.mark("compare.py", engine, scan, engine, "reference")}
                     write_sealed(plan.path("compare", engine, scan), compared)
         deploy.prepare(plan)
         self.tell(**config)
@@ -84,8 +85,7 @@ class World:
     def tell(self, **config) -> None:
         """Leave what a summary made now would leave."""
         plan = self.plan(**config)
-        words = {pair: found.word for pair, found in plan.identities.states.items()}
-        state.tell(plan.manifest, words, map(Path, plan.aggregates().values()))
+        state.tell(plan.manifest, plan.identities.told, map(Path, plan.aggregates().values()))
 
     def run(self, plan, engine, scan) -> None:
         files = plan.files(engine, scan)

@@ -62,7 +62,7 @@ def test_what_a_command_uses_is_named_and_quoted(name):
 
 def test_every_variable_is_explained_where_it_is_set():
     used = {word for body in WORKING.values() for word in re.findall(r"^ +\w+=([A-Z][A-Z_]+),", body, re.M)}
-    explained = set(re.findall(r"^([A-Z][A-Z_]+) = (?:constant\(|lambda).*  # \S.+$", COMMON, re.M))
+    explained = set(re.findall(r"^([A-Z][A-Z_]+) = (?:constant\(|of_input\(|lambda).*  # \S.+$", COMMON, re.M))
     assert used and used <= explained
     assert explained <= used, "set, but used nowhere"
     words = {word for body in WORKING.values() for word in re.findall(r"<(\w+)>", body)}

@@ -13,7 +13,7 @@ from results_world import SCAN, World, by_hand
 from processes import bound_by_modes, counted_calls
 from synthseg_native.cohort import deploy, environments, paths, state
 from synthseg_native.errors import SynthSegError
-from synthseg_native.files import write_sealed
+from synthseg_native.files import read_sealed, write_sealed
 
 
 @pytest.fixture(scope="module")
@@ -450,7 +450,8 @@ def test_pictures_and_comparisons_that_were_cut_or_changed_are_made_again(world)
     drawn.write_bytes(drawn.read_bytes()[:-1])
     change(compared, verdict="identical")
     Path(plan.path("compare", "llvm", second)).write_text("[1]")
-    assert state.to_make(world.plan()) == {str(drawn), str(compared), plan.path("compare", "llvm", second)}
+    again = {str(drawn), str(compared), plan.path("compare", "llvm", second)}
+    assert state.to_make(world.plan()) == again | {plan.aggregates()["summary"]}
     assert state.lines(world.plan()) == [
         "1 picture again: cut, changed, another's, or drawn by other code or limits (sub-01_T1w)",
         "2 comparisons again: changed, another's, or made by other code or thresholds (sub-01_T1w, sub-02_T1w)",
@@ -462,7 +463,7 @@ def test_another_scan_s_picture_and_comparison_do_not_pass_for_one_s_own(world):
     places = [plan.path(name, "llvm", first) for name in ("picture", "compare")]
     for name, path in zip(("picture", "compare"), places, strict=True):
         shutil.copy(plan.path(name, "llvm", second), path)
-    assert state.to_make(world.plan()) == set(places)
+    assert state.to_make(world.plan()) == {*places, plan.aggregates()["summary"]}
 
 
 @pytest.mark.parametrize("table", ["summary", "columns", "homogeneity", "failed", "volumes", "volumes_wide",
@@ -619,3 +620,36 @@ def test_tables_call_rows_stale_as_soon_as_a_call_says_so(world, monkeypatch):
     assert not marked
     deploy.make_again(world.plan(), runs=True)
     assert len(marked) == 1
+
+
+def test_what_snakemake_is_asked_for_is_what_has_to_be_made(world):
+    """Of a run that is made again the last file in its row; of results that are current nothing."""
+    plan, scan = world.plan(), SCAN.format("01", "01")
+    asked = lambda: {*(plan := world.plan()).to_ask_for(state.to_make(plan))}  # noqa: E731
+    assert asked() == set()
+    compared = Path(plan.path("compare", "llvm", scan))
+    kept = compared.read_bytes()
+    compared.unlink()
+    assert asked() == {str(compared)}
+    compared.write_bytes(kept)
+    Path(plan.path("picture", "llvm", scan)).unlink()
+    assert asked() == {plan.path("picture", "llvm", scan)}
+    Path(plan.path("dseg", "reference", scan)).unlink()
+    again = {plan.path("record", "reference", scan)}
+    assert asked() == again | {plan.path("picture", "llvm", scan), str(compared)}
+    by_hand(plan.path("dseg", "llvm", scan))
+    assert asked() == again, "neither drawn nor compared"
+    Path(plan.path("margin", "llvm", SCAN.format("02", "02"))).unlink()
+    second = {plan.path(name, "llvm", SCAN.format("02", "02")) for name in ("picture", "compare")}
+    assert asked() == again | second
+
+
+def test_what_was_made_from_another_run_is_made_again_whatever_its_times(world):
+    """As after a kill between a run and its picture, or where a record and its files came from a backup."""
+    plan, scan = world.plan(), SCAN.format("01", "01")
+    made = {plan.path("picture", "llvm", scan), plan.path("compare", "llvm", scan), plan.aggregates()["summary"]}
+    record = plan.path("record", "llvm", scan)
+    write_sealed(record, read_sealed(record) | {"finished": "2026-11-27T12:00:01+00:00"})
+    for path in made:
+        Path(path).touch()
+    assert world.states() == {} and state.to_make(world.plan()) == made

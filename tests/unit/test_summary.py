@@ -15,8 +15,8 @@ from synthseg_native.cohort import benchmark
 from synthseg_native.cohort.manifest import Manifest, Run, Scan
 from synthseg_native.cohort.paths import failure_of
 from synthseg_native.cohort.samples import read_samples
-from synthseg_native.cohort.summary import summarise
-from synthseg_native.cohort.summary.rows import COLUMNS
+from synthseg_native.cohort.summary import summarise, terminal
+from synthseg_native.cohort.summary.rows import COLUMNS, read_rows
 from synthseg_native.cohort.summary.terminal import print_summary
 from synthseg_native.cohort.tables import read_tsv, write_tsv
 from synthseg_native.files import write_sealed, write_text
@@ -627,3 +627,12 @@ def test_docs_name_every_column_as_the_code_does():
     for file, columns in (("benchmark_runs.tsv", benchmark.RUN_COLUMNS), ("benchmark.tsv", benchmark.COLUMNS)):
         section = next(part for part in sections if part.startswith(f"{file}`"))
         assert [name for name in columns if f"`{name}`" not in section] == []
+
+
+def test_of_many_rows_their_number_is_told(cohort, monkeypatch):
+    cohort.good(1, 2)
+    cohort.fail(3)
+    cohort.rows()
+    monkeypatch.setattr(terminal, "MOST_ROWS", 2)
+    said = list(terminal.lines(cohort.manifest(), read_rows(cohort.results / "summary.tsv")))
+    assert said[:2] == ["status: ok 2, failed 1", "verdict: identical 2, not compared 1"]

@@ -1,6 +1,7 @@
 # What all the others use: the plan, which knows configuration and sheet; the words in <...> of file names; the
 # params in capitals. Needs: config. Makes: no file.
 
+import inspect
 import json
 import os
 import sys
@@ -92,13 +93,20 @@ def constant(value):
     lie, and what a run may take, changes no result. A variable of the environment would do that too, but there is one
     of each for all modules of a workflow, so that two of this would share a model.
     """
-    return lambda wildcards, input: value
+    return of_input(lambda wildcards, input: value)
+
+
+def of_input(function):
+    """The same function with its signature at hand: Snakemake asks for it ten times a job, which takes as long again as
+    all else that it does about the function."""
+    function.__signature__ = inspect.signature(function)
+    return function
 
 
 # Params in capitals: where things lie, and what a run may take.
 PYTHON = constant(sys.executable)  # the interpreter of the steps: Snakemake's own
 CODE = constant(str(SNAPSHOT))  # the copy of scripts/ and src/ that this run uses
-ENGINE_PYTHON = lambda wildcards, input: PLAN.pythons[wildcards.engine]  # the interpreter of the engine's environment
+ENGINE_PYTHON = of_input(lambda wildcards, input: PLAN.pythons[wildcards.engine])  # the interpreter of the engine
 REFERENCE_PYTHON = constant(PLAN.pythons["tensorflow"])  # of reference.py, where its runtime is local
 DEMO_PYTHON = constant(PLAN.pythons["demo"])  # of what makes the phantoms
 PYTHONS = constant(json.dumps(PLAN.pythons))  # all of these by environment, as JSON
@@ -106,13 +114,16 @@ MODEL = constant(str(PLAN.model.folder))  # the folder with card.yaml and labels
 LABELS = constant(PLAN.labels)  # its labels.tsv
 PARCELS = constant(str(PLAN.model.parcels_file) if PLAN.parcels else "")  # its parcels.tsv; nothing: no parcels
 WEIGHTS = constant(PLAN.weights)  # the weights file, or a folder of several
-IMAGE = lambda wildcards, input: PLAN.image_path(wildcards.scan)  # the scan, also where it is no input
+IMAGE = of_input(lambda wildcards, input: PLAN.image_path(wildcards.scan))  # the scan, also where it is no input
 VERIFIED = constant(f"{PLAN.results}/env")  # the folder of the environments' verifications
 FAILED = constant(f"{PLAN.state}/failed")  # the folder of the records of failed runs
 FAILED_MARK = constant(str(state.failed_mark(PLAN.state)))  # the file that a failed call leaves
 BENCHMARK_WORK = constant(f"{PLAN.state}/benchmark")  # the folder of the benchmark's runs, while they run
 MEMORY_MB = constant(PLAN.config["memory_mb"] or "")  # the limit of a reference's container; nothing: as predicted
 TIMEOUT_MIN = constant(PLAN.minutes)  # the minutes after which a run is stopped
+
+
+REPORTS = any(word.split("=")[0] == "--report" for word in sys.argv)  # a report is of all results
 
 
 @cache
@@ -122,14 +133,17 @@ def make_again():
     Rules' input functions call it, because only then, when the jobs are being looked for, Snakemake can be told: what
     is forced is a set of files of its graph (tests/workflow/test_caching.py would notice another Snakemake's other
     ways). A call that only looks, -n and the like, says the same and writes nothing. A cluster's jobs do what they are
-    told.
+    told. Returns the files.
     """
+    found = set()
     if workflow.is_main_process:
         runs = workflow.execution_settings is not None and not workflow.output_settings.dryrun
         try:
-            workflow.dag.forcefiles.update(deploy.make_again(PLAN, runs))
+            found = deploy.make_again(PLAN, runs)
         except (SynthSegError, environments.SetupError, OSError) as error:
             raise SystemExit(one_line(error))
+        workflow.dag.forcefiles.update(found)
+    return found
 
 
 def image_of(scan):
@@ -139,8 +153,15 @@ def image_of(scan):
 
 
 def wanted_runs(wildcards):
-    """All that the summary is about."""
-    make_again()
+    """What the summary waits for: what has to be made; all that it is about where somebody asks about the whole graph
+    (a report, --forcerun, --touch, --summary and the like), or for a process that only does what it is told."""
+    found, settings = make_again(), workflow.dag_settings
+    if (
+        workflow.is_main_process
+        and workflow.execution_settings
+        and not (REPORTS or workflow.touch or settings.forceall or settings.forcerun)
+    ):
+        return PLAN.to_ask_for(found)
     return there(PLAN.wanted_runs())
 
 
@@ -155,7 +176,7 @@ def step_code(script, of=None):
 
 def there(paths):
     """The files that the summary needs; for a report those that are there, since one failed run would stop it."""
-    reporting = any(word.split("=")[0] == "--report" for word in sys.argv) and "--report-after-run" not in sys.argv
+    reporting = REPORTS and "--report-after-run" not in sys.argv
     return [path for path in paths if Path(path).exists()] if reporting else paths
 
 

@@ -121,16 +121,19 @@ def _need_places(plan: Plan, found: set[str]) -> None:
     """
     folders = {f"{plan.results}/logs"}
     for path in found:
-        folders.update(str(folder) for folder in Path(path).parents if folder.is_relative_to(plan.results))
+        folder = os.path.dirname(path)  # noqa: PTH120 (of each of a cohort's files: as text)
+        while folder not in folders and f"{folder}/".startswith(f"{plan.results}/"):
+            folders.add(folder)
+            folder = os.path.dirname(folder)  # noqa: PTH120
     faults = [f"{path}: a file, where a folder of the results belongs" for path in folders if _is_no_folder(path)]
     faults += [f"{path}: a folder, where a table belongs" for path in plan.aggregates().values() if Path(path).is_dir()]
-    faults += [f"{path}: a link that leads nowhere" for path in found if Path(path).is_symlink() and not is_there(path)]
+    faults += [f"{path}: a link that leads nowhere" for path in found if os.path.islink(path) and not is_there(path)]  # noqa: PTH114
     if faults:
         raise SynthSegError("disk", f"{few(sorted(faults), 1)}: remove it and call again")
 
 
 def _is_no_folder(path: str | Path) -> bool:
-    return os.path.lexists(path) and not Path(path).is_dir()
+    return os.path.lexists(path) and not os.path.isdir(path)  # noqa: PTH112
 
 
 def _need_writable(plan: Plan, found: set[str]) -> None:
@@ -162,7 +165,7 @@ def _date_back(paths: list[str]) -> None:
     now = time.time()
     for path in paths:
         with contextlib.suppress(OSError):
-            if Path(path).stat().st_mtime > now:
+            if os.stat(path).st_mtime > now:  # noqa: PTH116
                 os.utime(path, (now, now))
 
 

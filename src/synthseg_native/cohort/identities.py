@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from synthseg_native.cohort import containers, environments, paths
+from synthseg_native.cohort import containers, environments, paths, state
 from synthseg_native.files import is_there, read_json, read_sealed
 from synthseg_native.identity import current, keys, stages
 from synthseg_native.pipeline import modes
@@ -27,9 +27,13 @@ class Identities:
         self.plan = plan
 
     def made_by(self, script: str, engine: str, scan: str) -> str:
-        """What a picture or a comparison keeps of what made it: the step's key, of whom it is, so that one that was
-        put in another's place does not pass for that one's."""
+        """What a picture or a comparison is told of what makes it: the step's key, of whom it is, so that one that was
+        put in another's place does not pass for that one's. It adds of which runs it was made (`mark`)."""
         return keys.digest(self.step_key(script), engine, scan)
+
+    def mark(self, script: str, engine: str, scan: str, *sources: str) -> str:
+        """What the file itself keeps. sources: engines, whose runs it was made from."""
+        return "-".join([self.made_by(script, engine, scan), *(self.states[name, scan].seal for name in sources)])
 
     @functools.cache  # noqa: B019 (there is one in a process)
     def step_key(self, script: str) -> str:
@@ -157,18 +161,26 @@ class Identities:
         return current.run_state(files, self.of(engine, scan), self.plan.contents, failure)
 
     @functools.cached_property
+    def told(self) -> dict[tuple[str, str], str]:
+        """What a summary tells of every run."""
+        return {pair: state.told_of(found, self.plan.follows(*pair)) for pair, found in self.states.items()}
+
+    @functools.cached_property
     def redone(self) -> dict[str, tuple[str, str, str]]:
-        """Pictures and comparisons that say of themselves that other code, limits or thresholds made them, or of
-        another scan: path -> ("picture" or "comparison", engine, scan). Those that are not there are among them."""
+        """Pictures and comparisons of current runs that say of themselves that other code, limits or thresholds made
+        them, or of another run or scan: path -> ("picture" or "comparison", engine, scan). Those that are not there
+        are among them."""
         found, compared = {}, set(self.plan.compared)
-        for engine, scan in (pair for pair in self.states if pair[0] != "reference"):
+        for (engine, scan), run in self.states.items():
+            if engine == "reference" or run.word != current.CURRENT:
+                continue
             path = self.plan.path("picture", engine, scan)
-            wanted = not (self.is_kept(engine, scan) or self.is_lasting(engine, scan))
-            if wanted and _drawn_by(path) != self.made_by("picture.py", engine, scan):
+            if _drawn_by(path) != self.mark("picture.py", engine, scan, engine) and not self.is_lasting(engine, scan):
                 found[path] = "picture", engine, scan
-            if scan in compared and self.is_comparable(engine, scan):
+            if scan in compared and self.states["reference", scan].word == current.CURRENT:
                 path = self.plan.path("compare", engine, scan)
-                if (read_sealed(path) or {}).get("made_by") != self.made_by("compare.py", engine, scan):
+                made_by = self.mark("compare.py", engine, scan, engine, "reference")
+                if (read_sealed(path) or {}).get("made_by") != made_by:
                     found[path] = "comparison", engine, scan
         return found
 
@@ -177,8 +189,8 @@ class Identities:
         if self.plan.config["edited"] != "keep":
             return []
         found = []
-        for pair, state in self.states.items():
-            if state.word not in (current.CURRENT, current.EDITED) and not self.is_lasting(*pair):
+        for pair, run in self.states.items():
+            if run.word not in (current.CURRENT, current.EDITED) and not self.is_lasting(*pair):
                 files = self.plan.files(*pair)
                 record = read_json(files["record"])
                 found += current.unvouched(files, record.get("files") if isinstance(record, dict) else None)

@@ -4,10 +4,11 @@ Written once per call, when it is planned, and named by its content. A job reads
 that a cluster's jobs do not plan the cohort anew; the summary reads all of it. A dry run writes none.
 """
 
+import functools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TextIO
 
@@ -66,22 +67,27 @@ class Manifest:
 
     def text(self) -> str:
         """JSON lines: the cohort's, then one per scan in the order of the sheet."""
-        head = {name: value for name, value in vars(self).items() if name != "scans"}
-        return "".join(_line(content) for content in ({"schema": SCHEMA, **head}, *map(asdict, self.scans)))
+        head = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "scans"}
+        scans = ({**vars(scan), "runs": {name: vars(run) for name, run in scan.runs.items()}} for scan in self.scans)
+        return "".join(_line(content) for content in ({"schema": SCHEMA, **head}, *scans))
 
     def write(self, folder: Path) -> Path:
         """Write it into a folder, whole or not at all; returns its path.
 
         Named by its content: another call cannot change the manifest of a run in progress.
         """
-        path, text = self.path(folder), self.text()
+        text, path = self.text(), self.path(folder)
         if not path.is_file() or path.read_bytes() != text.encode():
             write_text(path, text)
         return path
 
     def path(self, folder: Path) -> Path:
         """Where `write` puts it."""
-        return Path(folder, f"manifest-{keys.digest(self.text())}.jsonl")
+        return Path(folder, f"manifest-{self._digest}.jsonl")
+
+    @functools.cached_property
+    def _digest(self) -> str:
+        return keys.digest(self.text())
 
 
 def read(path: Path) -> Manifest:

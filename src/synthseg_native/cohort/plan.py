@@ -194,6 +194,27 @@ class Plan:
         """The same for the benchmark."""
         return [image for scan in self.benchmarked for image in self.image(scan)]
 
+    def follows(self, engine: str, scan: str) -> dict[str, str]:
+        """What is made from a run, by its names: comparison and picture, which a reference run has not."""
+        return {name: self.path(name, engine, scan) for name in ("compare", "picture") if engine != "reference"}
+
+    def to_ask_for(self, found: set[str]) -> list[str]:
+        """Of all files that the sheet asks for those that a summary has to name as its inputs, so that Snakemake makes
+        what has to be made: of a run that is made again the last one in its row, which needs all others.
+
+        A graph of ten thousand scans of which all or most are current would take Snakemake minutes and tell it nothing:
+        what is current the results say. found: what has to be made (`state.to_make`).
+        """
+        files, again = [], {pair for pair in self.identities.states if self.path("record", *pair) in found}
+        for pair in self.identities.states:
+            wanted = self.wanted_of(*pair)
+            files += wanted[-1:] if pair in again else [path for path in wanted if path in found]
+        for scan in self.compared:
+            for pair in ((engine, scan) for engine in self.engines if self.identities.is_comparable(engine, scan)):
+                path = self.path("compare", *pair)
+                files += [path] if path in found or not again.isdisjoint([pair, ("reference", scan)]) else []
+        return files
+
     def wanted_runs(self) -> list[str]:
         """Every file that runs, pictures and comparisons make for the sheet; see `wanted_of`."""
         files = [path for engine, scan in self.identities.states for path in self.wanted_of(engine, scan)]
@@ -268,6 +289,5 @@ class Plan:
     def _manifest_run(self, engine: str, scan: str) -> manifests.Run:
         files = self.files(engine, scan)
         failure = paths.failure_of(f"{self.state}/failed", engine, scan, files["record"])
-        if engine != manifests.REFERENCE:
-            files |= {name: self.path(name, engine, scan) for name in ("compare", "picture")}
+        files |= self.follows(engine, scan)
         return manifests.Run(files, str(failure), self.identities.of(engine, scan))

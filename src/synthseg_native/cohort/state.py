@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from synthseg_native.cohort.benchmark.in_turn import COLUMNS, RUN_COLUMNS, never_came_through
 from synthseg_native.errors import TRANSIENT, few
-from synthseg_native.files import is_there, read_sealed, sha256_of, write_sealed, write_text
+from synthseg_native.files import is_there, read_sealed, seal_of, sha256_of, write_sealed, write_text
 from synthseg_native.identity import current, keys
 
 if TYPE_CHECKING:
@@ -55,11 +55,24 @@ def to_make(plan: Plan) -> set[str]:
     return found | ({summary} if failed_mark(plan.state).exists() or not says_what_is(plan) else set())
 
 
-def told(manifest: Manifest, words: dict[tuple[str, str], str]) -> str:
-    """What a summary tells, as a digest: the rows of the sheet and the state of every run.
+def told_of(found: current.State, follows: Mapping[str, str]) -> str:
+    """What a summary tells of a run, as a word: its state; of a current one which run, comparison and picture it is.
 
-    words: (engine, scan) -> word of its `current.State`. Paths and identities are not in it: a summary does not tell
-    them, or the state does.
+    follows: where its comparison ("compare") and its picture are, which a reference run has not.
+    """
+    if found.word != current.CURRENT:
+        return found.word
+    compared, drawn = (follows.get(name) for name in ("compare", "picture"))
+    return " ".join(
+        [found.word, found.seal, (compared and seal_of(compared)) or "", str(is_there(drawn)) if drawn else ""]
+    )
+
+
+def told(manifest: Manifest, words: dict[tuple[str, str], str]) -> str:
+    """What a summary tells, as a digest: the rows of the sheet and every run.
+
+    words: (engine, scan) -> `told_of`. Paths and identities are not in it: a summary does not tell them, or the state
+    does.
     """
     about = [manifest.engines, manifest.model["name"], manifest.reference, manifest.benchmark]
     rows = [
@@ -82,9 +95,8 @@ def tell(manifest: Manifest, words: dict[tuple[str, str], str], made: Iterable[P
 
 def says_what_is(plan: Plan) -> bool:
     """Whether a summary is of today's sheet and of the states that runs have now, and its files are as it made them."""
-    words = {pair: state.word for pair, state in plan.identities.states.items()}
     found = read_sealed(told_file(plan.results)) or {}
-    return found.get("told") == told(plan.manifest, words) and not changed_tables(plan)
+    return found.get("told") == told(plan.manifest, plan.identities.told) and not changed_tables(plan)
 
 
 def changed_tables(plan: Plan) -> list[str]:

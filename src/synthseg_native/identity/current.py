@@ -6,7 +6,7 @@ than counts. The command and the workflow both ask here; there is no second plac
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -33,10 +33,13 @@ EARLIER = "made by an earlier version, which did not note all that made it"
 
 @dataclass(frozen=True)
 class State:
-    """word : current, stale, edited, missing or failed · why : reasons in words, none where it is current"""
+    """word : current, stale, edited, missing or failed · why : reasons in words, none where it is current
+    seal : of the run record of a run that is current, which tells it from any other run
+    """
 
     word: str
     why: tuple[str, ...] = ()
+    seal: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         return f"{self.word}: {', '.join(self.why)}" if self.why else self.word
@@ -93,7 +96,14 @@ def recorded_identity(record: dict) -> dict:
 
 
 def run_state(files: dict[str, str], wanted: dict, contents: Contents, failure: str | Path | None = None) -> State:
-    """The state of a run of the workflow, from what its results say.
+    """The state of a run of the workflow; see `run_read`."""
+    return run_read(files, wanted, contents, failure)[0]
+
+
+def run_read(
+    files: dict[str, str], wanted: dict, contents: Contents, failure: str | Path | None = None
+) -> tuple[State, dict]:
+    """The state of a run of the workflow, from what its results say, and its record, {} unless it is current.
 
     files: its results, name -> path, "record" among them; wanted: its identity; failure: where the record of a failed
     attempt would lie. Files that nobody touched since they were made are not read; see `Contents.is_as_made`.
@@ -107,20 +117,20 @@ def run_state(files: dict[str, str], wanted: dict, contents: Contents, failure: 
         closed = f"its results may not be looked at ({error.strerror})" if isinstance(error, PermissionError) else None
     failed = read_sealed(failure) if failure else None
     if failed and _finished(failed) >= _finished(record):
-        return State(FAILED, (_at(failed, "error", "message") or "it did not say why",))
+        return State(FAILED, (_at(failed, "error", "message") or "it did not say why",)), {}
     if not isinstance(record, dict) or record.get("status") != "ok":
         if is_there(files["record"]):
-            return State(STALE, (f"{Path(files['record']).name} is not as it was made",))
+            return State(STALE, (f"{Path(files['record']).name} is not as it was made",)), {}
         others = any(is_there(path) for name, path in files.items() if name != "record")
-        return State(MISSING, (closed or ("its run record is missing" if others else NOT_RUN),))
+        return State(MISSING, (closed or ("its run record is missing" if others else NOT_RUN),)), {}
     times = about if _is_of_its_run(about.st_mtime, record) else None
     as_made = lambda path, sha256: contents.is_as_made(path, sha256, times)  # noqa: E731
     made, whole = record.get("files"), is_sealed(record)
     recorded = recorded_identity(record) if whole else None
     found = state_of(files, made if isinstance(made, dict) else {}, recorded, wanted, as_made)
     if found.word == STALE and SEAL in record and not whole:
-        return State(STALE, (f"{Path(files['record']).name} is not as it was made",))
-    return found
+        return State(STALE, (f"{Path(files['record']).name} is not as it was made",)), {}
+    return (replace(found, seal=record[SEAL]), record) if found.word == CURRENT and whole else (found, {})
 
 
 def state_of(

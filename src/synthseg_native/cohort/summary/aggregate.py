@@ -2,43 +2,26 @@
 
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from synthseg_native.cohort.manifest import REFERENCE, Manifest, Scan
-from synthseg_native.cohort.state import FOLDER
 from synthseg_native.cohort.summary.rows import COLUMNS, ENTITIES, SCORES, Row
 from synthseg_native.cohort.summary.run_results import RunResult
 from synthseg_native.files import is_there, read_sealed
-from synthseg_native.identity.contents import Contents
 from synthseg_native.networks.cards import CORTEX, CSF, Labels
 from synthseg_native.results import quality
 
-Runs = dict[tuple[str, str], RunResult]  # (scan, engine) -> what it left
+Runs = dict[str, RunResult]  # of a scan: engine -> what its run left
 FILES = {"label_map": "dseg", "label_map_native": "dseg_native", "picture": "picture", "run_record": "record"}
 COMPARED = tuple(COLUMNS)[tuple(COLUMNS).index("geometry_equal") : tuple(COLUMNS).index("native_wall_s")]
 COMPARED += ("n_parcels_different", "max_score_difference")
 PREFIXES = {"participant_id": "sub-", "session_id": "ses-"}
 
 
-def run_results(manifest: Manifest) -> Runs:
-    """What every run of the cohort left, the reference's too."""
-    contents = Contents(Path(manifest.results, FOLDER, "contents.json"))
-    return {
-        (scan.scan, engine): RunResult(run, engine, contents)
-        for scan in manifest.scans
-        for engine, run in scan.runs.items()
-    }
-
-
-def summary_rows(manifest: Manifest, runs: Runs, labels: Labels) -> list[Row]:
-    """summary.tsv: a row per scan and engine, in the order of sheet and configuration."""
-    return [_row(manifest, scan, engine, runs, labels) for scan in manifest.scans for engine in manifest.engines]
-
-
-def _row(manifest: Manifest, scan: Scan, engine: str, runs: Runs, labels: Labels) -> Row:
+def summary_row(manifest: Manifest, scan: Scan, engine: str, runs: Runs, labels: Labels) -> Row:
+    """A row of summary.tsv, of a scan and an engine. runs: the scan's."""
     results = Path(manifest.results)
-    native, reference = runs[scan.scan, engine], runs.get((scan.scan, REFERENCE))
+    native, reference = runs[engine], runs.get(REFERENCE)
     about = _reference_of(manifest, reference)
     names = dict(zip(labels.index.tolist(), labels.names, strict=True))
     error_code, error = native.error_code, native.error
@@ -163,15 +146,6 @@ def failed_rows(manifest: Manifest, rows: list[Row]) -> tuple[list[str], list[di
             place = str(image) if image.is_absolute() else os.path.relpath(image, manifest.results)
             failed.append({**scan.row, "image": place, "error_code": first.error_code, "error": first.error})
     return columns, failed
-
-
-def good_runs(manifest: Manifest, runs: Runs) -> Iterator[tuple[dict, RunResult]]:
-    """Entities and run of all that may be counted, the reference's after the engines'."""
-    for scan in manifest.scans:
-        for engine in [*manifest.engines, REFERENCE]:
-            run = runs.get((scan.scan, engine))
-            if run and run.status == "ok":
-                yield entity_cells(scan), run
 
 
 def _listed(words: list[str] | None) -> str | None:

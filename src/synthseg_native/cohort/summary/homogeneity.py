@@ -3,32 +3,43 @@
 from collections import Counter
 
 from synthseg_native.cohort.manifest import REFERENCE
-from synthseg_native.cohort.summary.aggregate import Runs
 from synthseg_native.cohort.summary.run_results import RunResult
-from synthseg_native.cohort.tables import as_text
+from synthseg_native.cohort.tables import MISSING, as_text
 from synthseg_native.identity import current
 
 # What is said of runs that are alike.
 SAID = ("engine_version", "precision", "device", "threads", "cpu")
 
 
-def of_runs(runs: Runs) -> dict:
-    """Per engine {"runs", "homogeneous", name of `current.HOMOGENEOUS`: {value: number}}; only good runs count."""
-    found: dict[str, list[RunResult]] = {}
-    for (_, engine), run in runs.items():
-        if engine != REFERENCE and run.status == "ok":
-            found.setdefault(engine, []).append(run)
-    return {engine: _alike([current.made_by(run.record) for run in good]) for engine, good in found.items()}
+class Counts:
+    """What the engines' good runs were made with, counted one run after the other."""
+
+    def __init__(self):
+        self._made: dict[str, Counter[tuple]] = {}
+
+    def add(self, run: RunResult) -> None:
+        """Count a good run; the reference's are none of the engines'."""
+        if run.engine != REFERENCE:
+            made = tuple((name, as_text(value)) for name, value in current.made_by(run.record).items())
+            self._made.setdefault(run.engine, Counter())[made] += 1
+
+    def found(self) -> dict:
+        """Per engine {"runs", "homogeneous", name of `current.HOMOGENEOUS`: {value: number}}."""
+        return {engine: _alike(counts) for engine, counts in self._made.items()}
 
 
-def _alike(made: list[dict]) -> dict:
-    names = dict.fromkeys(name for one in made for name in one)
-    kinds = {name: dict(Counter(as_text(one.get(name)) for one in made)) for name in names}
-    return {"runs": len(made), "homogeneous": all(len(counts) == 1 for counts in kinds.values()), **kinds}
+def _alike(made: Counter[tuple]) -> dict:
+    kinds: dict[str, Counter[str]] = {name: Counter() for one in made for name, _ in one}
+    for one, number in made.items():
+        values = dict(one)
+        for name, counts in kinds.items():
+            counts[values.get(name, MISSING)] += number
+    alike = all(len(counts) == 1 for counts in kinds.values())
+    return {"runs": made.total(), "homogeneous": alike, **{name: dict(counts) for name, counts in kinds.items()}}
 
 
 def sentence(engine: str, found: dict) -> str:
-    """One entry of `of_runs` for people.
+    """One entry of `Counts.found` for people.
 
     >>> sentence("torch", {"runs": 2, "homogeneous": False, "cpu": {"M4": 1, "Zen 5": 1}, "mode": {"fast": 2}})
     'Mixed: 2 runs of torch differ in cpu: M4 (1), Zen 5 (1)'

@@ -26,7 +26,7 @@ def column(meaning: str, unit: str = "") -> Any:
     return field(default=None, metadata={"meaning": meaning, "unit": unit})
 
 
-@dataclass
+@dataclass(slots=True)
 class Row:
     """One row of summary.tsv, an image and an engine. Its fields are the columns, in their order.
 

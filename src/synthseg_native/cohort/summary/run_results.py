@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from synthseg_native.cohort import state
 from synthseg_native.cohort.manifest import Run
 from synthseg_native.files import read_sealed
 from synthseg_native.identity import current
@@ -17,21 +18,21 @@ class RunResult:
 
     status : "ok", "failed", "missing", "stale" or "edited" · reason : why it is stale or edited, else None
     record : the run record, {} unless ok, so that no number of another run is counted · failure : the record of the
-    failure that came after it, or {} · volumes : rows of its volumes.tsv, [] unless ok
+    failure that came after it, or {} · told : `state.told_of` · volumes : rows of its volumes.tsv, [] unless ok
     """
 
     def __init__(self, run: Run, engine: str, contents: Contents):
         self.engine = engine
         self.files = {name: Path(path) for name, path in run.files.items()}
         made = {name: path for name, path in run.files.items() if name not in FOLLOWING}
-        state = current.run_state(made, run.identity, contents, run.failure)
-        self.status = "ok" if state.word == current.CURRENT else state.word
-        self.reason = ", ".join(state.why) if self.status in (current.STALE, current.EDITED) else None
-        self.record = read_sealed(self.files["record"]) or {} if self.status == "ok" else {}
+        found, self.record = current.run_read(made, run.identity, contents, run.failure)
+        self.status = "ok" if found.word == current.CURRENT else found.word
+        self.told = state.told_of(found, {name: run.files[name] for name in FOLLOWING if name in run.files})
+        self.reason = ", ".join(found.why) if self.status in (current.STALE, current.EDITED) else None
         self.failure = read_sealed(run.failure) or {} if self.status == current.FAILED else {}
         error = self.failure.get("error") or {}
         self.error_code: str | None = error.get("code")
-        self.error = ", ".join(state.why) if self.status in (current.MISSING, current.FAILED) else None
+        self.error = ", ".join(found.why) if self.status in (current.MISSING, current.FAILED) else None
         self.outcome = f"failed: {self.error}" if self.status == current.FAILED else self.error or self.reason
         there = self.status == "ok" and self.files["volumes"].is_file()
         self.volumes = list(volumes.read(self.files["volumes"]).values()) if there else []

@@ -1,15 +1,17 @@
 """The files that the rows become: TSV for programs, CSV as SynthSeg writes it, JSON that says what is what."""
 
 import csv
-import io
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from synthseg_native import __version__
-from synthseg_native.cohort.manifest import REFERENCE, Manifest
-from synthseg_native.cohort.summary.aggregate import Runs, failed_rows, good_runs
+from synthseg_native.cohort.manifest import REFERENCE, Manifest, Scan
+from synthseg_native.cohort.summary.aggregate import Runs, entity_cells, failed_rows
 from synthseg_native.cohort.summary.rows import COLUMNS, ENTITIES, Row
-from synthseg_native.cohort.tables import read_tsv, write_tsv
-from synthseg_native.files import write_json, write_text
+from synthseg_native.cohort.summary.run_results import RunResult
+from synthseg_native.cohort.tables import as_text, read_tsv, tsv_writer, write_tsv
+from synthseg_native.files import write_json, write_text, writing
 from synthseg_native.networks.cards import Labels, with_parcels
 from synthseg_native.results.tables import VOLUME_COLUMNS, csv_columns
 
@@ -36,7 +38,7 @@ def write_summary(manifest: Manifest, rows: list[Row]) -> None:
     columns = [*COLUMNS, *sheet]
     write_tsv(results / "failed.tsv", *failed_rows(manifest, rows))
     write_json(results / "summary.json", describe_columns(columns))
-    write_tsv(results / "summary.tsv", columns, [row.cells() for row in rows])
+    write_tsv(results / "summary.tsv", columns, (row.cells() for row in rows))
 
 
 def describe_columns(columns: list[str]) -> dict:
@@ -48,48 +50,53 @@ def describe_columns(columns: list[str]) -> dict:
     return described
 
 
-def write_volumes(manifest: Manifest, runs: Runs, labels: Labels, parcels: Labels | None = None) -> None:
-    """volumes.tsv (a row per structure), volumes_wide.tsv (a column per structure), volumes_synthseg.csv.
+@contextmanager
+def volumes_writer(
+    manifest: Manifest, labels: Labels, parcels: Labels | None = None
+) -> Iterator[Callable[[Scan, Runs], None]]:
+    """What adds a scan's good runs to volumes.tsv (a row per structure), volumes_wide.tsv (a column per structure) and
+    volumes_synthseg.csv (of the first engine, as SynthSeg writes it: its header and order, CR LF, mm3 with 3 decimals).
 
-    parcels : their table, where label maps have parcels
+    parcels : their table, where label maps have parcels. The tables are there whole when the block ends, or not at all.
     """
-    table = with_parcels(labels, parcels)
-    results = Path(manifest.results)
-    good = list(good_runs(manifest, runs))
-    long = [{**entities, "engine": run.engine, **row} for entities, run in good for row in run.volumes]
-    write_tsv(results / "volumes.tsv", [*ENTITIES, "engine", *VOLUME_COLUMNS], long)
+    results, table = Path(manifest.results), with_parcels(labels, parcels)
     names = {
         int(index): f"{name}_soft_volume_mm3"
         for index, name in zip(table.index, table.freesurfer_names, strict=True)
         if index != 0
     }
-    wide = [
-        {
-            **entities,
-            "engine": run.engine,
-            **{names[row["index"]]: row["soft_volume_mm3"] for row in run.volumes if row["index"] in names},
-        }
-        for entities, run in good
-    ]
-    write_tsv(results / "volumes_wide.tsv", [*ENTITIES, "engine", *names.values()], wide)
-    _write_volumes_synthseg(results / "volumes_synthseg.csv", manifest, runs, labels, parcels)
+    with ExitStack() as stack:
+        long = stack.enter_context(tsv_writer(results / "volumes.tsv", [*ENTITIES, "engine", *VOLUME_COLUMNS]))
+        columns = [*ENTITIES, "engine", *names.values()]
+        wide = stack.enter_context(tsv_writer(results / "volumes_wide.tsv", columns))
+        part = stack.enter_context(writing(results / "volumes_synthseg.csv"))
+        theirs = csv.writer(stack.enter_context(part.open("w", encoding="utf-8", newline="")))
+        theirs.writerow(["subject", *csv_columns(labels, parcels)])
+
+        def add(scan: Scan, runs: Runs) -> None:
+            for engine in [name for name in (*manifest.engines, REFERENCE) if name in runs]:
+                run = runs[engine]
+                if run.status != "ok":
+                    continue
+                whose = [as_text(value) for value in (*entity_cells(scan).values(), engine)]
+                for row in run.volumes:
+                    long([*whose, *(as_text(row.get(name)) for name in VOLUME_COLUMNS)])
+                soft = {row["index"]: row["soft_volume_mm3"] for row in run.volumes}
+                wide([*whose, *(as_text(soft.get(index)) for index in names)])
+                if engine == manifest.engines[0] and (values := _as_synthseg(soft, labels, parcels)):
+                    theirs.writerow([Path(scan.scan).name, *values])
+
+        yield add
 
 
-def _write_volumes_synthseg(path: Path, manifest: Manifest, runs: Runs, labels: Labels, parcels: Labels | None) -> None:
-    """Soft volumes of the first engine as SynthSeg writes them: its header and order, CR LF, mm3 with 3 decimals."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["subject", *csv_columns(labels, parcels)])
-    for scan in manifest.scans:
-        run = runs[scan.scan, manifest.engines[0]]
-        soft = {row["index"]: row["soft_volume_mm3"] for row in run.volumes}
-        values = [soft.get(int(index)) for index in labels.index[1:]]
-        more = [soft.get(int(index)) for index in parcels.index[1:]] if parcels else []
-        if run.status != "ok" or None in values + more:
-            continue
-        values = [*([sum(values)] if labels.has_total_intracranial else []), *values, *more]
-        writer.writerow([Path(scan.scan).name, *(str(round(value, 3)) for value in values)])
-    write_text(path, text.getvalue())
+def _as_synthseg(soft: dict, labels: Labels, parcels: Labels | None) -> list[str]:
+    """The cells of SynthSeg's own table; none where a structure has no volume. soft : {label value: mm3 or None}"""
+    values = [soft.get(int(index)) for index in labels.index[1:]]
+    more = [soft.get(int(index)) for index in parcels.index[1:]] if parcels else []
+    if None in values + more:
+        return []
+    values = [*([sum(values)] if labels.has_total_intracranial else []), *values, *more]
+    return [str(round(value, 3)) for value in values]
 
 
 def _rows_there(path: Path, columns: list[str]) -> list[dict]:
@@ -100,12 +107,14 @@ def _rows_there(path: Path, columns: list[str]) -> list[dict]:
         return []
 
 
-def describe_derivative(engine: str, manifest: Manifest, runs: Runs, labels: Labels) -> None:
-    """dataset_description.json, dseg.tsv and .bidsignore of one derivative dataset, where it has a folder."""
+def describe_derivative(engine: str, manifest: Manifest, run: RunResult | None, labels: Labels) -> None:
+    """dataset_description.json, dseg.tsv and .bidsignore of one derivative dataset, where it has a folder.
+
+    run : a good one of this engine's, if there is any
+    """
     folder = Path(manifest.results, engine)
     if not folder.is_dir():
         return
-    run = next((run for (_, name), run in runs.items() if name == engine and run.status == "ok"), None)
     model, about = manifest.model["name"], (run and run.get("reference")) or manifest.reference or {}
     made_by = {
         "Name": "synthseg-native",

@@ -1,6 +1,7 @@
 """The summary for people, on a terminal."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from synthseg_native.errors import few
 from synthseg_native.results.verdicts import verdict_text
 
 MOST_SHOWN = 10  # scans that are named as worth a look
+MOST_ROWS = 200  # of the table; of more their number is told, and summary.tsv has them
 
 
 def print_summary(manifest: Manifest) -> None:
@@ -28,7 +30,7 @@ def print_summary(manifest: Manifest) -> None:
 def lines(manifest: Manifest, rows: list[Row]) -> Iterator[str]:
     """The same as lines of text."""
     results, engines = Path(manifest.results), {row.engine for row in rows}
-    yield from _table(rows, engines)
+    yield from _table(rows, engines) if len(rows) <= MOST_ROWS else _counts(rows)
     if failed := [row for row in rows if row.error]:
         yield f"\nFailed ({results / 'failed.tsv'} is a sample sheet of these):"
         yield from (f"  {line}" for line in _once(failed, "error", engines))
@@ -62,6 +64,12 @@ def lines(manifest: Manifest, rows: list[Row]) -> Iterator[str]:
         yield ""
         yield from (homogeneity.sentence(engine, found) for engine, found in alike.items())
     yield f"\n{results / 'summary.tsv'} has everything and names each picture, {results / 'volumes.tsv'} the volumes."
+
+
+def _counts(rows: list[Row]) -> Iterator[str]:
+    for column in ("status", "verdict"):
+        numbers = Counter(as_text(getattr(row, column)).replace("_", " ") for row in rows)
+        yield f"{column}: {', '.join(f'{value} {number}' for value, number in numbers.most_common())}"
 
 
 def _table(rows: list[Row], engines: set[str]) -> Iterator[str]:
@@ -103,12 +111,12 @@ def benchmark_line(row: dict[str, str]) -> str:
 
 def _by_header_flag(rows: Iterable[Row]) -> dict[str, list[str]]:
     """{flag: names of the scans that have it}, whichever engine ran them."""
-    found: dict[str, list[str]] = {}
+    found: dict[str, dict[str, None]] = {}
     for row in rows:
         for flag in (row.header_flags or "none").split(","):
-            if flag != "none" and row.name not in (names := found.setdefault(flag, [])):
-                names.append(row.name)
-    return found
+            if flag != "none":
+                found.setdefault(flag, {})[row.name] = None
+    return {flag: list(names) for flag, names in found.items()}
 
 
 def _at_most(said: list[str]) -> Iterator[str]:
