@@ -18,7 +18,7 @@ from nibabel.openers import ImageOpener
 from synthseg_native import owners, shared_disk
 from synthseg_native.errors import SynthSegError
 from synthseg_native.networks import cards
-from synthseg_native.pipeline import posteriors
+from synthseg_native.pipeline import labels as labels_of
 from synthseg_native.results import images, tables
 from synthseg_native.results.hashes import labels_sha256
 from synthseg_native.results.sidecar import save_json, sidecar
@@ -108,7 +108,7 @@ def test_an_image_is_saved_in_the_type_of_the_scan(tmp_path):
 
 def test_margins_are_stored_in_steps(tmp_path):
     image = header()
-    margin = np.linspace(0, posteriors.MAX_MARGIN, 24, dtype=np.float32).reshape(2, 3, 4)
+    margin = np.linspace(0, labels_of.MAX_MARGIN, 24, dtype=np.float32).reshape(2, 3, 4)
     images.save_margin(tmp_path / "margin.nii.gz", margin, image.affine, image.header)
     saved = nib.load(tmp_path / "margin.nii.gz")
     assert saved.get_data_dtype() == np.uint16
@@ -212,7 +212,7 @@ def test_volumes_tsv(tmp_path, table):
 
 def test_soft_volumes_are_float64_mm3():
     result = SimpleNamespace(soft=np.array([1.0, 2.0]))
-    volumes = posteriors.volumes_mm3(result, np.float32([1, 2, 0.5]))
+    volumes = labels_of.volumes_mm3(result, np.float32([1, 2, 0.5]))
     assert volumes.dtype == np.float64
     assert volumes.tolist() == [1, 2]
 
