@@ -25,7 +25,7 @@ def measure(
     """The figures, ready for JSON.
 
     labels_table : `cards.Labels` · labels (X, Y, Z) : label values of what the network saw, RAS, without padding
-    segmentation : has counts, soft, confidence, confidences, removed, as `posteriors.Segmentation`
+    segmentation : has counts, soft, confidence, confidences, removed, as `labels.Segmentation`
     voxel_mm : (3,) of that grid · scores : SynthSeg's own, by their names, where they were asked for
 
     Returns voxel_mm3; per label of the table, background first, in lists: values, voxels, soft_mm3 (sum of posteriors),
