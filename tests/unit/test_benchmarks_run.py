@@ -349,12 +349,12 @@ def test_memory_guard(bench, monkeypatch):
     asked = ["--sizes", "192x256x192", "--threads", 2, "--pairs", 1, "--pairs-elsewhere", 1]
     asked += ["--engines", "llvm", "--no-reference"]
     monkeypatch.setattr(run, "HEADLINE", (32, 32, 32))
-    monkeypatch.setattr(rounds, "available_mib", lambda: 2000.0)
+    monkeypatch.setattr(rounds, "available_mib", lambda: 1000.0)
     bench(*asked)
     assert [call for call in bench.calls() if "192" in call] == ["llvm 192x256x192 2 2"], "compact2mm alone fits"
     left_out = [row for row in read_tsv(bench.results / "here.tsv") if row["left_out"] != "n/a"]
     assert [(row["model"], row["contestant"]) for row in left_out] == [("synthseg1size", "llvm float32")]
-    assert left_out[0]["left_out"].endswith("GiB, 2 GiB are free")
+    assert left_out[0]["left_out"].endswith("GiB, 1 GiB are free")
     bench("--report")
     again = [row for row in read_tsv(bench.results / "here.tsv") if row["left_out"] != "n/a"]
     assert again == left_out, "what was left out is kept like what was run"
