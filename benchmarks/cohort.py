@@ -5,7 +5,7 @@
 
 In a copy of the project, in a temporary folder, whose steps are stand-ins (stand_in.py): their small results count as
 current, and cost nothing. All else is the workflow as it is. Counted is user and system time of all processes of a
-call, and the memory of the largest: wall time depends on who else works here. Numbers go to cohort-<machine>.tsv below
+call, and the memory of the largest: wall time depends on who else works here. Numbers go to cohort/<machine>.tsv below
 results/ after each number of rows; a later one replaces an earlier one.
 """
 
@@ -260,11 +260,12 @@ def main() -> int:
     )
     parser.add_argument("--run-all", type=int, nargs="*", default=[], help="row counts of which all jobs run")
     parser.add_argument("--report", action="store_true", help="only make table and plot again")
-    parser.add_argument("--out", type=Path, help="without an ending; default: benchmarks/results/cohort-<machine>")
+    parser.add_argument("--out", type=Path, help="without an ending; default: benchmarks/results/cohort/<machine>")
     parser.add_argument("--keep", type=Path, help="folder for the cohorts, which then stay there")
     options = parser.parse_args()
-    out = options.out or ROOT / f"benchmarks/results/cohort-{machine()}"
+    out = options.out or ROOT / f"benchmarks/results/cohort/{machine()}"
     place = Path(f"{out}.tsv")
+    place.parent.mkdir(parents=True, exist_ok=True)
     table = read_tsv(place) if place.is_file() else []
     for rows in [] if options.report else sorted({*options.rows, *options.run_all}):
         with tempfile.TemporaryDirectory() as temporary:

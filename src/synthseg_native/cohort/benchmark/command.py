@@ -111,7 +111,7 @@ def benchmark(arguments: argparse.Namespace) -> int:
 
     engines = [c for c in arguments.engines if c.environment in pythons]
     base = [] if arguments.no_reference or "tensorflow" not in pythons else [Contestant(REFERENCE)]
-    above = [Contestant(UPSTREAM)] if upstream and base else []
+    above = [Contestant(UPSTREAM)] if upstream and Contestant(UPSTREAM).environment in pythons else []
     groups = plan(arguments, task, (*base, *engines), (*base, *above, *engines))
     groups += [
         Group(
@@ -201,6 +201,7 @@ def _interpreters(arguments: argparse.Namespace) -> tuple[dict[str, Path], dict[
     if not all("=" in text for text in arguments.python):
         raise SynthSegError("usage", "--python: not understood: give NAME=PATH, as llvm=.venv/bin/python")
     contestants = [*arguments.engines] + ([] if arguments.no_reference else [Contestant(REFERENCE)])
+    contestants += [Contestant(UPSTREAM)] * (arguments.upstream is not None)
     pythons, missing = {}, {}
     for contestant in contestants:
         name = contestant.environment
