@@ -240,6 +240,7 @@ def test_the_layer_table_has_the_features_that_the_size_names(cards):
     assert size.parameters == layers.count_parameters(table)
 
 
+@pytest.mark.slow
 def test_the_fit_finds_what_made_the_measurements(root, monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(root)
     monkeypatch.setattr(memory, "TABLE", dict(memory.TABLE))

@@ -183,6 +183,7 @@ def test_one_interpreter_can_stand_for_every_environment(tmp_path, monkeypatch):
     assert "'/more', '/mine'" in done.stdout and sys.executable in done.stdout
 
 
+@pytest.mark.slow
 def test_what_pytest_found_is_told(tmp_path, monkeypatch):
     report = tmp_path / "report.xml"
     file = tmp_path / "test_it.py"
