@@ -463,14 +463,25 @@ def test_without_weights_what_is_there_is_not_lost(stand_in, root, scan, tmp_pat
     assert (tmp_path / "o.nii").read_bytes() == before
 
 
-def test_weights_that_cannot_be_fetched_are_tried_once(stand_in, run, cohort, tmp_path, monkeypatch, capsys):
-    calls = []
+@pytest.fixture
+def tries(monkeypatch):
+    """A function after whose call no weights can be fetched; it gives a list with an element for each try."""
 
-    def resolve(*_, **__):
-        calls.append(1)
-        raise SynthSegError("timeout", "w.h5: could not be fetched: try again later")
+    def nowhere():
+        calls = []
 
-    monkeypatch.setattr(weights, "resolve", resolve)
+        def resolve(*_, **__):
+            calls.append(1)
+            raise SynthSegError("timeout", "w.h5: could not be fetched: try again later")
+
+        monkeypatch.setattr(weights, "resolve", resolve)
+        return calls
+
+    return nowhere
+
+
+def test_weights_that_cannot_be_fetched_are_tried_once(stand_in, run, cohort, tmp_path, tries, capsys):
+    calls = tries()
     assert run("--i", cohort, "--o", tmp_path / "out") == 4
     said = capsys.readouterr()
     assert said.err == "synthseg-native: w.h5: could not be fetched: try again later\n"
@@ -478,16 +489,10 @@ def test_weights_that_cannot_be_fetched_are_tried_once(stand_in, run, cohort, tm
     assert len(calls) == 1
 
 
-def test_weights_are_tried_once_where_results_are_there(stand_in, run, scan, tmp_path, monkeypatch, capsys):
+def test_weights_are_tried_once_where_results_are_there(stand_in, run, scan, tmp_path, tries):
     """Their hash tells whether those are current."""
     assert run("--i", scan, "--o", tmp_path / "o.nii") == 0
-    calls = []
-
-    def resolve(*_, **__):
-        calls.append(1)
-        raise SynthSegError("timeout", "w.h5: could not be fetched: try again later")
-
-    monkeypatch.setattr(weights, "resolve", resolve)
+    calls = tries()
     assert run("--i", scan, "--o", tmp_path / "o.nii") == 4
     assert len(calls) == 1
 

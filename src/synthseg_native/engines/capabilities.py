@@ -18,7 +18,7 @@ class Capabilities:
     kinds, activations, ends : of those that `layers` has
     kernels : sizes of convolutions, along each axis; None for any odd one
     inputs : the most input layers that a network may have; None for any number
-    smooths, backwards : whether `run` takes these
+    smooths, backwards : whether `run` takes these; backwards only with smooths
     """
 
     kinds: tuple[str, ...] = layers.KINDS

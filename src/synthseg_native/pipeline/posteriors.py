@@ -146,7 +146,8 @@ def predict(
             xs = range(start, start + len(slab))
             each(put, xs, slab, [None] * len(slab) if mirrored is None else mirrored)
             for smoothing, planes in near.items():
-                each(lambda x, of: _put_likeliest(maps[smoothing][x], of), *planes.add(xs, slab))  # noqa: B023
+                ready, channels = planes.add(xs, slab)
+                each(_put_likeliest, [maps[smoothing][x] for x in ready], channels)
             done += len(slab)
             progress(before + (1 - before) * done / shape[0])
             del slab, mirrored
