@@ -202,6 +202,8 @@ def _up(size, multiple):
 
 def predict(size: Size, engine: str, precision: str = "float32", device: str = "cpu") -> int:
     """Peak resident memory of the whole command, MiB. engine : a name of `engines`, or "reference"."""
+    if engine == REFERENCE:  # on whole arrays, and copies of them, whether parcels are smoothed or not
+        size = replace(size, others=tuple(replace(other, smoothed=not other.encoder) for other in size.others))
     return round(peak(coefficients(engine, precision, device), size))
 
 

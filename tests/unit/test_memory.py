@@ -291,3 +291,10 @@ def test_the_table_fits_every_measurement_that_is_kept(root, monkeypatch):
     for row in rows:
         said, off = check_memory.told(row)
         assert abs(off) <= memory.TOLERANCE, said
+
+
+def test_the_reference_takes_as_much_where_parcels_are_not_smoothed(root):
+    """The demonstration's runs, with parcels and scores: 2584 and 2616 MiB on two threads of a Xeon."""
+    networks = model.load(root / "models" / "compact2mm").needed(False, True, True)
+    size = memory.size_of(model.segmenting(networks), (197, 233, 189), (1, 1, 1), own_grid=False, networks=networks)
+    assert abs(2600 / memory.predict(size, memory.REFERENCE) - 1) < memory.TOLERANCE
